@@ -1,0 +1,188 @@
+"""The data gate: one streaming pass from an uploaded file to checked rows with an index."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from datasets_app.findings import Findings, StopReading
+from datasets_app.formats import MIB, Csv, Item, JsonLines, PlainText, refuse_other_content
+from datasets_app.json_array import JsonArray
+from datasets_app.storage import INDEX, ROWS, little_endian
+from datasets_app.validation import KIND_COLUMNS, PURPOSES, RowChecks, choose_kind
+
+READERS: dict[str, type[JsonLines] | type[JsonArray] | type[Csv] | type[PlainText]] = {
+    "jsonl": JsonLines,
+    "json": JsonArray,
+    "csv": Csv,
+    "txt": PlainText,
+}
+#: Rows, and bytes of rows, that are looked at to choose the kind.
+HEAD_ROWS = 50
+HEAD_BYTES = MIB
+_OFFSETS_AT_ONCE = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the gate says about a file. ``sha256`` is that of the whole file when it was read to its end."""
+
+    num_samples: int
+    sha256: str
+    kind: str
+    fields: list[dict[str, Any]]
+    statistics: dict[str, Any]
+    findings: Findings
+
+    @property
+    def is_usable(self) -> bool:
+        """No errors."""
+        return self.findings.errors == 0
+
+
+def examine(original: Path, folder: Path, *, file_format: str, purpose: str = "") -> Report:
+    """Read a file once, check every row, and write ``rows.jsonl`` and ``rows.idx`` into the folder.
+
+    Constant memory at any size of file. Nothing usable is in the folder when the report says so.
+    """
+    findings = Findings()
+    digest = hashlib.sha256()
+    with (
+        io.BufferedReader(_HashedFile(original, digest), MIB) as stream,
+        RowWriter(original, folder) as writer,
+    ):
+        reader = READERS[file_format](stream, findings)
+        checks = RowChecks("table", findings)
+        try:
+            refuse_other_content(stream.peek()[:64], file_format, findings)
+            rows = iter(reader)
+            head = _head(rows)
+            kind = choose_kind([row for _, row, _ in head], purpose)
+            if head and kind is None:
+                _report_kind(findings, head[0], purpose, reader)
+                raise StopReading
+            checks = RowChecks(kind or "table", findings)
+            for line, row, text in chain(head, rows):
+                checks.add(line, row, text)
+                if not findings.errors:
+                    writer.add(text, reader.is_canonical)
+            checks.finish()
+        except StopReading:
+            pass
+        if not findings.errors and not checks.count:
+            findings.error(0, "the file has 0 rows.", code="empty_dataset", reason="empty_dataset")
+        if not findings.errors:
+            writer.finish(reader.is_canonical)
+    return Report(checks.count, digest.hexdigest(), checks.kind, checks.fields(), checks.statistics(), findings)
+
+
+class RowWriter:
+    """Writes canonical rows and their offsets; as long as the original is canonical itself, nothing but offsets."""
+
+    def __init__(self, original: Path, folder: Path) -> None:
+        self._original = original
+        self._rows_path = folder / ROWS
+        self._copy: BinaryIO | None = None
+        self._index = open(folder / INDEX, "wb")  # noqa: SIM115  (closed by __exit__)
+        self._offsets: array[int] = array("Q")
+        self._position = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for stream in (self._copy, self._index):
+            if stream is not None:
+                stream.close()
+
+    def add(self, text: bytes, original_is_canonical: bool) -> None:
+        """Append one row's JSON."""
+        if self._copy is None and not original_is_canonical:
+            self._start_copy()
+        self._offsets.append(self._position)
+        if len(self._offsets) >= _OFFSETS_AT_ONCE:
+            self._flush_offsets()
+        if self._copy is not None:
+            self._copy.write(text)
+            self._copy.write(b"\n")
+        self._position += len(text) + 1
+
+    def finish(self, original_is_canonical: bool) -> None:
+        """Make rows and index durable; for a canonical original the rows are a hard link to it."""
+        if self._copy is None and not original_is_canonical:
+            self._start_copy()
+        if self._copy is None:
+            os.link(self._original, self._rows_path)
+        else:
+            self._copy.flush()
+            os.fsync(self._copy.fileno())
+        self._flush_offsets()
+        self._index.flush()
+        os.fsync(self._index.fileno())
+
+    def _start_copy(self) -> None:
+        """Copy the rows so far, which are the original's first bytes."""
+        self._copy = copy = open(self._rows_path, "wb", buffering=MIB)  # noqa: SIM115  (closed by __exit__)
+        left = self._position
+        with open(self._original, "rb") as source:
+            while left and (chunk := source.read(min(left, MIB))):
+                copy.write(chunk)
+                left -= len(chunk)
+
+    def _flush_offsets(self) -> None:
+        self._index.write(little_endian(self._offsets).tobytes())
+        self._offsets = array("Q")
+
+
+class _HashedFile(io.RawIOBase):
+    """A file whose bytes pass through a digest as they are read."""
+
+    def __init__(self, path: Path, digest: hashlib._Hash) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115  (closed by close())
+        self._digest = digest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        self._digest.update(memoryview(buffer)[:count])
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _head(rows: Iterator[Item]) -> list[Item]:
+    head: list[Item] = []
+    size = 0
+    for item in rows:
+        head.append(item)
+        size += len(item[2])
+        if len(head) >= HEAD_ROWS or size >= HEAD_BYTES:
+            break
+    return head
+
+
+def _report_kind(findings: Findings, first: Item, purpose: str, reader: object) -> None:
+    """No row of the file's start has the columns that its purpose needs."""
+    line, row, text = first
+    shapes = " or ".join(" + ".join(KIND_COLUMNS[kind]) for kind in PURPOSES[purpose])
+    found = ", ".join(list(row)[:20]) or "nothing"
+    if isinstance(reader, Csv):
+        message = f"{purpose} data needs the columns {shapes}; found {found} (delimiter {reader.delimiter!r})."
+        findings.error(1, message, code="missing_column", reason="missing_column", sample=text)
+    else:
+        message = f"{purpose} data needs the keys {shapes}; found {found}."
+        findings.error(line, message, reason="missing_key", sample=text)

@@ -1,0 +1,63 @@
+"""Data sets and their immutable versions."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.db import models
+from django.db.models import Q
+
+from clavier.core.models import TenantOwned
+from datasets_app.formats import FORMATS
+from datasets_app.validation import KINDS
+
+
+class Dataset(TenantOwned):
+    """A named series of versions of one body of data."""
+
+    name = models.CharField(max_length=100)
+    description = models.TextField(blank=True)
+    languages = models.JSONField(default=list, blank=True)
+    tags = models.JSONField(default=list, blank=True)
+    license = models.CharField(max_length=100, blank=True)
+    task = models.CharField(max_length=100, blank=True, help_text="What the data is for, in its owner's words.")
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "id"]
+        verbose_name = "data set"
+        constraints: ClassVar = [models.UniqueConstraint(fields=["tenant", "name"], name="dataset_name_once")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class DatasetVersion(TenantOwned):
+    """One uploaded file that passed the gate. Never changed; a fix is a new version."""
+
+    dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="versions")
+    number = models.PositiveIntegerField()
+    format = models.CharField(max_length=5, choices=[(name, name) for name in FORMATS])
+    file_name = models.CharField(max_length=255, help_text="As it was uploaded.")
+    size_bytes = models.BigIntegerField()
+    sha256 = models.CharField(max_length=64)
+    num_samples = models.BigIntegerField()
+    fields = models.JSONField(default=list, help_text="[{name, type, non_null}]")
+    kind = models.CharField(max_length=20, choices=[(kind, kind) for kind in KINDS])
+    findings = models.JSONField(default=dict, help_text="{errors, warnings, counts, items: first ones with line}")
+    statistics = models.JSONField(default=dict, help_text="{row_bytes: {min, mean, max}, labels: {label: rows}}")
+    is_usable = models.BooleanField(default=True)
+    stored_bytes = models.BigIntegerField(help_text="What its folder was charged with.")
+    stored_inodes = models.PositiveIntegerField()
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "id"]
+        verbose_name = "data set version"
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["dataset", "number"], name="dataset_version_number_once"),
+            models.CheckConstraint(condition=Q(format__in=FORMATS), name="dataset_version_format_known"),
+            models.CheckConstraint(condition=Q(kind__in=KINDS), name="dataset_version_kind_known"),
+            models.CheckConstraint(condition=Q(num_samples__gt=0), name="dataset_version_not_empty"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.dataset} v{self.number}"

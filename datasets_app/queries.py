@@ -1,0 +1,65 @@
+"""What lists of data sets are made from, and the doors to them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Count, Max, Q, QuerySet, Sum, TextField
+from django.db.models.functions import Cast
+
+from clavier.accounts.access import access_object
+from clavier.core.actor import Actor
+from datasets_app.models import Dataset, DatasetVersion
+
+
+def access_dataset(actor: Actor, dataset_id: UUID | str, *, field: str | None = None) -> Dataset:
+    """A data set of the actor's tenant. Raises NotFound."""
+    datasets = Dataset.objects.select_related("created_by")
+    return access_object(datasets, actor, dataset_id, noun="data set", field=field)
+
+
+def access_dataset_version(actor: Actor, version_id: UUID | str, *, field: str | None = None) -> DatasetVersion:
+    """A version of a data set of the actor's tenant. Raises NotFound."""
+    versions = DatasetVersion.objects.select_related("dataset", "created_by")
+    return access_object(versions, actor, version_id, noun="data set version", field=field)
+
+
+def search(actor: Actor, text: str = "") -> QuerySet[Dataset]:
+    """The tenant's data sets whose name, description or a tag has the text, newest first.
+
+    Each with ``num_versions`` and ``newest_number`` (None before the first version).
+    """
+    found = Dataset.objects.filter(tenant_id=actor.tenant_id)
+    if text:
+        # SQLite keeps JSON with \\u escapes, PostgreSQL without.
+        escaped = json.dumps(text)[1:-1]
+        in_tags = Q(tags_text__icontains=text) | Q(tags_text__icontains=escaped)
+        found = found.alias(tags_text=Cast("tags", TextField())).filter(
+            Q(name__icontains=text) | Q(description__icontains=text) | in_tags
+        )
+    return (
+        found.select_related("created_by")
+        .annotate(num_versions=Count("versions"), newest_number=Max("versions__number"))
+        .order_by("-created_at", "id")
+    )
+
+
+def versions_of(dataset: Dataset) -> QuerySet[DatasetVersion]:
+    """The versions of a data set, newest first."""
+    return DatasetVersion.objects.filter(dataset=dataset).select_related("dataset", "created_by").order_by("-number")
+
+
+def statistics(actor: Actor) -> dict[str, Any]:
+    """What the tenant has: ``{datasets, versions, num_samples, size_bytes, kinds: {kind: versions}}``."""
+    versions = DatasetVersion.objects.filter(tenant_id=actor.tenant_id)
+    sums = versions.aggregate(versions=Count("pk"), num_samples=Sum("num_samples"), size_bytes=Sum("size_bytes"))
+    kinds = versions.order_by("kind").values_list("kind").annotate(count=Count("pk"))
+    return {
+        "datasets": Dataset.objects.filter(tenant_id=actor.tenant_id).count(),
+        "versions": sums["versions"],
+        "num_samples": sums["num_samples"] or 0,
+        "size_bytes": sums["size_bytes"] or 0,
+        "kinds": dict(kinds),
+    }

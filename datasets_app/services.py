@@ -1,0 +1,309 @@
+"""What can be done with data sets."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.core.files.uploadedfile import UploadedFile
+from django.db import IntegrityError, transaction
+from django.db.models import Max, ProtectedError, RestrictedError, Sum
+
+from clavier.accounts.access import require_change, require_write
+from clavier.accounts.queries import own_tenant
+from clavier.core.actor import Actor
+from clavier.core.errors import Conflict, FieldProblem, Invalid, InvalidFields, NotFound, quoted
+from clavier.core.names import parse_display_name
+from clavier.core.ownership import share_with_tenant
+from clavier.core.references import in_use
+from clavier.files.names import parse_file_name
+from clavier.files.storage import INCOMING, DiskChanges, disk_changes, shared_folder, stage
+from clavier.files.usage import charge, release
+from datasets_app.findings import LISTED, Findings
+from datasets_app.formats import format_of
+from datasets_app.gate import Report, examine
+from datasets_app.models import Dataset, DatasetVersion
+from datasets_app.queries import access_dataset, access_dataset_version
+from datasets_app.storage import ROWS, footprint, original_name, version_folder
+from datasets_app.validation import PURPOSES
+
+MAX_DESCRIPTION_CHARACTERS = 20_000
+MAX_WORDS = 50
+MAX_WORD_CHARACTERS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """A file that passed the gate, in its future version's folder, not yet in place."""
+
+    version_id: UUID
+    folder: Path
+    file_name: str
+    file_format: str
+    report: Report
+
+
+def create_dataset(
+    *,
+    actor: Actor,
+    name: str,
+    description: str = "",
+    languages: Sequence[str] = (),
+    tags: Sequence[str] = (),
+    license: str = "",
+    task: str = "",
+) -> Dataset:
+    """A data set without versions. Raises Forbidden, Invalid, Conflict (``already_exists``)."""
+    require_write(actor)
+    values = _parsed(name=name, description=description, languages=languages, tags=tags, license=license, task=task)
+    return _insert_dataset(actor, values)
+
+
+def create_dataset_with_file(
+    *,
+    actor: Actor,
+    name: str,
+    upload: UploadedFile[Any],
+    file_name: str,
+    description: str = "",
+    languages: Sequence[str] = (),
+    tags: Sequence[str] = (),
+    license: str = "",
+    task: str = "",
+    purpose: str = "",
+) -> DatasetVersion:
+    """A data set and its first version, or neither. Raises as ``create_dataset`` and ``upload_version``."""
+    require_write(actor)
+    values = _parsed(name=name, description=description, languages=languages, tags=tags, license=license, task=task)
+    if Dataset.objects.filter(tenant_id=actor.tenant_id, name=values["name"]).exists():
+        raise _name_taken(values["name"])
+    with (
+        _passed_gate(actor, upload, file_name, purpose) as checked,
+        disk_changes(settings.CLAVIER_DATASETS) as disk,
+        transaction.atomic(durable=True),
+    ):
+        return _add_version(actor, _insert_dataset(actor, values), checked, disk)
+
+
+def upload_version(
+    *, actor: Actor, dataset: Dataset, upload: UploadedFile[Any], file_name: str, purpose: str = ""
+) -> DatasetVersion:
+    """Check a JSON, JSONL, CSV or TXT file and keep it as the next version. The upload is used up either way.
+
+    ``purpose`` (sft, preference, pretrain, classification) demands its columns; empty: what the columns look like.
+    Raises NotFound, Forbidden, InvalidFields with the first findings, TooLarge, StorageFull.
+    """
+    found = access_dataset(actor, dataset.pk)
+    require_change(actor, found, noun="data set")
+    with (
+        _passed_gate(actor, upload, file_name, purpose) as checked,
+        disk_changes(settings.CLAVIER_DATASETS) as disk,
+        transaction.atomic(durable=True),
+    ):
+        # Locked, so that two uploads at once get different numbers.
+        locked = Dataset.objects.select_for_update().filter(pk=found.pk).first()
+        if locked is None:
+            raise NotFound(f"There is no data set {quoted(str(found.pk))}.")
+        return _add_version(actor, locked, checked, disk)
+
+
+def update_dataset(*, actor: Actor, dataset: Dataset, **changes: Any) -> Dataset:
+    """Change name, description, languages, tags, license or task. Raises NotFound, Forbidden, Invalid, Conflict."""
+    found = access_dataset(actor, dataset.pk)
+    require_change(actor, found, noun="data set")
+    values = _parsed(**changes)
+    for field, value in values.items():
+        setattr(found, field, value)
+    try:
+        with transaction.atomic():
+            found.save(update_fields=[*values, "updated_at"])
+    except IntegrityError as error:
+        raise _name_taken(found.name) from error
+    return found
+
+
+def delete_version(*, actor: Actor, version: DatasetVersion) -> None:
+    """Delete a version and its files. Raises NotFound, Forbidden, Conflict (``in_use``, naming what refers)."""
+    found = access_dataset_version(actor, version.pk)
+    require_change(actor, found, noun="data set version")
+    with disk_changes(settings.CLAVIER_DATASETS) as disk, transaction.atomic(durable=True):
+        _remove_versions([found], f"version {found.number} of data set {quoted(found.dataset.name)}", disk)
+
+
+def delete_dataset(*, actor: Actor, dataset: Dataset) -> None:
+    """Delete a data set with all of its versions. Raises NotFound, Forbidden, Conflict (``in_use``)."""
+    found = access_dataset(actor, dataset.pk)
+    require_change(actor, found, noun="data set")
+    with disk_changes(settings.CLAVIER_DATASETS) as disk, transaction.atomic(durable=True):
+        versions = list(DatasetVersion.objects.select_for_update().filter(dataset=found))
+        _remove_versions(versions, f"data set {quoted(found.name)}", disk)
+        found.delete()
+
+
+def rows_path(version: DatasetVersion) -> Path:
+    """The canonical rows, one JSON object a line in UTF-8."""
+    return version_folder(version.tenant_id, version.pk) / ROWS
+
+
+def original_path(version: DatasetVersion) -> Path:
+    """The file as it was uploaded."""
+    return version_folder(version.tenant_id, version.pk) / original_name(version.format)
+
+
+@contextmanager
+def _passed_gate(actor: Actor, upload: UploadedFile[Any], file_name: str, purpose: str) -> Iterator[_Checked]:
+    """A checked file in a folder of its own, which is gone after the block unless it was put into place."""
+    try:
+        if purpose and purpose not in PURPOSES:
+            raise Invalid(f"purpose {quoted(purpose)} is none of {', '.join(PURPOSES)}.", code="not_a_choice",
+                          field="purpose")  # fmt: skip
+        name = parse_file_name(file_name, field="file_name")
+        file_format = format_of(name)
+        root: Path = settings.CLAVIER_DATASETS
+        # Everything but clean JSONL is written a second time, as rows.
+        staged = stage(upload, root, field="file", extra_bytes=0 if file_format == "jsonl" else int(upload.size or 0))
+        version_id = uuid.uuid4()
+        folder = root / INCOMING / str(version_id)
+        try:
+            folder.mkdir(mode=0o700, parents=True)
+            original = folder / original_name(file_format)
+            os.rename(staged.path, original)
+            report = examine(original, folder, file_format=file_format, purpose=purpose)
+            if not report.is_usable:
+                raise refusal(report.findings)
+            _share(folder, own_tenant(actor).number)
+            yield _Checked(version_id, folder, name, file_format, report)
+        finally:
+            staged.discard()
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        upload.close()
+
+
+def refusal(findings: Findings) -> InvalidFields:
+    """The 400 for a file with errors: the first of them, and how many there are."""
+    problems = [FieldProblem("file", item.code, _with_sample(item.message, item.sample))
+                for item in findings.listed_errors()]  # fmt: skip
+    if findings.errors > LISTED:
+        message = f"{findings.errors:,} errors in all; the first {LISTED} are listed. Nothing was stored."
+        problems.append(FieldProblem("file", problems[0].code, message))
+    return InvalidFields(problems)
+
+
+def _add_version(actor: Actor, dataset: Dataset, checked: _Checked, disk: DiskChanges) -> DatasetVersion:
+    """Charge, insert and rename. Call inside the transaction that guards the data set."""
+    report = checked.report
+    stored_bytes, stored_inodes = footprint(checked.folder)
+    original = checked.folder / original_name(checked.file_format)
+    charge(
+        tenant_id=actor.tenant_id, user_id=actor.user_id, size_bytes=stored_bytes, inodes=stored_inodes, field="file"
+    )
+    newest = DatasetVersion.objects.filter(dataset=dataset).aggregate(number=Max("number"))["number"] or 0
+    version = DatasetVersion.objects.create(
+        id=checked.version_id,
+        tenant_id=actor.tenant_id,
+        created_by_id=actor.user_id,
+        dataset=dataset,
+        number=newest + 1,
+        format=checked.file_format,
+        file_name=checked.file_name,
+        size_bytes=original.stat().st_size,
+        sha256=report.sha256,
+        num_samples=report.num_samples,
+        fields=report.fields,
+        kind=report.kind,
+        findings=report.findings.as_json(),
+        statistics=report.statistics,
+        stored_bytes=stored_bytes,
+        stored_inodes=stored_inodes,
+    )
+    tenant = str(actor.tenant_id)
+    shared_folder(settings.CLAVIER_DATASETS, (tenant,), own_tenant(actor).number)
+    disk.place(checked.folder, settings.CLAVIER_DATASETS, (tenant, str(version.pk)))
+    return version
+
+
+def _remove_versions(versions: list[DatasetVersion], what: str, disk: DiskChanges) -> None:
+    rows = DatasetVersion.objects.filter(pk__in=[version.pk for version in versions])
+    held = list(
+        rows.order_by()
+        .values("created_by_id", "tenant_id")
+        .annotate(size=Sum("stored_bytes"), inodes=Sum("stored_inodes"))
+    )
+    try:
+        rows.delete()
+    except (ProtectedError, RestrictedError) as error:
+        raise in_use(error, what) from error
+    for part in held:
+        release(
+            tenant_id=part["tenant_id"], user_id=part["created_by_id"], size_bytes=part["size"], inodes=part["inodes"]
+        )
+    for version in versions:
+        disk.set_aside(settings.CLAVIER_DATASETS, (str(version.tenant_id), str(version.pk)))
+
+
+def _insert_dataset(actor: Actor, values: dict[str, Any]) -> Dataset:
+    try:
+        with transaction.atomic():
+            return Dataset.objects.create(tenant_id=actor.tenant_id, created_by_id=actor.user_id, **values)
+    except IntegrityError as error:
+        raise _name_taken(values["name"]) from error
+
+
+def _parsed(**values: Any) -> dict[str, Any]:
+    """The given fields, checked. Raises Invalid."""
+    parsers: dict[str, Callable[[Any], Any]] = {
+        "name": parse_display_name,
+        "description": lambda text: _text(text, "description", MAX_DESCRIPTION_CHARACTERS),
+        "languages": lambda words: _words(words, "languages"),
+        "tags": lambda words: _words(words, "tags"),
+        "license": lambda text: _text(text, "license", MAX_WORD_CHARACTERS),
+        "task": lambda text: _text(text, "task", MAX_WORD_CHARACTERS),
+    }
+    unknown = sorted(values.keys() - parsers.keys())
+    if unknown:
+        raise Invalid(f"{unknown[0]} can not be set; {', '.join(parsers)} can.", code="unknown_field", field=unknown[0])
+    return {field: parsers[field](value) for field, value in values.items()}
+
+
+def _text(text: str, field: str, most: int) -> str:
+    if len(text) > most or "\0" in text:
+        raise Invalid(
+            f"{field} has {len(text):,} characters; {most:,} without NUL are allowed.", code="too_long", field=field
+        )
+    return text
+
+
+def _words(words: Sequence[str], field: str) -> list[str]:
+    if isinstance(words, str) or len(words) > MAX_WORDS:
+        raise Invalid(f"{field} must be a list of at most {MAX_WORDS} words.", code="out_of_range", field=field)
+    return list(dict.fromkeys(parse_display_name(word, field=field) for word in words))
+
+
+def _share(folder: Path, tenant_number: int) -> None:
+    for path in (*folder.iterdir(), folder):
+        share_with_tenant(path, tenant_number)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    with suppress(OSError):
+        os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _with_sample(message: str, sample: str) -> str:
+    return f"{message} Found: {sample}" if sample else message
+
+
+def _name_taken(name: str) -> Conflict:
+    return Conflict(
+        f"A data set named {quoted(name)} exists. Choose another name, or upload a new version to it.",
+        code="already_exists",
+        field="name",
+    )

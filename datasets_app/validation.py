@@ -1,0 +1,302 @@
+"""What rows of each kind must look like."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from datasets_app.findings import Findings
+from datasets_app.formats import MIB, Row, json_type
+from datasets_app.strict_json import has_escaped_control
+
+#: Columns by which a kind is known, in the order in which they are tried.
+KIND_COLUMNS: dict[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "preference": ("prompt", "chosen", "rejected"),
+    "instruction": ("instruction", "output"),
+    "question_answer": ("question", "answer"),
+    "prompt_completion": ("prompt", "completion"),
+    "label": ("text", "label"),
+    "text": ("text",),
+}
+KINDS = (*KIND_COLUMNS, "table")
+#: What the uploader says the rows are for -> the kinds that serve it.
+PURPOSES: dict[str, tuple[str, ...]] = {
+    "sft": ("messages", "instruction", "question_answer", "prompt_completion"),
+    "preference": ("preference",),
+    "pretrain": ("text",),
+    "classification": ("label",),
+}
+ROLES = ("system", "user", "assistant", "tool")
+#: Which role may follow which; "" is the start.
+_FOLLOWERS = {
+    "": ("system", "user"),
+    "system": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("assistant", "tool"),
+}
+LONG_ROW_BYTES = MIB
+#: Rows remembered for finding repeated ones: about 60 MiB.
+REMEMBERED_ROWS = 500_000
+MAX_COLUMNS = 1000
+MAX_LABELS = 1000
+LABEL_SHARE = 0.95
+_MAX_SIGNATURES = 1000
+_MAX_ROLE_ORDERS = 1000
+_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "list", dict: "object"}
+
+
+class Problem(NamedTuple):
+    """Why a row is bad (``is_error``) or doubtful."""
+
+    reason: str
+    message: str
+    is_error: bool = True
+
+
+def kind_of(row: Row) -> str:
+    """The kind whose columns a row has, else ``table``."""
+    if "responses" in row or "chosen" in row or "rejected" in row:
+        return "preference"
+    return next((kind for kind, columns in KIND_COLUMNS.items() if all(name in row for name in columns)), "table")
+
+
+def choose_kind(rows: Sequence[Row], purpose: str) -> str | None:
+    """The most frequent kind among a file's first rows that serves the purpose; None when no row has one."""
+    counts = Counter(kind_of(row) for row in rows)
+    fitting = {kind: count for kind, count in counts.items() if not purpose or kind in PURPOSES[purpose]}
+    if fitting.keys() - {"table"}:
+        fitting.pop("table", None)
+    return max(fitting, key=lambda kind: fitting[kind], default=None)
+
+
+class RowChecks:
+    """Checks each row of one kind and gathers columns, sizes, labels and repetitions on the way."""
+
+    def __init__(self, kind: str, findings: Findings) -> None:
+        self.count = 0
+        self.kind = kind
+        self._findings = findings
+        self._check = _CHECKS.get(kind)
+        self._signatures: Counter[tuple[tuple[str, type], ...]] = Counter()
+        self._columns: dict[str, Counter[str]] = {}
+        self._labels: Counter[str] = Counter()
+        self._seen: dict[int, int] = {}
+        self._bytes = (0, 0, 0)
+
+    def add(self, line: int, row: Row, text: bytes) -> None:
+        """Check one row; ``text`` is its JSON."""
+        self.count += 1
+        size = len(text)
+        least, most, total = self._bytes
+        self._bytes = (size if size < least or self.count == 1 else least, max(size, most), total + size)
+        self._signatures[tuple(zip(row, map(type, row.values()), strict=True))] += 1
+        if len(self._signatures) > _MAX_SIGNATURES:
+            self._fold()
+        problem = self._check(row) if self._check else None
+        if problem is not None:
+            if problem.is_error:
+                self._findings.error(line, problem.message, reason=problem.reason, sample=text)
+            else:
+                self._findings.warn(line, problem.message, reason=problem.reason, sample=text)
+        if self.kind == "label" and len(self._labels) <= MAX_LABELS:
+            self._labels[str(row.get("label"))] += 1
+        self._look_for_warnings(line, row, text)
+
+    def fields(self) -> list[dict[str, Any]]:
+        """The columns: ``[{name, type, non_null}]``; a column with several types is ``mixed``."""
+        self._fold()
+        described = []
+        for name, types in self._columns.items():
+            non_null = {kind: count for kind, count in types.items() if kind != "null"}
+            if non_null.keys() == {"integer", "number"}:
+                word = "number"
+            else:
+                word = "null" if not non_null else next(iter(non_null)) if len(non_null) == 1 else "mixed"
+            described.append({"name": name, "type": word, "non_null": sum(non_null.values())})
+        return described
+
+    def statistics(self) -> dict[str, Any]:
+        """``{row_bytes: {min, mean, max}}`` and, for labelled rows, ``labels: {label: rows}``."""
+        least, most, total = self._bytes
+        facts: dict[str, Any] = {"row_bytes": {"min": least, "mean": round(total / max(1, self.count), 1), "max": most}}
+        if self._labels:
+            facts["labels"] = dict(self._labels.most_common(100))
+        return facts
+
+    def finish(self) -> None:
+        """Warn about what only the whole file shows: label balance, and rows not compared."""
+        if self._labels:
+            self._judge_labels()
+        if len(self._seen) >= REMEMBERED_ROWS < self.count:
+            message = f"repeated rows were looked for among the first {REMEMBERED_ROWS:,} different rows."
+            self._findings.warn(0, message, reason="duplicates_partly_checked")
+
+    def _look_for_warnings(self, line: int, row: Row, text: bytes) -> None:
+        if len(text) > LONG_ROW_BYTES:
+            self._findings.warn(line, f"the row has {len(text) / MIB:.1f} MiB.", reason="long_row", sample=text)
+        if b"\\" in text and has_escaped_control(row, text):
+            self._findings.warn(line, "a text has control characters.", reason="control_character", sample=text)
+        key = hash(text)
+        first = self._seen.get(key)
+        if first is not None:
+            self._findings.warn(line, f"the row repeats line {first}.", reason="duplicate_row", sample=text)
+        elif len(self._seen) < REMEMBERED_ROWS:
+            self._seen[key] = line
+
+    def _fold(self) -> None:
+        for signature, count in self._signatures.items():
+            for name, kind in signature:
+                if name not in self._columns and len(self._columns) >= MAX_COLUMNS:
+                    message = f"columns after the first {MAX_COLUMNS:,} are not listed."
+                    if not self._findings.counts["many_columns"]:
+                        self._findings.warn(0, message, reason="many_columns", sample=name)
+                    continue
+                self._columns.setdefault(name, Counter())[_TYPES.get(kind, "null")] += count
+        self._signatures.clear()
+
+    def _judge_labels(self) -> None:
+        if len(self._labels) > MAX_LABELS:
+            message = f"more than {MAX_LABELS:,} different labels; is 'label' a class?"
+            self._findings.warn(0, message, reason="many_labels")
+            return
+        label, most = self._labels.most_common(1)[0]
+        if most > LABEL_SHARE * self.count:
+            message = f"{most:,} of {self.count:,} rows have the label {label[:60]!r}."
+            self._findings.warn(0, message, reason="label_imbalance")
+
+
+def check_messages(row: Row) -> Problem | None:
+    """A list of {role, content} in a lawful order that ends with the assistant."""
+    messages = row.get("messages")
+    if not isinstance(messages, list) or not messages:
+        return Problem("missing_key", f"'messages' must be a list of turns, this is {_seen(row, 'messages')}.")
+    roles = []
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict):
+            return Problem("wrong_type", f"messages[{number}] must be an object with 'role' and 'content'.")
+        if type(message.get("content")) is not str:
+            return Problem(
+                "wrong_type", f"messages[{number}].content must be a text, this is {_seen(message, 'content')}."
+            )
+        roles.append(message.get("role"))
+    order = tuple(roles)
+    try:
+        if order in _lawful_orders:
+            return None if messages[-1]["content"].strip() else _empty("messages", "the last answer")
+    except TypeError:
+        return Problem("unknown_role", f"a role must be one of {', '.join(ROLES)}, this is {_first_odd(roles)!r}.")
+    problem = check_order(order)
+    if problem is None and len(_lawful_orders) < _MAX_ROLE_ORDERS:
+        _lawful_orders.add(order)
+    if problem is None and not messages[-1]["content"].strip():
+        return _empty("messages", "the last answer")
+    return problem
+
+
+def check_order(roles: tuple[Any, ...]) -> Problem | None:
+    """Roles are known, follow one another lawfully, and the assistant has the last word."""
+    before = ""
+    for number, role in enumerate(roles, start=1):
+        if role not in ROLES:
+            return Problem("unknown_role", f"messages[{number}].role {role!r} is none of {', '.join(ROLES)}.")
+        if role not in _FOLLOWERS[before]:
+            after = f"after {before!r}" if before else "at the start"
+            message = f"the order of turns is wrong: messages[{number}] is {role!r} {after}; allowed there: "
+            return Problem("wrong_order", message + f"{', '.join(_FOLLOWERS[before])}.")
+        before = role
+    if before != "assistant":
+        return Problem("no_answer", f"messages must end with a turn of the assistant, the last one is {before!r}.")
+    return None
+
+
+def check_preference(row: Row) -> Problem | None:
+    """prompt with chosen and rejected, or with responses [{content, score}]."""
+    if "responses" in row and "chosen" not in row and "rejected" not in row:
+        return _missing(row, ("prompt",)) or check_responses(row["responses"])
+    problem = _missing(row, ("prompt", "chosen", "rejected"))
+    if problem is None and row["chosen"] == row["rejected"]:
+        return Problem("no_preference", "'chosen' and 'rejected' are the same.")
+    return problem
+
+
+def check_responses(responses: Any) -> Problem | None:
+    """At least two of {content, score} with different scores."""
+    if not isinstance(responses, list) or len(responses) < 2:
+        return Problem("missing_key", '\'responses\' must be a list of at least two {"content", "score"}.')
+    scores = []
+    for number, response in enumerate(responses, start=1):
+        if not isinstance(response, dict) or not isinstance(response.get("content"), str):
+            return Problem("wrong_type", f"responses[{number}].content must be a text.")
+        score = response.get("score")
+        if isinstance(score, bool) or not isinstance(score, int | float):
+            return Problem(
+                "wrong_type", f"responses[{number}].score must be a number, this is {_seen(response, 'score')}."
+            )
+        scores.append(score)
+    return Problem("no_preference", "all 'responses' have the same score.") if len(set(scores)) == 1 else None
+
+
+def check_label(row: Row) -> Problem | None:
+    """text with a label, which may be a text, a whole number or true/false."""
+    problem = _texts(row, ("text",))
+    if problem is None and not isinstance(row.get("label"), str | int):
+        return Problem("missing_key", f"'label' must be a text or a whole number, this is {_seen(row, 'label')}.")
+    return problem
+
+
+def _pair_check(question: str, answer: str) -> Callable[[Row], Problem | None]:
+    names = (question, answer)
+
+    def check(row: Row) -> Problem | None:
+        extra = row.get("input") if question == "instruction" else None
+        if extra is not None and not isinstance(extra, str):
+            return Problem("wrong_type", f"'input' must be a text, this is {_seen(row, 'input')}.")
+        return _texts(row, names)
+
+    return check
+
+
+def _texts(row: Row, names: tuple[str, ...]) -> Problem | None:
+    for name in names:
+        if type(row.get(name)) is not str:
+            reason = "wrong_type" if name in row else "missing_key"
+            return Problem(reason, f"'{name}' must be a text, this is {_seen(row, name)}.")
+    return next((_empty(name, f"'{name}'") for name in names if not row[name].strip()), None)
+
+
+def _missing(row: Row, names: tuple[str, ...]) -> Problem | None:
+    """Each may be a text or a list of turns, as preference data has them."""
+    for name in names:
+        if not isinstance(row.get(name), str | list) or not row[name]:
+            reason = "wrong_type" if name in row else "missing_key"
+            return Problem(reason, f"'{name}' must be a text or a list of turns, this is {_seen(row, name)}.")
+    return None
+
+
+def _empty(name: str, what: str) -> Problem:
+    return Problem("empty_text", f"{what} is empty ({name}).", is_error=False)
+
+
+def _seen(row: Row, name: str) -> str:
+    if name not in row:
+        return f"missing (the row has {', '.join(map(repr, list(row)[:10])) or 'no keys'})"
+    return "an empty list" if row[name] == [] else json_type(row[name])
+
+
+def _first_odd(roles: list[Any]) -> Any:
+    return next((role for role in roles if role not in ROLES), None)
+
+
+_lawful_orders: set[tuple[Any, ...]] = set()
+_CHECKS: dict[str, Callable[[Row], Problem | None]] = {
+    "messages": check_messages,
+    "preference": check_preference,
+    "instruction": _pair_check("instruction", "output"),
+    "question_answer": _pair_check("question", "answer"),
+    "prompt_completion": _pair_check("prompt", "completion"),
+    "label": check_label,
+    "text": lambda row: _texts(row, ("text",)),
+}

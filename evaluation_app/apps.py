@@ -1,0 +1,7 @@
+from django.apps import AppConfig
+
+
+class EvaluationConfig(AppConfig):
+    """Evaluations and their scores."""
+
+    name = "evaluation_app"

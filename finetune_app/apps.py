@@ -1,0 +1,7 @@
+from django.apps import AppConfig
+
+
+class FineTuneConfig(AppConfig):
+    """Fine-tuning tasks."""
+
+    name = "finetune_app"

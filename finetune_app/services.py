@@ -1,0 +1,243 @@
+"""Create, start, stop, retry and delete fine-tuning tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from django.db import transaction
+
+from clavier.accounts.access import access_object, require_change, require_write
+from clavier.core.actor import Actor
+from clavier.core.errors import Conflict, FieldProblem, Invalid, InvalidFields
+from clavier.runs.models import Run
+from clavier.runs.services import checked_resources, delete_run, stop_run, submit_run
+from clavier.runs.states import RunState
+from datasets_app.models import DatasetVersion
+from datasets_app.queries import access_dataset_version
+from datasets_app.services import rows_path
+from finetune_app.models import FineTuneTask
+from models_app.models import ModelVersion
+from models_app.services import access_model_version, check_model_name, create_version_from_run, require_usable
+from runner.contract.knobs import HyperparametersInvalid, check_hyperparameters
+from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
+
+PROGRAMS = {"sft": "runner.programs.train.sft", "pretrain": "runner.programs.train.pretrain"}
+#: What the columns of a dataset must look like for a recipe (the kinds of datasets_app).
+DATA_KINDS = {
+    "sft": ("messages", "instruction", "question_answer", "prompt_completion"),
+    "pretrain": ("text",),
+}
+DEFAULT_TIME_LIMIT_S = 7 * 24 * 3600
+
+
+def create_fine_tune_task(
+    *,
+    actor: Actor,
+    name: str,
+    recipe: str,
+    method: str,
+    train_dataset: UUID | str,
+    base_model: UUID | str | None = None,
+    validation_dataset: UUID | str | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+    resources: Mapping[str, Any] | None = None,
+    time_limit_s: int | None = None,
+    output_model_name: str = "",
+    description: str = "",
+    start: bool = True,
+) -> FineTuneTask:
+    """A task, started at once unless ``start`` is False.
+
+    Raises InvalidFields with every bad field at once, NotFound for what the actor may not see, Forbidden,
+    Unprocessable when no node could ever run it.
+    """
+    require_write(actor)
+    checked = checked_hyperparameters(recipe, method, hyperparameters or {})
+    output_model_name = output_model_name or name
+    check_model_name(name)
+    check_model_name(output_model_name, field="output_model_name")
+    base = access_base(actor, base_model, recipe)
+    train = access_training_data(actor, train_dataset, recipe, field="train_dataset")
+    validation = (
+        access_training_data(actor, validation_dataset, recipe, field="validation_dataset")
+        if validation_dataset
+        else None
+    )
+    with transaction.atomic():
+        task = FineTuneTask.objects.create(
+            tenant_id=actor.tenant_id,
+            created_by_id=actor.user_id,
+            name=name,
+            description=description,
+            recipe=recipe,
+            method=method,
+            base_version=base,
+            train_dataset=train,
+            validation_dataset=validation,
+            hyperparameters=checked,
+            resources=checked_resources(resources or {}),
+            time_limit_s=time_limit_s or DEFAULT_TIME_LIMIT_S,
+            output_model_name=output_model_name,
+        )
+        if start:
+            launch(actor, task)
+    return task
+
+
+def start_fine_tune_task(*, actor: Actor, task: FineTuneTask) -> FineTuneTask:
+    """Start a task that was only saved. Raises Conflict when it was started before, Forbidden."""
+    require_change(actor, task, noun="task")
+    with transaction.atomic():
+        if task.run is not None:
+            raise Conflict(f"The task was started before and is {task.run.state}; retry it.", code="already_started")
+        launch(actor, task)
+    return task
+
+
+def stop_fine_tune_task(*, actor: Actor, task: FineTuneTask) -> FineTuneTask:
+    """Stop the task's run. Raises Conflict when it has ended, Forbidden."""
+    require_change(actor, task, noun="task")
+    if task.run is None:
+        raise Conflict("The task was never started.", code="already_ended")
+    task.run = stop_run(run=task.run, actor_name=actor.username)
+    return task
+
+
+def retry_fine_tune_task(*, actor: Actor, task: FineTuneTask) -> FineTuneTask:
+    """A new run of a task whose last one failed or was stopped. Raises Conflict otherwise, Forbidden."""
+    require_change(actor, task, noun="task")
+    with transaction.atomic():
+        if task.run is None or task.run.state not in (RunState.FAILED, RunState.STOPPED):
+            state = task.run.state if task.run else "not started"
+            raise Conflict(f"Only a failed or stopped task can be retried; this one is {state}.", code="not_retriable")
+        launch(actor, task)
+    return task
+
+
+def delete_fine_tune_task(*, actor: Actor, task: FineTuneTask) -> None:
+    """Delete a task with its runs and logs. Raises Conflict while it runs or its model version exists, Forbidden."""
+    require_change(actor, task, noun="task")
+    with transaction.atomic():
+        runs = list(Run.objects.filter(kind="fine_tune", subject_id=task.pk))
+        for run in runs:
+            if not run.is_final:
+                raise Conflict(f"The task is {run.state}; stop it first.", code="in_use")
+        version = ModelVersion.objects.filter(run__in=runs).select_related("model").first()
+        if version is not None:
+            raise Conflict(f"The task made the model version {version}; delete that first.", code="in_use")
+        task.delete()
+        for run in runs:
+            delete_run(run=run)
+
+
+def access_fine_tune_task(actor: Actor, task_id: UUID | str) -> FineTuneTask:
+    """The actor's tenant's task. Raises NotFound."""
+    queryset = FineTuneTask.objects.select_related(
+        "run", "base_version__model", "train_dataset__dataset", "validation_dataset__dataset", "created_by"
+    )
+    return access_object(queryset, actor, task_id, noun="task")
+
+
+def on_run_finished(run: Run) -> None:
+    """A completed run has made a model version."""
+    if run.state != RunState.COMPLETED:
+        return
+    task = FineTuneTask.objects.select_related("base_version", "train_dataset").filter(pk=run.subject_id).first()
+    if task is not None:
+        create_version_from_run(
+            run=run,
+            model_name=task.output_model_name,
+            base_version=task.base_version,
+            dataset_version=task.train_dataset,
+        )
+
+
+def launch(actor: Actor, task: FineTuneTask) -> None:
+    """Submit a run of the task and make it the task's newest."""
+    spec = run_spec_of(task)
+    task.run = submit_run(actor=actor, kind="fine_tune", name=task.name, subject_id=task.pk, spec=spec)
+    task.save(update_fields=["run", "updated_at"])
+
+
+def run_spec_of(task: FineTuneTask) -> RunSpec:
+    """Everything the program needs, as plain data."""
+    base, train, validation = task.base_version, task.train_dataset, task.validation_dataset
+    train_path = str(rows_path(train))
+    validation_path = str(rows_path(validation)) if validation else None
+    mounts = [Mount(train_path)] + [Mount(path) for path in (validation_path, str(base.path) if base else None) if path]
+    parameters: dict[str, Any] = {
+        "base_model": str(base.path) if base else None,
+        "train_data": train_path if task.recipe == "sft" else [train_path],
+        "validation_data": validation_path,
+        "hyperparameters": task.hyperparameters,
+        "model_name": task.output_model_name,
+        "lineage": lineage_of(task),
+    }
+    if task.recipe == "sft":
+        parameters["method"] = task.method
+    return RunSpec(
+        kind="fine_tune",
+        program=PROGRAMS[task.recipe],
+        parameters=parameters,
+        mounts=tuple(mounts),
+        resources=Resources(**task.resources),
+        limits=Limits(time_limit_s=task.time_limit_s),
+    )
+
+
+def lineage_of(task: FineTuneTask) -> dict[str, Any]:
+    """What the model card tells of where the version came from."""
+    base, train = task.base_version, task.train_dataset
+    return {
+        "task": task.name,
+        "task_id": str(task.pk),
+        "recipe": task.recipe,
+        "method": task.method,
+        "base_model": str(base) if base else None,
+        "base_fingerprint": base.fingerprint if base else None,
+        "dataset": str(train),
+        "dataset_sha256": train.sha256,
+        "num_samples": train.num_samples,
+    }
+
+
+def access_base(actor: Actor, base_model: UUID | str | None, recipe: str) -> ModelVersion | None:
+    """The base to tune: a full model version. Raises Invalid, NotFound, Conflict."""
+    if base_model is None:
+        if recipe == "pretrain":
+            return None
+        raise Invalid("base_model is required: the id of a model version.", code="required", field="base_model")
+    base = access_model_version(actor, base_model, field="base_model")
+    require_usable(base, field="base_model")
+    if base.format != "full":
+        raise Invalid(
+            f"base_model {base} is an adapter. Tune its base {base.base_version} instead, or merge it first.",
+            code="bad_value",
+            field="base_model",
+        )
+    return base
+
+
+def access_training_data(actor: Actor, version_id: UUID | str, recipe: str, *, field: str) -> DatasetVersion:
+    """A dataset version whose columns fit the recipe. Raises NotFound, Invalid (``missing_column``)."""
+    version = access_dataset_version(actor, version_id, field=field)
+    if version.kind not in DATA_KINDS[recipe]:
+        raise Invalid(
+            f"{field}: the recipe {recipe} takes rows of the kinds {', '.join(DATA_KINDS[recipe])}; "
+            f"{version} holds {version.kind}. Rename its columns accordingly.",
+            code="missing_column",
+            field=field,
+        )
+    return version
+
+
+def checked_hyperparameters(recipe: str, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All knobs of the recipe, with defaults. Raises InvalidFields with every problem."""
+    try:
+        return check_hyperparameters(recipe, method, given)
+    except HyperparametersInvalid as error:
+        raise InvalidFields(
+            [FieldProblem(problem.field, problem.code, problem.message) for problem in error.problems]
+        ) from error

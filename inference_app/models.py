@@ -1,0 +1,75 @@
+"""Services, their versions and the replicas that answer."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.core.validators import RegexValidator
+from django.db import models
+from django.db.models import Q
+
+from clavier.core.models import TenantOwned
+from clavier.runs.models import Run
+from models_app.models import ModelVersion
+
+DESIRED_STATES = ("draft", "running", "stopped")
+service_name_validator = RegexValidator(
+    r"\A[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z",
+    "Lower-case letters, digits and '-' (1 to 63), a letter or digit first and last.",
+)
+
+
+class InferenceService(TenantOwned):
+    """A name under which programs ask; ``model`` of an OpenAI request."""
+
+    name = models.CharField(max_length=63, validators=[service_name_validator])
+    description = models.TextField(blank=True)
+    desired_state = models.CharField(max_length=10, choices=[(s, s) for s in DESIRED_STATES], default="draft")
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["tenant", "name"], name="service_name_once")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ServiceVersion(models.Model):
+    """One model version behind a service, with its share of the traffic and what each replica gets."""
+
+    service = models.ForeignKey(InferenceService, on_delete=models.CASCADE, related_name="versions")
+    number = models.PositiveIntegerField()
+    model_version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="service_versions")
+    traffic_percent = models.PositiveIntegerField(default=100)
+    num_replicas = models.PositiveIntegerField(default=1)
+    context_tokens = models.PositiveIntegerField(default=2048)
+    parallel = models.PositiveIntegerField(default=4, help_text="Requests that a replica answers at once.")
+    resources = models.JSONField()
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["service", "number"], name="service_version_once"),
+            models.CheckConstraint(condition=Q(traffic_percent__lte=100), name="service_version_traffic"),
+            models.CheckConstraint(condition=Q(num_replicas__gte=1), name="service_version_replicas"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.service.name}@{self.number}"
+
+
+class Replica(models.Model):
+    """One server of a service version. Its newest run serves, or is being started again."""
+
+    service_version = models.ForeignKey(ServiceVersion, on_delete=models.CASCADE, related_name="replicas")
+    index = models.PositiveIntegerField()
+    run = models.ForeignKey(Run, on_delete=models.PROTECT, related_name="+", null=True)
+    restarts = models.PositiveIntegerField(default=0, help_text="Ends in a row that nobody asked for.")
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["service_version", "index"], name="replica_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.service_version} replica {self.index}"

@@ -1,0 +1,134 @@
+"""What is shown of services, and where a request goes."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import Prefetch, QuerySet
+
+from clavier.core.actor import Actor
+from clavier.core.errors import DomainError, NotFound, quoted
+from clavier.runs.outputs import read_json
+from clavier.runs.queries import progress
+from clavier.runs.states import LIVE_STATES, RunState
+from inference_app.models import InferenceService, Replica, ServiceVersion
+from runner.contract import folder
+
+
+class NoHealthyReplica(DomainError):
+    """The service exists but nothing can answer now (503)."""
+
+    status = 503
+    default_code = "no_healthy_replica"
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """One live server. Either ``unix_socket`` or ``host`` and ``port``; ``api_key`` is known to the gateway only."""
+
+    service: str
+    served_name: str
+    api_key: str
+    unix_socket: str | None
+    host: str | None
+    port: int | None
+
+
+def visible_services(actor: Actor, *, search: str = "") -> QuerySet[InferenceService]:
+    """The tenant's services with versions, replicas and their runs."""
+    replicas = Prefetch("replicas", Replica.objects.select_related("run").order_by("index"))
+    versions = ServiceVersion.objects.select_related("model_version__model").prefetch_related(replicas)
+    services = InferenceService.objects.filter(tenant_id=actor.tenant_id).select_related("created_by")
+    if search:
+        services = services.filter(name__icontains=search)
+    return services.prefetch_related(Prefetch("versions", versions.order_by("number")))
+
+
+def state_of(service: InferenceService) -> str:
+    """DRAFT, CREATING, READY, DEGRADED, STOPPED or FAILED, from what is wanted and what lives."""
+    if service.desired_state == "draft":
+        return "DRAFT"
+    runs = [replica.run for version in service.versions.all() for replica in version.replicas.all() if replica.run]
+    live = [run for run in runs if run.state in LIVE_STATES]
+    if service.desired_state == "stopped":
+        return "STOPPING" if live else "STOPPED"
+    ready = sum(run.state == RunState.RUNNING for run in runs)
+    if ready and ready == len(runs):
+        return "READY"
+    if ready:
+        return "DEGRADED"
+    return "CREATING" if live else "FAILED"
+
+
+def replica_facts(replica: Replica) -> dict[str, Any]:
+    """One replica with what its server reported."""
+    run = replica.run
+    ready = read_json(run.pk, folder.READY) if run and run.state == RunState.RUNNING else None
+    return {
+        "index": replica.index,
+        "run_id": run.pk if run else None,
+        "state": run.state if run else None,
+        "message": run.message if run else "",
+        "why": run.why if run else "",
+        "restarts": replica.restarts,
+        "engine": (ready or {}).get("engine"),
+        "parity": (ready or {}).get("parity"),
+        "started_at": run.started_at if run else None,
+        "progress": progress(run.pk) if run and run.state == RunState.PREPARING else {},
+    }
+
+
+def choose_upstreams(actor: Actor, model: str) -> list[Upstream]:
+    """Live replicas for ``service`` or ``service@version``, the first choice first (by traffic share, then chance).
+
+    Raises NotFound (``model_not_found``), NoHealthyReplica.
+    """
+    name, _, number = model.partition("@")
+    service = visible_services(actor).filter(name=name).first()
+    versions = list(service.versions.all()) if service else []
+    if number:
+        versions = [version for version in versions if str(version.number) == number]
+    if service is None or not versions:
+        raise NotFound(
+            f"There is no service {quoted(model)} for this key. GET /openai/v1/models lists what there is.",
+            code="model_not_found",
+            field="model",
+        )
+    for version in by_traffic(versions, explicit=bool(number)):
+        running = [r.run for r in version.replicas.all() if r.run and r.run.state == RunState.RUNNING]
+        random.shuffle(running)
+        reports = [read_json(run.pk, folder.READY) for run in running]
+        upstreams = [upstream_of(service, report) for report in reports if report is not None]
+        if upstreams:
+            return upstreams
+    raise NoHealthyReplica(f"The service {quoted(model)} is {state_of(service)}; no replica answers now.", field="model")
+
+
+def by_traffic(versions: list[ServiceVersion], *, explicit: bool) -> list[ServiceVersion]:
+    """The versions in a random order weighted by their share; without a share only when asked for by number."""
+    pool = [version for version in versions if explicit or version.traffic_percent > 0]
+    return sorted(pool, key=lambda version: random.random() ** (1 / max(version.traffic_percent, 1)), reverse=True)
+
+
+def upstream_of(service: InferenceService, ready: dict[str, Any]) -> Upstream:
+    """The address that a server wrote into ready.json."""
+    endpoint = ready["endpoint"]
+    return Upstream(
+        service=service.name,
+        served_name=ready["served_name"],
+        api_key=ready["api_key"],
+        unix_socket=endpoint.get("unix"),
+        host=endpoint.get("host"),
+        port=endpoint.get("port"),
+    )
+
+
+def served_models(actor: Actor) -> list[dict[str, Any]]:
+    """The OpenAI list: each started service as a model."""
+    return [
+        {"id": service.name, "object": "model", "created": int(service.created_at.timestamp()), "owned_by": "clavier"}
+        for service in visible_services(actor)
+        if service.desired_state == "running"
+    ]

@@ -1,0 +1,7 @@
+from django.apps import AppConfig
+
+
+class ModelsConfig(AppConfig):
+    """Registered models, their versions and lineage."""
+
+    name = "models_app"

@@ -1,0 +1,79 @@
+"""Models and their immutable versions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from django.conf import settings
+from django.db import models
+
+from clavier.core.models import TenantOwned
+from clavier.runs.models import Run
+from datasets_app.models import DatasetVersion
+
+SOURCES = ("folder", "path", "huggingface", "modelscope", "fine_tune")
+VERSION_STATES = ("importing", "ready", "failed")
+
+
+class RegisteredModel(TenantOwned):
+    """A named model; what can be tuned, judged and served are its versions."""
+
+    name = models.CharField(max_length=100)
+    description = models.TextField(blank=True)
+    license = models.CharField(max_length=100, blank=True)
+    tags = models.JSONField(default=list, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["tenant", "name"], name="model_name_once")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ModelVersion(TenantOwned):
+    """One set of weights with its tokenizer: a full model, or an adapter on ``base_version``."""
+
+    model = models.ForeignKey(RegisteredModel, on_delete=models.CASCADE, related_name="versions")
+    number = models.PositiveIntegerField()
+    state = models.CharField(max_length=10, choices=[(s, s) for s in VERSION_STATES], default="importing")
+    message = models.TextField(blank=True, help_text="Why the import failed.")
+    source = models.CharField(max_length=12, choices=[(s, s) for s in SOURCES])
+    location = models.CharField(max_length=1000, blank=True, help_text="Where it came from: path or hub id.")
+    revision = models.CharField(max_length=100, blank=True)
+    folder = models.CharField(max_length=1000, blank=True, help_text="Below CLAVIER_HOME, or absolute when in place.")
+
+    format = models.CharField(max_length=10, choices=[("full", "full"), ("adapter", "adapter")], default="full")
+    base_version = models.ForeignKey(
+        "self", on_delete=models.PROTECT, null=True, blank=True, related_name="derived_versions"
+    )
+    dataset_version = models.ForeignKey(
+        DatasetVersion, on_delete=models.PROTECT, null=True, blank=True, related_name="model_versions"
+    )
+    run = models.OneToOneField(Run, on_delete=models.PROTECT, null=True, blank=True, related_name="model_version")
+
+    architecture = models.CharField(max_length=100, blank=True)
+    num_parameters = models.BigIntegerField(null=True, blank=True)
+    size_bytes = models.BigIntegerField(default=0)
+    fingerprint = models.CharField(max_length=64, blank=True, help_text="sha256 over the weights and tokenizer.")
+    render_hash = models.CharField(max_length=64, blank=True, help_text="Hash of template, special tokens, stops.")
+    facts = models.JSONField(default=dict, blank=True)
+    metrics = models.JSONField(default=dict, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["model", "number"], name="model_version_once")]
+
+    def __str__(self) -> str:
+        return f"{self.model.name}@{self.number}"
+
+    @property
+    def path(self) -> Path:
+        """Where the version's files lie."""
+        return Path(settings.CLAVIER_HOME) / self.folder
+
+    @property
+    def is_usable(self) -> bool:
+        """Can be tuned, judged and served."""
+        return self.state == "ready"

@@ -1,0 +1,301 @@
+"""Register, import, derive and delete models."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Max, ProtectedError, RestrictedError
+
+from clavier.accounts.access import access_object, require_change, require_write
+from clavier.accounts.queries import own_tenant
+from clavier.core.actor import Actor
+from clavier.core.errors import Conflict, Invalid, NotFound, quoted
+from clavier.core.references import in_use
+from clavier.files.models import StoredFile
+from clavier.files.storage import area_folder
+from clavier.runs.models import Run
+from clavier.runs.outputs import check_manifest
+from clavier.runs.services import delete_run, stop_run, submit_run
+from clavier.runs.states import RunState
+from datasets_app.models import DatasetVersion
+from models_app.models import SOURCES, ModelVersion, RegisteredModel
+from runner.contract import folder
+from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
+
+NAME_PATTERN = re.compile(r"\A[\w][\w .()+-]{0,99}\Z")
+HUB_ID_PATTERN = re.compile(r"\A[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
+IMPORT_SOURCES = tuple(source for source in SOURCES if source != "fine_tune")
+IMPORT_PROGRAM = "runner.programs.models.import_model"
+
+
+def register_model(
+    *,
+    actor: Actor,
+    name: str,
+    source: str,
+    location: str,
+    revision: str = "",
+    description: str = "",
+    license: str = "",
+    tags: list[str] | None = None,
+) -> ModelVersion:
+    """A base model whose first version is imported by a run. A known name gets a further version.
+
+    ``location``: for ``folder`` a folder of the user's files (``private/models/qwen``), for ``path`` a folder of the
+    server below MODEL_PATHS (used in place), else a hub id (``Qwen/Qwen2.5-0.5B-Instruct``).
+    Raises Invalid, NotFound, Forbidden.
+    """
+    require_write(actor)
+    check_model_name(name)
+    if source not in IMPORT_SOURCES:
+        raise Invalid(
+            f"source {quoted(source)} is none of {', '.join(IMPORT_SOURCES)}.", code="not_a_choice", field="source"
+        )
+    parameters = import_parameters(actor, source, location, revision)
+    with transaction.atomic():
+        model = find_or_create_model(actor, name, description=description, license=license, tags=tags or [])
+        version = ModelVersion.objects.create(
+            tenant_id=actor.tenant_id,
+            created_by_id=actor.user_id,
+            model=model,
+            number=next_number(model),
+            source=source,
+            location=location,
+            revision=revision,
+        )
+        spec = RunSpec(
+            kind="model_import",
+            program=IMPORT_PROGRAM,
+            parameters=parameters,
+            mounts=(Mount(parameters["location"]),) if source in ("folder", "path") else (),
+            resources=Resources(cpu_milli=500, memory_mib=1024),
+            limits=Limits(time_limit_s=24 * 3600),
+            needs_network=source in ("huggingface", "modelscope"),
+        )
+        version.run = submit_run(
+            actor=actor, kind="model_import", name=f"import {version}", subject_id=version.pk, spec=spec
+        )
+        version.save(update_fields=["run"])
+    return version
+
+
+def on_run_finished(run: Run) -> None:
+    """The import has ended: the version is ready, or failed with the reason."""
+    version = ModelVersion.objects.filter(run=run).select_related("model").first()
+    if version is None:
+        return
+    if run.state != RunState.COMPLETED:
+        version.state, version.message = "failed", run.message
+        version.save(update_fields=["state", "message", "updated_at"])
+        return
+    manifest = fill_from_manifest(version, run)
+    if manifest["facts"].get("in_place"):
+        version.folder = run.spec["parameters"]["location"]
+    version.save()
+
+
+def create_version_from_run(
+    *, run: Run, model_name: str, base_version: ModelVersion | None, dataset_version: DatasetVersion | None
+) -> ModelVersion:
+    """The version that a completed fine-tune has made. Call in the transaction that ends the run."""
+    model, _ = RegisteredModel.objects.get_or_create(
+        tenant_id=run.tenant_id, name=model_name, defaults={"created_by_id": run.created_by_id}
+    )
+    version = ModelVersion(
+        tenant_id=run.tenant_id,
+        created_by_id=run.created_by_id,
+        model=model,
+        number=next_number(model),
+        source="fine_tune",
+        run=run,
+        base_version=base_version,
+        dataset_version=dataset_version,
+    )
+    fill_from_manifest(version, run)
+    version.save(force_insert=True)
+    return version
+
+
+def access_model(actor: Actor, model_id: UUID | str) -> RegisteredModel:
+    """The actor's tenant's model. Raises NotFound."""
+    return access_object(RegisteredModel.objects.all(), actor, model_id, noun="model", field="model")
+
+
+def access_model_version(actor: Actor, version_id: UUID | str, *, field: str = "model_version") -> ModelVersion:
+    """The actor's tenant's model version. Raises NotFound."""
+    queryset = ModelVersion.objects.select_related("model", "base_version__model", "run")
+    return access_object(queryset, actor, version_id, noun="model version", field=field)
+
+
+def require_usable(version: ModelVersion, *, field: str = "model_version") -> None:
+    """Raises Conflict unless the version's files are complete."""
+    if not version.is_usable:
+        raise Conflict(
+            f"The model version {version} is {version.state}. {version.message or 'Wait until its import has ended.'}",
+            code="not_ready",
+            field=field,
+        )
+
+
+def update_model(*, actor: Actor, model: RegisteredModel, **changes: Any) -> RegisteredModel:
+    """Change name, description, license or tags. Raises Forbidden, Invalid, Conflict."""
+    require_change(actor, model, noun="model")
+    if "name" in changes:
+        check_model_name(changes["name"])
+        taken = RegisteredModel.objects.filter(tenant_id=model.tenant_id, name=changes["name"]).exclude(pk=model.pk)
+        if taken.exists():
+            raise Conflict(f"A model {quoted(changes['name'])} exists.", code="already_exists", field="name")
+    for column in ("name", "description", "license", "tags"):
+        if column in changes:
+            setattr(model, column, changes[column])
+    model.save()
+    return model
+
+
+def delete_model(*, actor: Actor, model: RegisteredModel) -> None:
+    """Delete a model with all its versions and their files. Raises Conflict (``in_use``), Forbidden."""
+    require_change(actor, model, noun="model")
+    with transaction.atomic():
+        for version in model.versions.select_related("run").order_by("-number"):
+            delete_version_rows(version)
+        delete_row(model, f"model {quoted(model.name)}")
+
+
+def delete_model_version(*, actor: Actor, version: ModelVersion) -> None:
+    """Delete a version and its files. Raises Conflict (``in_use``), Forbidden."""
+    require_change(actor, version, noun="model version")
+    with transaction.atomic():
+        delete_version_rows(version)
+
+
+def cancel_import(*, actor: Actor, version: ModelVersion) -> None:
+    """Stop a running import. Raises Conflict, Forbidden."""
+    require_change(actor, version, noun="model version")
+    if version.run is None or version.source == "fine_tune":
+        raise Conflict("This version was not imported.", code="already_ended")
+    stop_run(run=version.run, actor_name=actor.username)
+
+
+def delete_version_rows(version: ModelVersion) -> None:
+    """Delete the row, then the import's run with its files. A fine-tune's run stays with its task."""
+    run = version.run
+    if version.state == "importing" and run is not None and not run.is_final:
+        raise Conflict(f"{version} is being imported; stop the import first.", code="in_use")
+    delete_row(version, f"model version {quoted(str(version))}")
+    if run is not None and run.kind == "model_import":
+        delete_run(run=run)
+
+
+def delete_row(row: RegisteredModel | ModelVersion, what: str) -> None:
+    """Delete a row. Raises Conflict (``in_use``) naming what refers to it."""
+    try:
+        row.delete()
+    except (ProtectedError, RestrictedError) as error:
+        raise in_use(error, what) from error
+
+
+def fill_from_manifest(version: ModelVersion, run: Run) -> dict[str, Any]:
+    """Take the facts of a completed run's manifest into the version."""
+    manifest, wrong = check_manifest(run.pk)
+    if manifest is None:
+        raise ValueError(f"run {run.pk} is complete but: {wrong}")
+    facts = manifest["facts"]
+    version.state = "ready"
+    version.folder = f"runs/{run.pk}/{folder.OUTPUT}/model"
+    version.format = facts["format"]
+    version.architecture = facts.get("architecture") or ""
+    version.num_parameters = facts.get("num_parameters")
+    version.fingerprint = facts.get("fingerprint") or ""
+    version.render_hash = facts.get("render_hash") or ""
+    version.size_bytes = facts.get("size_bytes") or sum(entry["size"] for entry in manifest["files"])
+    version.facts = facts
+    version.metrics = manifest.get("metrics") or {}
+    return manifest
+
+
+def import_parameters(actor: Actor, source: str, location: str, revision: str) -> dict[str, Any]:
+    """The import program's input. Raises Invalid, NotFound."""
+    endpoint = None
+    if source == "folder":
+        location = str(own_folder(actor, location))
+    elif source == "path":
+        location = str(server_path(location))
+    elif not HUB_ID_PATTERN.match(location):
+        raise Invalid(
+            f"location {quoted(location)} is no hub id such as 'Qwen/Qwen2.5-0.5B-Instruct'.",
+            code="bad_value",
+            field="location",
+        )
+    if source == "huggingface":
+        endpoint = settings.HF_ENDPOINT
+    return {
+        "source": source,
+        "location": location,
+        "revision": revision or None,
+        "in_place": source == "path",
+        "endpoint": endpoint,
+    }
+
+
+def own_folder(actor: Actor, location: str) -> Path:
+    """The disk path of a folder in the actor's own files. Raises NotFound, Invalid."""
+    area, _, path = location.strip("/").partition("/")
+    if area not in ("private", "public") or not path:
+        raise Invalid(
+            f"location {quoted(location)}: give 'private/<folder>' or 'public/<folder>' of your files.",
+            code="bad_value",
+            field="location",
+        )
+    row = StoredFile.objects.filter(
+        tenant_id=actor.tenant_id, created_by_id=actor.user_id, area=area, path=path, is_folder=True
+    ).first()
+    if row is None:
+        raise NotFound(f"There is no folder {quoted(location)} in your files.", field="location")
+    root = area_folder(row.tenant_id, row.created_by_id, area, own_tenant(actor).number)
+    return root.joinpath(*row.path.split("/"))
+
+
+def server_path(location: str) -> Path:
+    """A folder of the server below an allowed root, with links resolved. Raises Invalid (``path_outside_root``)."""
+    path = Path(location)
+    resolved = path.resolve() if path.is_absolute() else None
+    allowed = settings.MODEL_PATHS
+    if resolved is None or not any(resolved.is_relative_to(root) for root in allowed) or not resolved.is_dir():
+        roots = ", ".join(str(root) for root in allowed) or "none (the operator sets MODEL_PATHS)"
+        raise Invalid(
+            f"location {quoted(location)} is no folder below an allowed path. Allowed: {roots}.",
+            code="path_outside_root",
+            field="location",
+        )
+    return resolved
+
+
+def find_or_create_model(actor: Actor, name: str, **columns: Any) -> RegisteredModel:
+    """The tenant's model of that name. Raises Forbidden when another member's model is to get a version."""
+    model, created = RegisteredModel.objects.get_or_create(
+        tenant_id=actor.tenant_id, name=name, defaults={"created_by_id": actor.user_id, **columns}
+    )
+    if not created:
+        require_change(actor, model, noun="model")
+    return model
+
+
+def next_number(model: RegisteredModel) -> int:
+    """The number of the model's next version, from 1 on."""
+    highest = model.versions.aggregate(highest=Max("number"))["highest"]
+    return int(highest or 0) + 1
+
+
+def check_model_name(name: str, *, field: str = "name") -> None:
+    """Raises Invalid (``bad_name``)."""
+    if not NAME_PATTERN.match(name):
+        raise Invalid(
+            f"{field} {quoted(name)}: 1 to 100 letters, digits, spaces or _.()+- are allowed, a letter or digit first.",
+            code="bad_name",
+            field=field,
+        )

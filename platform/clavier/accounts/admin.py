@@ -1,0 +1,60 @@
+from django.contrib import admin
+from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
+from unfold.admin import ModelAdmin, TabularInline
+from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+
+from clavier.accounts.models import ApiKey, Membership, Tenant, User
+
+
+class MembershipInline(TabularInline):
+    model = Membership
+    extra = 0
+    autocomplete_fields = ("tenant", "user")
+
+
+@admin.register(Tenant)
+class TenantAdmin(ModelAdmin):
+    list_display = ("name", "display_name", "number", "is_active", "created_at")
+    list_filter = ("is_active",)
+    search_fields = ("name", "display_name")
+    readonly_fields = ("number",)
+    inlines = (MembershipInline,)
+    show_full_result_count = False
+
+    def save_model(self, request, obj, form, change):
+        if not change:
+            obj.number = (Tenant.objects.order_by("-number").values_list("number", flat=True).first() or 0) + 1
+        super().save_model(request, obj, form, change)
+
+
+@admin.register(User)
+class UserAdmin(DjangoUserAdmin, ModelAdmin):
+    form = UserChangeForm
+    add_form = UserCreationForm
+    change_password_form = AdminPasswordChangeForm
+    list_display = ("username", "email", "is_staff", "is_active", "last_login", "date_joined")
+    inlines = (MembershipInline,)
+    show_full_result_count = False
+
+
+@admin.register(Membership)
+class MembershipAdmin(ModelAdmin):
+    list_display = ("user", "tenant", "role", "is_default", "created_at")
+    list_filter = ("role",)
+    search_fields = ("user__username", "tenant__name")
+    autocomplete_fields = ("tenant", "user")
+    list_select_related = ("user", "tenant")
+    show_full_result_count = False
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(ModelAdmin):
+    list_display = ("prefix", "name", "user", "tenant", "created_at", "last_used_at", "expires_at", "revoked_at")
+    list_filter = ("revoked_at",)
+    search_fields = ("prefix", "name", "user__username", "tenant__name")
+    readonly_fields = ("prefix", "digest", "user", "tenant", "scopes", "created_at", "last_used_at")
+    list_select_related = ("user", "tenant")
+    show_full_result_count = False
+
+    def has_add_permission(self, request):
+        return False

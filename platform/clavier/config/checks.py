@@ -1,0 +1,54 @@
+"""What must be true before the platform starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, register
+from django.utils.module_loading import import_string
+
+from runner.contract.run_spec import RUN_KINDS
+
+
+@register()
+def dotted_names_import(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """Every hook and executor of the settings exists, and every kind of run has a hook."""
+    problems: list[CheckMessage] = []
+    for setting in ("RUN_FINISHED_HOOKS", "EXECUTORS"):
+        for name, dotted in getattr(settings, setting).items():
+            try:
+                import_string(dotted)
+            except ImportError as error:
+                problems.append(Error(f"{setting}[{name!r}]: {error}", id="clavier.E001"))
+    missing = sorted(set(RUN_KINDS) - set(settings.RUN_FINISHED_HOOKS))
+    if missing:
+        problems.append(Error(f"RUN_FINISHED_HOOKS lacks {', '.join(missing)}", id="clavier.E002"))
+    return problems
+
+
+@register()
+def production_is_safe(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """In production: no DEBUG, an own secret, TLS cookies, and no user code without a container around it."""
+    if settings.CLAVIER_ENVIRONMENT != "production":
+        return []
+    problems: list[CheckMessage] = []
+    if settings.DEBUG:
+        problems.append(Error("DEBUG is on in production.", hint="Unset DEBUG.", id="clavier.E010"))
+    if settings.SECRET_KEY == stored_key() or len(settings.SECRET_KEY) < 50:
+        hint = "Set SECRET_KEY to 50 or more random characters, the same for all processes."
+        problems.append(Error("SECRET_KEY is not set for production.", hint=hint, id="clavier.E011"))
+    if settings.ALLOW_CUSTOM_CODE and settings.CLAVIER_EXECUTOR == "local_process":
+        hint = "Unset ALLOW_CUSTOM_CODE, or use an executor with containers: local processes do not isolate tenants."
+        message = "The executor 'local_process' may not run custom code in production."
+        problems.append(Error(message, hint=hint, id="clavier.E012"))
+    if settings.ALLOWED_HOSTS == ["*"]:
+        problems.append(Error("ALLOWED_HOSTS allows every host.", hint="Name your hosts.", id="clavier.E013"))
+    return problems
+
+
+def stored_key() -> str:
+    """The secret that the embedded default made for itself, or nothing."""
+    path = Path(settings.CLAVIER_HOME) / "secret_key"
+    return path.read_text().strip() if path.exists() else ""

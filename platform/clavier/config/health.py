@@ -1,0 +1,63 @@
+"""``/healthz``: the process lives. ``/readyz``: database, queue, reconciler and disk, each by name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+from django.conf import settings
+from django.db import DatabaseError, connection
+from django.http import HttpRequest, JsonResponse
+
+from clavier.runs import queue
+from clavier.runs.queries import reconciler_is_alive
+
+
+def healthz(request: HttpRequest) -> JsonResponse:
+    """200 while the process answers."""
+    return JsonResponse({"status": "ok"})
+
+
+def readyz(request: HttpRequest) -> JsonResponse:
+    """200 when every part works, else 503; each part says ``ok`` or what is wrong."""
+    checks: dict[str, Callable[[], str]] = {
+        "database": check_database,
+        "queue": check_queue,
+        "reconciler": check_reconciler,
+        "disk": check_disk,
+    }
+    parts: dict[str, Any] = {name: check() for name, check in checks.items()}
+    is_ready = all(answer == "ok" for answer in parts.values())
+    return JsonResponse({"status": "ok" if is_ready else "not ready", **parts}, status=200 if is_ready else 503)
+
+
+def check_database() -> str:
+    """One query."""
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except DatabaseError as error:
+        return f"does not answer: {type(error).__name__}"
+    return "ok"
+
+
+def check_queue() -> str:
+    """One ping."""
+    return "ok" if queue.ping() else "does not answer; runs start by the reconciler, some seconds later"
+
+
+def check_reconciler() -> str:
+    """The lease that it renews on every pass."""
+    try:
+        return "ok" if reconciler_is_alive() else "no heartbeat; runs neither start nor end"
+    except DatabaseError as error:
+        return f"unknown: {type(error).__name__}"
+
+
+def check_disk() -> str:
+    """Free space above the reserve."""
+    free_mib = shutil.disk_usage(settings.CLAVIER_HOME).free // 2**20
+    if free_mib < settings.DISK_RESERVE_MIB:
+        return f"{free_mib} MiB free, {settings.DISK_RESERVE_MIB} MiB are kept in reserve; nothing new starts"
+    return "ok"

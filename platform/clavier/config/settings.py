@@ -1,0 +1,326 @@
+"""The one settings file. Every knob of an operator is an environment variable, read here and nowhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import environ
+from django.core.exceptions import ImproperlyConfigured
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+BASE_DIR = Path(__file__).resolve().parents[3]
+
+env = environ.Env()
+
+
+def env_choice(name: str, default: str, choices: set[str]) -> str:
+    """An environment variable that is one of a few words; anything else stops the start with the words allowed."""
+    value = str(env.str(name, default=default))
+    if value not in choices:
+        raise ImproperlyConfigured(f"{name}={value!r} is not one of {', '.join(sorted(choices))}.")
+    return value
+
+
+def env_int(name: str, default: int, minimum: int, maximum: int) -> int:
+    """A whole number within bounds; anything else stops the start with the bounds."""
+    text = os.environ.get(name, str(default))
+    if not text.lstrip("-").isdigit() or not minimum <= int(text) <= maximum:
+        raise ImproperlyConfigured(f"{name}={text!r} is not a whole number from {minimum} to {maximum}.")
+    return int(text)
+
+
+def env_bool(name: str, default: bool) -> bool:
+    """true/false, 1/0, yes/no, on/off; anything else stops the start."""
+    text = os.environ.get(name, "").strip().lower()
+    if not text:
+        return default
+    if text in {"1", "true", "yes", "on"}:
+        return True
+    if text in {"0", "false", "no", "off"}:
+        return False
+    raise ImproperlyConfigured(f"{name}={text!r} is not true or false.")
+
+
+def env_list(name: str, default: list[str]) -> list[str]:
+    """Words separated by commas."""
+    text = os.environ.get(name)
+    return default if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def stored_secret(path: Path) -> str:
+    """The installation's own secret, made at the first start and kept in a file that only its user reads."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(secrets.token_urlsafe(50))
+        temporary.chmod(0o600)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink()
+    return path.read_text().strip()
+
+
+def socket_folder(home: Path) -> Path:
+    """A private folder for Unix sockets; their paths end at 107 bytes, so a deep home gets a short one."""
+    folder = home / "run"
+    if len(str(folder)) > 80:
+        folder = Path(tempfile.gettempdir()) / f"clavier-{hashlib.sha256(str(home).encode()).hexdigest()[:12]}"
+    return folder
+
+
+# --- where things lie -------------------------------------------------------------------------------------------
+CLAVIER_HOME = Path(env.str("CLAVIER_HOME", default=str(BASE_DIR / "var"))).resolve()
+CLAVIER_RUN_DIR = socket_folder(CLAVIER_HOME)
+CLAVIER_FILES = CLAVIER_HOME / "files"
+CLAVIER_DATASETS = CLAVIER_HOME / "datasets"
+CLAVIER_RUNS = CLAVIER_HOME / "runs"
+CLAVIER_EXECUTOR_FOLDER = CLAVIER_HOME / "executors"
+
+#: Uploads are spooled on the data file system, so that taking one over is a rename.
+FILE_UPLOAD_TEMP_DIR = str(CLAVIER_HOME / "uploads")
+Path(FILE_UPLOAD_TEMP_DIR).mkdir(parents=True, exist_ok=True)
+
+# --- the process ------------------------------------------------------------------------------------------------
+CLAVIER_ENVIRONMENT = env_choice("CLAVIER_ENVIRONMENT", "embedded", {"embedded", "production"})
+DEBUG = env_bool("DEBUG", False)
+SECRET_KEY = env.str("SECRET_KEY", default="") or stored_secret(CLAVIER_HOME / "secret_key")
+ALLOWED_HOSTS = env_list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]", "testserver"])
+CSRF_TRUSTED_ORIGINS = env_list("CSRF_TRUSTED_ORIGINS", [])
+
+INSTALLED_APPS = [
+    "unfold",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "axes",
+    "django_filters",
+    "django_htmx",
+    "django_rq",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "rest_framework",
+    "clavier",
+    "clavier.accounts",
+    "clavier.files",
+    "clavier.quotas",
+    "clavier.runs",
+    "clavier.api.native",
+    "clavier.portal",
+    "datasets_app",
+    "models_app",
+    "finetune_app",
+    "evaluation_app",
+    "inference_app",
+    "runner.worker",
+]
+
+MIDDLEWARE = [
+    "clavier.core.middleware.request_id",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.locale.LocaleMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+    "axes.middleware.AxesMiddleware",
+]
+
+ROOT_URLCONF = "clavier.config.urls"
+WSGI_APPLICATION = "clavier.config.wsgi.application"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    }
+]
+
+# --- data -------------------------------------------------------------------------------------------------------
+DATABASE_URL = env.str("DATABASE_URL", default=f"sqlite:///{CLAVIER_HOME / 'clavier.sqlite3'}")
+DATABASES: dict[str, dict[str, Any]] = {"default": env.db_url_config(DATABASE_URL)}
+if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+    # IMMEDIATE takes the write lock at BEGIN: no "database is locked" in the middle of a transaction.
+    DATABASES["default"]["OPTIONS"] = {
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 20,
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;",
+    }
+    # Tests race threads against each other; a database in memory would lock whole tables.
+    DATABASES["default"]["TEST"] = {"NAME": str(CLAVIER_HOME / "test.sqlite3")}
+else:
+    DATABASES["default"].setdefault("CONN_MAX_AGE", 60)
+    DATABASES["default"].setdefault("CONN_HEALTH_CHECKS", True)
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+AUTH_USER_MODEL = "accounts.User"
+
+# --- queue ------------------------------------------------------------------------------------------------------
+REDIS_URL = env.str("REDIS_URL", default="")
+CLAVIER_REDIS_SOCKET = CLAVIER_RUN_DIR / "valkey.sock"
+_REDIS_OPTIONS: dict[str, Any] = {
+    # A Redis that restarts must not kill a worker or lose a job's result.
+    "retry": Retry(ExponentialBackoff(cap=2, base=0.1), 60),
+    "health_check_interval": 30,
+}
+RQ_QUEUES: dict[str, dict[str, Any]] = {
+    "default": (
+        {"URL": REDIS_URL, "REDIS_CLIENT_KWARGS": _REDIS_OPTIONS}
+        if REDIS_URL
+        else {
+            "HOST": "localhost",
+            "PORT": 0,
+            "REDIS_CLIENT_KWARGS": {**_REDIS_OPTIONS, "unix_socket_path": str(CLAVIER_REDIS_SOCKET)},
+        }
+    )
+}
+RQ_QUEUES["default"]["DEFAULT_TIMEOUT"] = 60
+
+# --- the Run engine ---------------------------------------------------------------------------------------------
+CLAVIER_EXECUTOR = env_choice("CLAVIER_EXECUTOR", "local_process", {"local_process", "fake"})
+#: name -> class; imported by a system check at start.
+EXECUTORS = {
+    "local_process": "runner.executors.local_process.LocalProcessExecutor",
+    "fake": "runner.executors.fake.FakeExecutor",
+}
+#: Programs of users (not our recipes). Production refuses them without a container around them.
+ALLOW_CUSTOM_CODE = env_bool("ALLOW_CUSTOM_CODE", CLAVIER_ENVIRONMENT != "production")
+#: kind of a run -> the function that its domain wants called, inside the transaction that ends the run.
+RUN_FINISHED_HOOKS = {
+    "fine_tune": "finetune_app.services.on_run_finished",
+    "evaluation": "evaluation_app.services.on_run_finished",
+    "model_import": "models_app.services.on_run_finished",
+    "replica": "inference_app.services.on_run_finished",
+}
+RECONCILE_INTERVAL_S = float(env.str("RECONCILE_INTERVAL_S", default="1.0"))
+#: Capacity of this machine that runs may hold; by default all of its cores and 90 % of its memory.
+LOCAL_NODE_CPU_MILLI = env_int("LOCAL_NODE_CPU_MILLI", (os.cpu_count() or 1) * 1000, 100, 10_000_000)
+LOCAL_NODE_MEMORY_MIB = env_int(
+    "LOCAL_NODE_MEMORY_MIB",
+    int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20 * 0.9),
+    256,
+    2**31,
+)
+DISK_RESERVE_MIB = env_int("DISK_RESERVE_MIB", 512, 0, 2**31)
+
+# --- models and files -------------------------------------------------------------------------------------------
+#: Folders of the server from which a tenant may register a base model in place.
+MODEL_PATHS = [Path(path).resolve() for path in env_list("MODEL_PATHS", [])]
+HF_ENDPOINT = env.str("HF_ENDPOINT", default="https://huggingface.co")
+MAX_UPLOAD_MIB = env_int("MAX_UPLOAD_MIB", 50 * 1024, 1, 10**9)
+DEFAULT_STORAGE_MIB = env_int("DEFAULT_STORAGE_MIB", 100 * 1024, 1, 10**9)
+DEFAULT_STORAGE_INODES = env_int("DEFAULT_STORAGE_INODES", 1_000_000, 1, 10**12)
+FILE_UPLOAD_HANDLERS = ["django.core.files.uploadhandler.TemporaryFileUploadHandler"]
+FILE_UPLOAD_PERMISSIONS = 0o640
+DATA_UPLOAD_MAX_MEMORY_SIZE = 16 * 2**20
+
+# --- accounts ---------------------------------------------------------------------------------------------------
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 8}},
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+]
+AXES_FAILURE_LIMIT = env_int("LOGIN_FAILURE_LIMIT", 10, 1, 10_000)
+AXES_COOLOFF_TIME = 0.25  # hours
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_RESET_ON_SUCCESS = True
+AXES_LOCKOUT_CALLABLE = "clavier.accounts.auth.locked_out_response"
+AXES_VERBOSE = False
+LOGIN_URL = "/accounts/login"
+LOGIN_REDIRECT_URL = "/"
+LOGOUT_REDIRECT_URL = "/accounts/login"
+SESSION_COOKIE_SAMESITE = "Lax"
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env_bool("SECURE_COOKIES", CLAVIER_ENVIRONMENT == "production")
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+CONTENT_SECURITY_POLICY = {
+    # The admin theme evaluates small expressions in attributes and writes styles; nothing else may.
+    "EXCLUDE_URL_PREFIXES": ("/admin/", "/api/docs"),
+    "DIRECTIVES": {
+        "default-src": ["'self'"],
+        "img-src": ["'self'", "data:"],
+        "frame-ancestors": ["'none'"],
+        "form-action": ["'self'"],
+        "base-uri": ["'none'"],
+    },
+}
+
+# --- API --------------------------------------------------------------------------------------------------------
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["clavier.accounts.drf.ApiKeyAuthentication", "clavier.accounts.drf.SessionLogin"],
+    "DEFAULT_PERMISSION_CLASSES": ["clavier.accounts.drf.HasTenant"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_PAGINATION_CLASS": "clavier.api.native.paging.CreatedCursor",
+    "DEFAULT_FILTER_BACKENDS": ["django_filters.rest_framework.DjangoFilterBackend"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "clavier.api.native.errors.handle",
+    "UNAUTHENTICATED_USER": None,
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Clavier",
+    "DESCRIPTION": "Tune, judge and serve language models. Authenticate with `Authorization: Bearer <api key>`.",
+    "VERSION": "1",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "SCHEMA_PATH_PREFIX": "/api/v1",
+    "COMPONENT_SPLIT_REQUEST": True,
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
+}
+
+# --- language, time, static files, log --------------------------------------------------------------------------
+LANGUAGE_CODE = "en"
+LANGUAGES = [("en", "English"), ("zh-hans", "简体中文")]
+LOCALE_PATHS = [BASE_DIR / "templates" / "locale"]
+USE_I18N = True
+USE_TZ = True
+TIME_ZONE = env.str("TIME_ZONE", default="UTC")
+STATIC_URL = "/static/"
+STATIC_ROOT = CLAVIER_HOME / "static"
+STATICFILES_DIRS = [BASE_DIR / "templates" / "static"]
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
+}
+WHITENOISE_USE_FINDERS = DEBUG
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s %(name)s | %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": env.str("LOG_LEVEL", default="INFO")},
+    "loggers": {
+        "django.request": {"level": "ERROR"},
+        "axes": {"level": "WARNING"},
+        "rq.worker": {"level": "WARNING"},
+    },
+}
+UNFOLD = {"SITE_TITLE": "Clavier", "SITE_HEADER": "Clavier operations", "SITE_URL": "/"}

@@ -1,0 +1,78 @@
+"""The files of users, and how much storage each user has in use."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+
+from clavier.core.models import TenantOwned
+
+AREAS = ("private", "public")
+MIB = 2**20
+
+
+def default_bytes_limit() -> int:
+    """Bytes that a new user may store."""
+    return int(settings.DEFAULT_STORAGE_MIB) * MIB
+
+
+def default_inodes_limit() -> int:
+    """Files and folders that a new user may store."""
+    return int(settings.DEFAULT_STORAGE_INODES)
+
+
+class StoredFile(TenantOwned):
+    """A file or folder of its creator; the bytes lie under CLAVIER_FILES/tenant/user/area/path."""
+
+    area = models.CharField(max_length=7, choices=[(area, area) for area in AREAS])
+    path = models.CharField(max_length=4096, help_text="Relative to the area, in NFC: a/b/c.txt")
+    parent = models.CharField(max_length=4096, blank=True, help_text="The folder's path; empty at the top.")
+    name = models.CharField(max_length=255)
+    is_folder = models.BooleanField(default=False)
+    size_bytes = models.BigIntegerField(default=0)
+    sha256 = models.CharField(max_length=64, blank=True)
+    modified_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "id"]
+        verbose_name = "file"
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["tenant", "created_by", "area", "path"], name="stored_file_once"),
+            models.CheckConstraint(condition=Q(area__in=AREAS), name="stored_file_area_known"),
+            models.CheckConstraint(condition=Q(size_bytes__gte=0), name="stored_file_size_not_negative"),
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["tenant", "created_by", "area", "parent", "-created_at"], name="stored_file_folder")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.area}/{self.path}"
+
+
+class StorageUsage(models.Model):
+    """What a user's files and data sets in one tenant take up, and what they may."""
+
+    tenant = models.ForeignKey("accounts.Tenant", on_delete=models.CASCADE, related_name="+")
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
+    bytes_used = models.BigIntegerField(default=0, editable=False)
+    bytes_limit = models.BigIntegerField(default=default_bytes_limit)
+    inodes_used = models.BigIntegerField(default=0, editable=False)
+    inodes_limit = models.BigIntegerField(default=default_inodes_limit)
+
+    class Meta:
+        verbose_name_plural = "storage usage"
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["tenant", "user"], name="storage_usage_once"),
+            models.CheckConstraint(condition=Q(bytes_used__gte=0), name="storage_bytes_not_negative"),
+            models.CheckConstraint(condition=Q(inodes_used__gte=0), name="storage_inodes_not_negative"),
+            models.CheckConstraint(
+                condition=Q(bytes_limit__gte=0, inodes_limit__gte=0), name="storage_limits_not_negative"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user_id}: {self.bytes_used}/{self.bytes_limit} bytes, {self.inodes_used}/{self.inodes_limit}"

@@ -1,0 +1,62 @@
+"""What lists of files are made from."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.db.models import QuerySet, Value
+from django.db.models.functions import Substr
+
+from clavier.core.actor import Actor
+from clavier.core.errors import NotFound, quoted
+from clavier.files.access import parse_area, visible_files
+from clavier.files.models import StorageUsage, StoredFile, default_bytes_limit, default_inodes_limit
+from clavier.files.names import parse_user_path
+
+
+def list_folder(*, actor: Actor, area: str, folder: str = "", owner_id: UUID | None = None) -> QuerySet[StoredFile]:
+    """What lies directly in a folder of the actor or, public only, of another member; newest first.
+
+    Raises Invalid, NotFound (folder).
+    """
+    parts = parse_user_path(folder, field="folder")
+    files = visible_files(actor).filter(area=parse_area(area), created_by_id=owner_id or actor.user_id)
+    path = "/".join(parts)
+    if parts and not files.filter(path=path, is_folder=True).exists():
+        raise NotFound(f"There is no folder {quoted(path)}.", field="folder")
+    return files.filter(parent=path).select_related("created_by").order_by("-created_at", "id")
+
+
+def storage_usage(actor: Actor) -> dict[str, Any]:
+    """What the actor's files and data sets take up in its tenant, and what is left."""
+    row = StorageUsage.objects.filter(tenant_id=actor.tenant_id, user_id=actor.user_id).first() or StorageUsage(
+        bytes_limit=default_bytes_limit(), inodes_limit=default_inodes_limit()
+    )
+    return {
+        "bytes_used": row.bytes_used,
+        "bytes_limit": row.bytes_limit,
+        "bytes_remaining": max(0, row.bytes_limit - row.bytes_used),
+        "inodes_used": row.inodes_used,
+        "inodes_limit": row.inodes_limit,
+        "inodes_remaining": max(0, row.inodes_limit - row.inodes_used),
+    }
+
+
+def row_at(
+    tenant_id: UUID, user_id: UUID, area: str, parts: tuple[str, ...], *, lock: bool = False
+) -> StoredFile | None:
+    """The file or folder at a path of a user's area; locked until the transaction ends when asked."""
+    rows = StoredFile.objects.select_for_update() if lock else StoredFile.objects.all()
+    return rows.filter(tenant_id=tenant_id, created_by_id=user_id, area=area, path="/".join(parts)).first()
+
+
+def beneath(row: StoredFile) -> QuerySet[StoredFile]:
+    """Everything inside a folder, at any depth."""
+    prefix = f"{row.path}/"
+    # No LIKE: SQLite's ignores case, so "Data/" would match "data/".
+    return (
+        StoredFile.objects.filter(tenant_id=row.tenant_id, created_by_id=row.created_by_id, area=row.area)
+        .alias(head=Substr("path", 1, len(prefix)))
+        .filter(head=Value(prefix))
+    )

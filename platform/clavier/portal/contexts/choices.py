@@ -1,0 +1,47 @@
+"""What select boxes offer: the newest usable versions of the tenant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clavier.core.actor import Actor
+from datasets_app.models import DatasetVersion
+from models_app.queries import visible_versions
+
+MOST_CHOICES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One choice. ``facts``: what the page's script looks at, as data attributes."""
+
+    value: str
+    text: str
+    facts: dict[str, str]
+
+
+def base_model_options(actor: Actor) -> list[Option]:
+    """Versions that can be tuned: ready and whole."""
+    versions = visible_versions(actor).filter(state="ready", format="full")[:MOST_CHOICES]
+    return [Option(str(version.pk), str(version), {}) for version in versions]
+
+
+def model_options(actor: Actor) -> list[Option]:
+    """Versions that can be judged and served."""
+    versions = visible_versions(actor).filter(state="ready")[:MOST_CHOICES]
+    return [Option(str(version.pk), str(version), {"name": version.model.name}) for version in versions]
+
+
+def dataset_options(actor: Actor, *kinds: str) -> list[Option]:
+    """Usable dataset versions of some kinds; of all when none is named."""
+    versions = DatasetVersion.objects.filter(tenant_id=actor.tenant_id, is_usable=True).select_related("dataset")
+    if kinds:
+        versions = versions.filter(kind__in=kinds)
+    return [
+        Option(
+            str(version.pk),
+            f"{version} · {version.num_samples:,} · {version.kind}",
+            {"samples": str(version.num_samples), "kind": version.kind},
+        )
+        for version in versions[:MOST_CHOICES]
+    ]

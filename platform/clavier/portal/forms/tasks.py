@@ -1,0 +1,116 @@
+"""The form of a new task; its advanced fields are the table of knobs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django import forms
+from django.utils.translation import get_language
+from django.utils.translation import gettext_lazy as _
+
+from clavier.portal import labels
+from clavier.portal.complexity import COMPLEXITIES
+from runner.contract.knob_values import Knob
+from runner.contract.knobs import KNOBS, RECIPES
+
+#: Knobs that most people look at; the others are folded away.
+MAIN_KNOBS = ("num_train_epochs", "learning_rate", "per_device_train_batch_size", "max_seq_length", "lora_r")
+GIB_IN_MIB = 1024
+
+
+class TaskForm(forms.Form):
+    """What a person fills in; only shapes are checked here, the service checks the values."""
+
+    name = forms.CharField(label=_("Task name"), max_length=100)
+    description = forms.CharField(label=_("Description"), required=False, widget=forms.Textarea(attrs={"rows": 2}))
+    recipe = forms.ChoiceField(label=_("What to train"), choices=[(name, labels.RECIPES[name]) for name in RECIPES])
+    base_model = forms.CharField(label=_("Base model"), required=False)
+    train_dataset = forms.CharField(label=_("Training data"))
+    validation_dataset = forms.CharField(label=_("Validation data"), required=False)
+    method = forms.ChoiceField(
+        label=_("Method"), choices=[("lora", labels.METHODS["lora"]), ("full", labels.METHODS["full"])]
+    )
+    output_model_name = forms.CharField(
+        label=_("Name of the new model"), required=False, max_length=100, help_text=_("Empty: the task's name.")
+    )
+    cpu_cores = forms.FloatField(label=_("CPU cores"), initial=1, min_value=0.1)
+    memory_gib = forms.FloatField(label=_("Memory (GiB)"), initial=4, min_value=0.125)
+    gpus = forms.IntegerField(label=_("GPUs"), initial=0, min_value=0)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for knob in KNOBS:
+            self.fields[knob.name] = knob_field(knob)
+
+    def main_knobs(self) -> list[forms.BoundField]:
+        """The knobs shown at once."""
+        return [self[name] for name in MAIN_KNOBS]
+
+    def advanced_knobs(self) -> list[forms.BoundField]:
+        """The folded knobs."""
+        return [self[knob.name] for knob in KNOBS if knob.name not in MAIN_KNOBS]
+
+    def has_advanced_errors(self) -> bool:
+        """The fold must be open."""
+        return any(field.errors for field in self.advanced_knobs())
+
+    def complexities(self) -> str:
+        """Word -> values of knobs, for the page's script."""
+        return json.dumps(COMPLEXITIES)
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The knobs that the chosen recipe and method take, as they were given; empty ones are left out."""
+        recipe, method = self.cleaned_data["recipe"], self.cleaned_data["method"]
+        taken = (k for k in KNOBS if recipe in k.recipes and (not k.methods or method in k.methods))
+        given = {knob.name: self.cleaned_data[knob.name] for knob in taken}
+        return {name: value for name, value in given.items() if value != ""}
+
+    def resources(self) -> dict[str, int]:
+        """In the units of the ledger."""
+        return {
+            "cpu_milli": round(self.cleaned_data["cpu_cores"] * 1000),
+            "memory_mib": round(self.cleaned_data["memory_gib"] * GIB_IN_MIB),
+            "gpus": self.cleaned_data["gpus"],
+        }
+
+
+def knob_field(knob: Knob) -> forms.Field:
+    """A field of the knob's type with its default, range and help, marked with the recipes and methods that take it."""
+    attributes = {"data-recipes": " ".join(knob.recipes), "data-methods": " ".join(knob.methods)}
+    help_text = knob.help_zh if (get_language() or "").startswith("zh") else knob.help_en
+    common: dict[str, Any] = {"label": knob.name, "required": False, "help_text": help_text}
+    if knob.type == "bool":
+        # Not a checkbox: an absent one could not be told from "false".
+        choices = [("false", _("no")), ("true", _("yes"))]
+        common |= {"initial": "true" if knob.default else "false", "widget": forms.Select(attributes, choices)}
+    elif knob.choices:
+        common |= {"initial": knob.default, "widget": forms.Select(attributes, [(c, c) for c in knob.choices])}
+    else:
+        common |= {"initial": _written(knob.default), "widget": forms.TextInput(attributes | _range(knob))}
+    field = forms.CharField(**common)
+    field.unit = knob.unit  # type: ignore[attr-defined]
+    field.bounds = _bounds(knob)  # type: ignore[attr-defined]
+    return field
+
+
+def _range(knob: Knob) -> dict[str, str]:
+    if knob.type == "list":
+        return {}
+    return {"inputmode": "decimal" if knob.type == "float" else "numeric", "class": "number", "autocomplete": "off"}
+
+
+def _bounds(knob: Knob) -> str:
+    if knob.minimum is None or knob.maximum is None:
+        return ""
+    return f"{_number(knob.minimum)} – {_number(knob.maximum)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:g}"
+
+
+def _written(default: Any) -> str:
+    if default is None:
+        return ""
+    return ", ".join(default) if isinstance(default, list | tuple) else f"{default:g}" if isinstance(default, float) else str(default)

@@ -1,0 +1,72 @@
+"""Machine words as people read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A word, and the tone in which it is shown: good, live, wait, warn, bad or idle."""
+
+    text: str | Promise
+    tone: str
+
+
+STATES: dict[str, Label] = {
+    "PENDING": Label(_("Waiting"), "wait"),
+    "PREPARING": Label(_("Preparing"), "live"),
+    "RUNNING": Label(_("Running"), "live"),
+    "STOPPING": Label(_("Stopping"), "wait"),
+    "COMPLETED": Label(_("Completed"), "good"),
+    "FAILED": Label(_("Failed"), "bad"),
+    "STOPPED": Label(_("Stopped"), "idle"),
+    "DRAFT": Label(_("Draft"), "idle"),
+    "CREATING": Label(_("Starting"), "live"),
+    "READY": Label(_("Ready"), "good"),
+    "DEGRADED": Label(_("Degraded"), "warn"),
+    "importing": Label(_("Importing"), "live"),
+    "ready": Label(_("Ready"), "good"),
+    "failed": Label(_("Failed"), "bad"),
+}
+NOT_STARTED = Label(_("Not started"), "idle")
+
+RECIPES: dict[str, str | Promise] = {"sft": _("Fine-tuning"), "pretrain": _("Pretraining")}
+METHODS: dict[str, str | Promise] = {"full": _("all weights"), "lora": _("LoRA adapter")}
+SOURCES: dict[str, str | Promise] = {
+    "folder": _("folder of your files"),
+    "path": _("folder of the server"),
+    "huggingface": _("Hugging Face"),
+    "modelscope": _("ModelScope"),
+    "fine_tune": _("training task"),
+}
+METRICS: dict[str, str | Promise] = {
+    "exact_match": _("Exact match"),
+    "rouge_l": _("ROUGE-L"),
+    "bleu": _("BLEU"),
+}
+CANDIDATES: dict[str, str | Promise] = {"base": _("Base"), "tuned": _("Tuned"), "model": _("Model")}
+ROLES: dict[str, str | Promise] = {
+    "owner": _("Owner"),
+    "admin": _("Admin"),
+    "member": _("Member"),
+    "viewer": _("Viewer"),
+}
+RESOURCES: dict[str, str | Promise] = {
+    "running_runs": _("Runs at once"),
+    "cpu_milli": _("CPU cores"),
+    "memory_mib": _("Memory (GiB)"),
+    "gpus": _("GPUs"),
+}
+#: In what the portal shows a resource: the ledger's amount divided by this.
+RESOURCE_UNITS = {"cpu_milli": 1000, "memory_mib": 1024}
+
+
+def state_label(state: str | None) -> Label:
+    """How a state is shown; a word that is not in the table is shown as it is."""
+    if not state:
+        return NOT_STARTED
+    return STATES.get(state, Label(state, "idle"))

@@ -1,0 +1,141 @@
+"""Pages of fine-tuning tasks."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from django.http import HttpResponse, HttpResponseRedirect, JsonResponse, StreamingHttpResponse
+from django.shortcuts import redirect
+
+from clavier.core.errors import DomainError
+from clavier.portal.contexts import tasks as contexts
+from clavier.portal.forms.tasks import TaskForm
+from clavier.portal.listing import listing, whole_number
+from clavier.portal.logs import log_chunk, whole_log
+from clavier.portal.pages import PortalRequest, add_problems, feed, page, show
+from finetune_app import queries, services
+from finetune_app.models import FineTuneTask
+
+
+@page("GET")
+def task_list(request: PortalRequest) -> HttpResponse:
+    """All tasks, with filter and search."""
+    return show(request, "portal/task_list.html", _list(request))
+
+
+@page("GET")
+def task_rows(request: PortalRequest) -> HttpResponse:
+    """The rows of the list as they are now."""
+    return show(request, "portal/_task_rows.html", _list(request))
+
+
+@page("GET", "POST")
+def task_new(request: PortalRequest) -> HttpResponse:
+    """The form of a new task, and what it creates."""
+    if request.method == "GET":
+        form = TaskForm(initial={name: value for name, value in request.GET.items() if name in TaskForm.base_fields})
+        return show(request, "portal/task_form.html", contexts.task_new(request.actor, form))
+    form = TaskForm(request.POST)
+    status = 400
+    if form.is_valid():
+        try:
+            return redirect("portal:task", _create(request, form).pk)
+        except DomainError as error:
+            add_problems(form, error)
+            status = error.status
+    return show(request, "portal/task_form.html", contexts.task_new(request.actor, form), status=status)
+
+
+@page("GET")
+def task_detail(request: PortalRequest, task_id: UUID) -> HttpResponse:
+    """One task: progress, curve, log, timeline."""
+    task = services.access_fine_tune_task(request.actor, task_id)
+    return show(request, "portal/task_detail.html", contexts.task_detail(request.actor, task))
+
+
+@page("GET")
+def task_status(request: PortalRequest, task_id: UUID) -> HttpResponse:
+    """The head of a task's page; a new state loads the whole page again."""
+    task = services.access_fine_tune_task(request.actor, task_id)
+    status = contexts.task_status(request.actor, task)
+    if request.GET.get("state") != (status.state or ""):
+        return HttpResponse(status=204, headers={"HX-Refresh": "true"})
+    return show(request, "portal/_task_status.html", status)
+
+
+@feed
+def task_metrics(request: PortalRequest, task_id: UUID) -> JsonResponse:
+    """``{events, next_offset}`` from a byte offset on."""
+    task = services.access_fine_tune_task(request.actor, task_id)
+    events, next_offset = queries.metrics(task, whole_number(request, "offset", 0))
+    return JsonResponse({"events": events, "next_offset": next_offset})
+
+
+@feed
+def task_log(request: PortalRequest, task_id: UUID) -> HttpResponse:
+    """The log from a byte offset on."""
+    task = services.access_fine_tune_task(request.actor, task_id)
+    return log_chunk(request, task.run_id)
+
+
+@page("GET")
+def task_log_file(request: PortalRequest, task_id: UUID) -> StreamingHttpResponse:
+    """The whole log as a file."""
+    task = services.access_fine_tune_task(request.actor, task_id)
+    return whole_log(task.run_id, task.name)
+
+
+@page("POST")
+def task_start(request: PortalRequest, task_id: UUID) -> HttpResponseRedirect:
+    """Start a saved task."""
+    task = services.access_fine_tune_task(request.actor, task_id)
+    services.start_fine_tune_task(actor=request.actor, task=task)
+    return redirect("portal:task", task_id)
+
+
+@page("POST")
+def task_stop(request: PortalRequest, task_id: UUID) -> HttpResponseRedirect:
+    """Stop a live task."""
+    task = services.access_fine_tune_task(request.actor, task_id)
+    services.stop_fine_tune_task(actor=request.actor, task=task)
+    return redirect("portal:task", task_id)
+
+
+@page("POST")
+def task_retry(request: PortalRequest, task_id: UUID) -> HttpResponseRedirect:
+    """Run a failed or stopped task again."""
+    task = services.access_fine_tune_task(request.actor, task_id)
+    services.retry_fine_tune_task(actor=request.actor, task=task)
+    return redirect("portal:task", task_id)
+
+
+@page("POST")
+def task_delete(request: PortalRequest, task_id: UUID) -> HttpResponseRedirect:
+    """Delete a task with its runs and logs."""
+    task = services.access_fine_tune_task(request.actor, task_id)
+    services.delete_fine_tune_task(actor=request.actor, task=task)
+    return redirect("portal:tasks")
+
+
+def _list(request: PortalRequest) -> contexts.TaskList:
+    state = request.GET.get("state", "")
+    tasks = queries.visible_tasks(request.actor, state=state, search=request.GET.get("search", ""))
+    return contexts.task_list(listing(request, tasks, "state"), state)
+
+
+def _create(request: PortalRequest, form: TaskForm) -> FineTuneTask:
+    given = form.cleaned_data
+    return services.create_fine_tune_task(
+        actor=request.actor,
+        name=given["name"],
+        description=given["description"],
+        recipe=given["recipe"],
+        method=given["method"],
+        base_model=given["base_model"] or None,
+        train_dataset=given["train_dataset"],
+        validation_dataset=given["validation_dataset"] or None,
+        hyperparameters=form.hyperparameters(),
+        resources=form.resources(),
+        output_model_name=given["output_model_name"],
+        start="save" not in request.POST,
+    )

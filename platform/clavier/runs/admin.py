@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from unfold.admin import ModelAdmin, TabularInline
+
+from clavier.core.admin import ReadOnly
+from clavier.core.errors import DomainError
+from clavier.runs.models import Attempt, Lease, Outbox, Run, RunEvent
+from clavier.runs.services import announce, stop_run
+
+
+class AttemptInline(ReadOnly, TabularInline):
+    model = Attempt
+    extra = 0
+    fields = ("number", "node", "created_at", "started_at", "ended_at", "exit_code", "end_reason", "max_memory_mib")
+
+
+class EventInline(ReadOnly, TabularInline):
+    model = RunEvent
+    extra = 0
+    fields = ("at", "from_state", "to_state", "reason", "message", "actor_name")
+
+
+@admin.register(Run)
+class RunAdmin(ReadOnly, ModelAdmin):
+    """Every run of every tenant, with the operator's verbs."""
+
+    list_display = ("name", "kind", "state", "tenant", "created_by", "priority", "created_at", "ended_at", "end_reason")
+    list_filter = ("state", "kind", "end_reason", "resource_group")
+    search_fields = ("name", "id", "subject_id", "tenant__name", "created_by__username")
+    list_select_related = ("tenant", "created_by")
+    date_hierarchy = "created_at"
+    show_full_result_count = False
+    inlines = (AttemptInline, EventInline)
+    actions: ClassVar = ["stop", "requeue"]
+
+    @admin.action(description="Stop", permissions=["view"])
+    def stop(self, request: HttpRequest, queryset: QuerySet[Run]) -> None:
+        """Stop each run, as an operator."""
+        for run in queryset:
+            try:
+                stop_run(run=run, actor_name=request.user.get_username(), by_operator=True)
+                self.message_user(request, f"{run.name}: {run.state}", messages.SUCCESS)
+            except DomainError as error:
+                self.message_user(request, f"{run.name}: {error.message}", messages.WARNING)
+
+    @admin.action(description="Requeue: wake the scheduler for waiting runs", permissions=["view"])
+    def requeue(self, request: HttpRequest, queryset: QuerySet[Run]) -> None:
+        """Tell the queue again; nothing is lost by it, and nothing runs twice."""
+        for run in queryset:
+            announce(run)
+        self.message_user(request, "The scheduler was woken.", messages.SUCCESS)
+
+
+@admin.register(Attempt)
+class AttemptAdmin(ReadOnly, ModelAdmin):
+    list_display = ("id", "run", "number", "node", "created_at", "started_at", "ended_at", "exit_code", "end_reason")
+    list_filter = ("end_reason", "node")
+    search_fields = ("id", "run__name", "run__id")
+    list_select_related = ("run", "node")
+    show_full_result_count = False
+
+
+@admin.register(RunEvent)
+class RunEventAdmin(ReadOnly, ModelAdmin):
+    list_display = ("at", "run", "from_state", "to_state", "reason", "message", "actor_name")
+    list_filter = ("to_state", "reason")
+    search_fields = ("run__name", "run__id", "message", "actor_name")
+    list_select_related = ("run",)
+    show_full_result_count = False
+
+
+@admin.register(Outbox)
+class OutboxAdmin(ReadOnly, ModelAdmin):
+    list_display = ("run_id", "created_at")
+    show_full_result_count = False
+
+
+@admin.register(Lease)
+class LeaseAdmin(ReadOnly, ModelAdmin):
+    list_display = ("name", "holder", "epoch", "renewed_at", "expires_at")
+    show_full_result_count = False

@@ -1,0 +1,7 @@
+from django.apps import AppConfig
+
+
+class RunsConfig(AppConfig):
+    """The hinge: everything that computes is a Run."""
+
+    name = "clavier.runs"

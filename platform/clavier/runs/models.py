@@ -1,0 +1,131 @@
+"""Runs, their attempts, what happened to them, and what is still to be told to the queue."""
+
+from __future__ import annotations
+
+import uuid
+from typing import ClassVar
+
+from django.db import models
+from django.db.models import Q
+
+from clavier.core.models import TenantOwned
+from clavier.quotas.models import Node
+from clavier.runs.states import EndReason, RunState
+from runner.contract.run_spec import RUN_KINDS, RunSpec
+
+STATE_CHOICES = [(state.value, state.value) for state in RunState]
+REASON_CHOICES = [(reason.value, reason.value) for reason in EndReason]
+
+
+class Run(TenantOwned):
+    """Everything that computes. ``state`` changes only through ``runs.services.transition``."""
+
+    kind = models.CharField(max_length=20, choices=[(kind, kind) for kind in RUN_KINDS])
+    name = models.CharField(max_length=200, help_text="What the run is for, as its owner called it.")
+    subject_id = models.UUIDField(db_index=True, help_text="The domain's object for which the run was made.")
+    spec = models.JSONField(editable=False)
+    spec_digest = models.CharField(max_length=64, editable=False)
+    resource_group = models.CharField(max_length=63, default="default")
+    priority = models.IntegerField(default=0)
+    not_before = models.DateTimeField(null=True, blank=True)
+
+    state = models.CharField(max_length=10, choices=STATE_CHOICES, default=RunState.PENDING, editable=False)
+    version = models.PositiveIntegerField(default=0, editable=False)
+    why = models.TextField(blank=True, editable=False, help_text="While PENDING: what it waits for.")
+    stop_reason = models.CharField(max_length=20, choices=REASON_CHOICES, blank=True, editable=False)
+    end_reason = models.CharField(max_length=20, choices=REASON_CHOICES, blank=True, editable=False)
+    message = models.TextField(blank=True, editable=False, help_text="For people: how it ended.")
+    started_at = models.DateTimeField(null=True, editable=False)
+    ended_at = models.DateTimeField(null=True, editable=False)
+
+    class Meta:
+        indexes: ClassVar = [
+            models.Index(fields=["state", "-priority", "created_at"], name="run_queue"),
+            models.Index(fields=["tenant", "-created_at"], name="run_list"),
+        ]
+        constraints: ClassVar = [
+            models.CheckConstraint(condition=Q(state__in=[state.value for state in RunState]), name="run_state_known"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name!r} ({self.state})"
+
+    @property
+    def is_final(self) -> bool:
+        """The run has ended and never changes again."""
+        return self.state in (RunState.COMPLETED, RunState.FAILED, RunState.STOPPED)
+
+    def run_spec(self) -> RunSpec:
+        """The spec as it was submitted."""
+        return RunSpec.from_json(self.spec)
+
+
+class Attempt(models.Model):
+    """One start of a process or container; its id is the name that the executor knows."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="attempts")
+    number = models.PositiveIntegerField()
+    node = models.ForeignKey(Node, on_delete=models.PROTECT, related_name="attempts")
+    created_at = models.DateTimeField(auto_now_add=True)
+    not_before = models.DateTimeField(null=True, blank=True)
+    observed_at = models.DateTimeField(null=True, blank=True, help_text="When the executor first knew it.")
+    missing_since = models.DateTimeField(null=True, blank=True)
+    started_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+    exit_code = models.IntegerField(null=True, blank=True)
+    end_reason = models.CharField(max_length=20, choices=REASON_CHOICES, blank=True)
+    max_memory_mib = models.PositiveIntegerField(null=True, blank=True)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["run", "number"], name="attempt_once"),
+            models.UniqueConstraint(fields=["run"], condition=Q(ended_at=None), name="attempt_one_live"),
+        ]
+
+    def __str__(self) -> str:
+        return f"attempt {self.number} of {self.run_id}"
+
+
+class RunEvent(models.Model):
+    """What happened to a run, in order; replaying the state events gives the state."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="events")
+    at = models.DateTimeField(auto_now_add=True)
+    from_state = models.CharField(max_length=10, blank=True)
+    to_state = models.CharField(max_length=10, blank=True, help_text="Empty: a note, no change of state.")
+    reason = models.CharField(max_length=20, blank=True)
+    message = models.TextField(blank=True)
+    actor_name = models.CharField(max_length=150, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["pk"]
+
+    def __str__(self) -> str:
+        return f"{self.from_state or '·'} -> {self.to_state or '·'} {self.message}".strip()
+
+
+class Outbox(models.Model):
+    """A wake-up that the queue was not yet told of; deleted once it was."""
+
+    run_id = models.UUIDField()
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        verbose_name_plural = "outbox"
+
+    def __str__(self) -> str:
+        return f"wake-up for run {self.run_id}"
+
+
+class Lease(models.Model):
+    """Who leads a loop of which there may be one, on the database's clock; renewing it is the heartbeat."""
+
+    name = models.CharField(max_length=40, primary_key=True)
+    holder = models.CharField(max_length=100)
+    epoch = models.PositiveBigIntegerField(default=0)
+    renewed_at = models.DateTimeField()
+    expires_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.name} held by {self.holder} (epoch {self.epoch})"

@@ -1,0 +1,121 @@
+"""What programs wrote: log and metrics by byte offset, manifest, artifacts. Links are never followed."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+
+from clavier.core.errors import NotFound
+from clavier.core.paths import open_beneath, parse_path
+from runner.contract import folder
+
+MAX_READ_BYTES = 1024 * 1024
+MAX_JSON_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Bytes of a growing file. ``next_offset``: where to go on. ``size``: the file's bytes now."""
+
+    data: bytes
+    next_offset: int
+    size: int
+
+
+def run_folder(run_id: UUID) -> Path:
+    """Where a run's files lie."""
+    return Path(settings.CLAVIER_RUNS) / str(run_id)
+
+
+def read_log(run_id: UUID, offset: int = 0, limit: int = MAX_READ_BYTES) -> Chunk:
+    """The log from a byte offset on; a negative offset counts from the end. Whole lines unless a line is too long."""
+    return read_lines(run_id, folder.LOG, offset, limit)
+
+
+def read_metrics(run_id: UUID, offset: int = 0, limit: int = MAX_READ_BYTES) -> tuple[list[dict[str, Any]], int]:
+    """Events of the program from a byte offset on, and the next offset. Lines that are no JSON object are passed over."""
+    chunk = read_lines(run_id, folder.METRICS, offset, limit)
+    events = []
+    for line in chunk.data.splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict):
+            events.append(event)
+    return events, chunk.next_offset
+
+
+def read_lines(run_id: UUID, name: str, offset: int, limit: int) -> Chunk:
+    """Whole lines of a file of the run folder; an absent file is empty."""
+    try:
+        descriptor = open_regular(run_id, parse_path(name))
+    except NotFound:
+        return Chunk(b"", max(0, offset), 0)
+    with open(descriptor, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        start = max(0, size + offset) if offset < 0 else min(offset, size)
+        stream.seek(start)
+        data = stream.read(max(1, min(limit, MAX_READ_BYTES)))
+    if offset < 0 and start > 0:
+        cut = data.find(b"\n") + 1
+        data, start = data[cut:], start + cut
+    end = data.rfind(b"\n") + 1
+    if end or len(data) < MAX_READ_BYTES:
+        data = data[:end] if end else b""
+    return Chunk(data, start + len(data), size)
+
+
+def read_json(run_id: UUID, path: str) -> dict[str, Any] | None:
+    """A JSON object that a program wrote, None when absent or broken."""
+    try:
+        descriptor = open_regular(run_id, parse_path(path))
+    except NotFound:
+        return None
+    with open(descriptor, "rb") as stream:
+        if os.fstat(stream.fileno()).st_size > MAX_JSON_BYTES:
+            return None
+        try:
+            value = json.load(stream)
+        except ValueError:
+            return None
+    return value if isinstance(value, dict) else None
+
+
+def check_manifest(run_id: UUID) -> tuple[dict[str, Any] | None, str]:
+    """The manifest of ``output/`` and ``""``, or None and what is wrong: each listed file exists with its size."""
+    path = f"{folder.OUTPUT}/{folder.MANIFEST}"
+    manifest = read_json(run_id, path)
+    if manifest is None:
+        return None, f"The program ended without {path}."
+    files = manifest.get("files")
+    if not isinstance(files, list) or not files:
+        return None, f"{path} lists no files."
+    for entry in files:
+        try:
+            descriptor = open_regular(run_id, (folder.OUTPUT, *parse_path(str(entry["path"]))))
+        except (NotFound, KeyError, TypeError):
+            return None, f"{path} lists {entry!r}, which is not there."
+        with open(descriptor, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+        if size != entry.get("size"):
+            return None, f"{entry['path']} has {size} bytes, {path} says {entry.get('size')}."
+    return manifest, ""
+
+
+def open_regular(run_id: UUID, parts: tuple[str, ...]) -> int:
+    """A descriptor of a regular file in the run folder. Raises NotFound."""
+    root = run_folder(run_id)
+    if not root.is_dir():
+        raise NotFound("The run has no folder yet.")
+    descriptor = open_beneath(root, parts)
+    if not os.path.isfile(f"/proc/self/fd/{descriptor}"):
+        os.close(descriptor)
+        raise NotFound(f"{'/'.join(parts)} is no regular file.")
+    return descriptor

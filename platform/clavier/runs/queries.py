@@ -1,0 +1,73 @@
+"""What pages and dialects show of runs."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Count, F, Q, QuerySet
+from django.db.models.functions import Now
+
+from clavier.core.actor import Actor
+from clavier.runs import outputs
+from clavier.runs.models import Lease, Run, RunEvent
+from clavier.runs.states import LIVE_STATES, RunState
+
+RECONCILER_LEASE = "reconciler"
+TAIL_BYTES = 64 * 1024
+
+
+def visible_runs(actor: Actor) -> QuerySet[Run]:
+    """Runs of the actor's tenant."""
+    return Run.objects.filter(tenant_id=actor.tenant_id)
+
+
+def counts_by_state(actor: Actor, kind: str | None = None) -> dict[str, int]:
+    """State -> number of runs of the actor's tenant."""
+    runs = visible_runs(actor).filter(**({"kind": kind} if kind else {}))
+    return dict(runs.values_list("state").annotate(number=Count("pk")).order_by())
+
+
+def position(run: Run) -> int | None:
+    """How many runs stand before it in its group, plus one; None when it does not wait."""
+    if run.state != RunState.PENDING:
+        return None
+    before = Q(priority__gt=run.priority) | Q(priority=run.priority, created_at__lt=run.created_at)
+    return Run.objects.filter(before, state=RunState.PENDING, resource_group=run.resource_group).count() + 1
+
+
+def events(run: Run) -> QuerySet[RunEvent]:
+    """What happened to the run, in order."""
+    return RunEvent.objects.filter(run=run).order_by("pk")
+
+
+def progress(run_id: UUID) -> dict[str, Any]:
+    """The newest phase and progress that the program reported: ``{phase, step, total_steps, eta_s, ...}``."""
+    found: dict[str, Any] = {}
+    recent, _ = outputs.read_metrics(run_id, -TAIL_BYTES)
+    for event in recent:
+        if event.get("kind") in ("phase", "progress", "metric", "error"):
+            found[str(event["kind"])] = event
+    return found
+
+
+def reconciler_is_alive() -> bool:
+    """The reconciler renewed its lease in time."""
+    return Lease.objects.filter(name=RECONCILER_LEASE, expires_at__gt=Now()).exists()
+
+
+def replayed_state(run: Run) -> str:
+    """The state that the run's events lead to (I10)."""
+    last = RunEvent.objects.filter(run=run).exclude(to_state="").last()
+    return last.to_state if last else ""
+
+
+def waiting_runs() -> QuerySet[Run]:
+    """PENDING runs whose time has come, in the order of admission."""
+    due = Q(not_before=None) | Q(not_before__lte=Now())
+    return Run.objects.filter(due, state=RunState.PENDING).order_by("-priority", F("created_at"), "pk")
+
+
+def live_runs() -> QuerySet[Run]:
+    """Runs that have not ended."""
+    return Run.objects.filter(state__in=LIVE_STATES)

@@ -1,0 +1,263 @@
+"""Submit, stop, begin, retry, finish. ``transition`` is the only door to a run's state."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+from django.utils.module_loading import import_string
+
+from clavier.core.actor import Actor
+from clavier.core.errors import Conflict, FieldProblem, InvalidFields, Unprocessable, quoted
+from clavier.quotas.models import Node, Usage
+from clavier.quotas.services import Shortage, amounts_of, move_reservations, release, reserve
+from clavier.runs import queue
+from clavier.runs.models import Attempt, Outbox, Run, RunEvent
+from clavier.runs.outputs import run_folder
+from clavier.runs.states import EDGES, FINAL_STATE_OF, FINAL_STATES, RETRIED_REASONS, EndReason, RunState
+from runner.contract.run_spec import Resources, RunKind, RunSpec
+
+FIRST_BACK_OFF = timedelta(seconds=2)
+LONGEST_BACK_OFF = timedelta(minutes=5)
+
+
+def submit_run(
+    *, actor: Actor, kind: RunKind, name: str, subject_id: UUID, spec: RunSpec, not_before: datetime | None = None
+) -> Run:
+    """A new PENDING run. Raises Unprocessable (``unschedulable``) when no node could ever take it."""
+    require_schedulable(spec)
+    with transaction.atomic():
+        run = Run.objects.create(
+            tenant_id=actor.tenant_id,
+            created_by_id=actor.user_id,
+            kind=kind,
+            name=name,
+            subject_id=subject_id,
+            spec=spec.to_json(),
+            spec_digest=spec.digest(),
+            resource_group=spec.resource_group,
+            priority=spec.priority,
+            not_before=not_before,
+        )
+        RunEvent.objects.create(run=run, to_state=RunState.PENDING, actor_name=actor.username)
+        announce(run)
+    return run
+
+
+def transition(
+    run: Run,
+    to: RunState,
+    *,
+    reason: EndReason | None = None,
+    message: str = "",
+    actor_name: str = "",
+    **columns: Any,
+) -> bool:
+    """Move a run along one edge, with its event, in one transaction; False: someone was faster.
+
+    A final state ends the live attempt, releases its reservations and calls the domain's hook in the same
+    transaction. ``columns`` are further columns of the run to set. Raises ValueError for an edge that is none.
+    """
+    if to not in EDGES[RunState(run.state)]:
+        raise ValueError(f"there is no edge {run.state} -> {to}")
+    before, now = run.state, timezone.now()
+    columns |= {"state": to, "version": run.version + 1, "updated_at": now}
+    if to in FINAL_STATES:
+        columns |= {"end_reason": reason or "", "message": message, "ended_at": now, "why": ""}
+    with transaction.atomic():
+        moved = Run.objects.filter(pk=run.pk, state=before, version=run.version).update(**columns)
+        if not moved:
+            return False
+        for column, value in columns.items():
+            setattr(run, column, value)
+        RunEvent.objects.create(
+            run=run, from_state=before, to_state=to, reason=reason or "", message=message, actor_name=actor_name
+        )
+        if to in FINAL_STATES:
+            end_live_attempt(run, reason)
+            announce(run)
+            import_string(settings.RUN_FINISHED_HOOKS[run.kind])(run)
+    return True
+
+
+def stop_run(*, run: Run, actor_name: str, by_operator: bool = False) -> Run:
+    """Ask a run to end: a PENDING run is STOPPED at once, a started one becomes STOPPING. Raises Conflict."""
+    reason = EndReason.STOPPED_BY_OPERATOR if by_operator else EndReason.STOPPED_BY_USER
+    message = f"Stopped by {actor_name}."
+    for _ in range(10):
+        run.refresh_from_db()
+        if run.state == RunState.STOPPING:
+            return run
+        if run.is_final:
+            raise Conflict(f"The run has ended already ({run.state}).", code="already_ended")
+        if run.state == RunState.PENDING:
+            done = transition(run, RunState.STOPPED, reason=reason, message=message, actor_name=actor_name)
+        else:
+            with transaction.atomic():
+                done = transition(
+                    run, RunState.STOPPING, message=message, actor_name=actor_name, stop_reason=reason
+                )
+                if done:
+                    announce(run)
+        if done:
+            return run
+    raise Conflict("The run changes too quickly; try again.", code="busy")
+
+
+def begin_attempt(*, run: Run, node: Node) -> Attempt | Shortage | None:
+    """Reserve, PENDING -> PREPARING and a new attempt, all or nothing; None: someone was faster."""
+    with transaction.atomic():
+        attempt = Attempt(run=run, number=run.attempts.count() + 1, node=node)
+        shortage = reserve(
+            attempt_id=attempt.pk,
+            tenant_id=run.tenant_id,
+            user_id=run.created_by_id,
+            node=node,
+            resources=run.run_spec().resources,
+        )
+        if shortage is not None:
+            return shortage
+        if not transition(run, RunState.PREPARING, why=""):
+            transaction.set_rollback(True)
+            return None
+        attempt.save(force_insert=True)
+    return attempt
+
+
+def finish_attempt(
+    *,
+    attempt: Attempt,
+    reason: EndReason,
+    message: str,
+    exit_code: int | None = None,
+    ended_at: datetime | None = None,
+    max_memory_mib: int | None = None,
+) -> bool:
+    """An attempt has ended: the run ends too, or gets another attempt if the platform was at fault.
+
+    Idempotent: False when the attempt was finished already or someone was faster.
+    """
+    with transaction.atomic():
+        ended = Attempt.objects.filter(pk=attempt.pk, ended_at=None).update(
+            ended_at=ended_at or timezone.now(),
+            exit_code=exit_code,
+            end_reason=reason,
+            max_memory_mib=max_memory_mib,
+        )
+        if not ended:
+            return False
+        run = Run.objects.get(pk=attempt.run_id)
+        if run.state == RunState.STOPPING:
+            reason, message = EndReason(run.stop_reason), run_stop_message(run)
+        elif reason in RETRIED_REASONS and attempt.number <= run.run_spec().retries:
+            retry_attempt(run, attempt, reason, message)
+            return True
+        release(attempt_id=attempt.pk)
+        if not transition(run, FINAL_STATE_OF[reason], reason=reason, message=message):
+            transaction.set_rollback(True)
+            return False
+    return True
+
+
+def mark_running(*, attempt: Attempt, started_at: datetime) -> bool:
+    """PREPARING -> RUNNING once the executor says so. False when someone was faster."""
+    run = Run.objects.get(pk=attempt.run_id)
+    Attempt.objects.filter(pk=attempt.pk, started_at=None).update(started_at=started_at)
+    if run.state != RunState.PREPARING:
+        return False
+    return transition(run, RunState.RUNNING, started_at=run.started_at or started_at)
+
+
+def note(run: Run, message: str, *, actor_name: str = "") -> None:
+    """Something worth knowing that is no change of state."""
+    RunEvent.objects.create(run=run, message=message, actor_name=actor_name)
+
+
+def announce(run: Run) -> None:
+    """Wake the scheduler after the commit; the outbox row stays until the queue was told."""
+    row = Outbox.objects.create(run_id=run.pk)
+    transaction.on_commit(lambda: queue.tell(row.pk))
+
+
+def delete_run(*, run: Run) -> None:
+    """Forget an ended run and its folder. Raises Conflict while it lives."""
+    if not run.is_final:
+        raise Conflict("The run has not ended; stop it first.", code="in_use")
+    folder = run_folder(run.pk)
+    run.delete()
+    transaction.on_commit(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def require_schedulable(spec: RunSpec) -> None:
+    """Raises Unprocessable when even an empty node of the group could not take the run."""
+    nodes = Node.objects.filter(resource_group__name=spec.resource_group)
+    shortages: list[Shortage] = []
+    wanted = amounts_of(spec.resources)
+    for node in nodes:
+        rows = Usage.objects.filter(scope="node", scope_id=node.pk)
+        short = [Shortage("node", row.resource, row.cap, 0, wanted[row.resource]) for row in rows]
+        short = [shortage for shortage in short if not shortage.can_ever_fit]
+        if not short:
+            return
+        shortages += short
+    detail = f"; the nearest node: {shortages[0]}" if shortages else ": it has no node"
+    raise Unprocessable(
+        f"No node of the resource group {spec.resource_group!r} can take this run{detail}. Ask for less, or for another group.",
+        code="unschedulable",
+        field="resources",
+    )
+
+
+def checked_resources(given: Mapping[str, Any]) -> dict[str, int]:
+    """cpu_milli, memory_mib and gpus of the request, with defaults. Raises InvalidFields."""
+    bounds = {"cpu_milli": (100, 1_024_000), "memory_mib": (128, 64 * 1024 * 1024), "gpus": (0, 64)}
+    problems = [
+        FieldProblem(f"resources.{name}", "unknown_field", f"resources.{name} is unknown; {', '.join(bounds)} are known.")
+        for name in given
+        if name not in bounds
+    ]
+    defaults = Resources(cpu_milli=1000, memory_mib=4096)
+    found: dict[str, int] = {}
+    for name, (lowest, highest) in bounds.items():
+        value = given.get(name, getattr(defaults, name))
+        if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+            message = f"resources.{name} {quoted(value)} is no whole number from {lowest} to {highest}."
+            problems.append(FieldProblem(f"resources.{name}", "out_of_range", message))
+        else:
+            found[name] = value
+    if problems:
+        raise InvalidFields(problems)
+    return found
+
+
+def end_live_attempt(run: Run, reason: EndReason | None) -> None:
+    """Close the run's live attempt, if there is one, and give back what it holds."""
+    for attempt in Attempt.objects.filter(run=run, ended_at=None):
+        Attempt.objects.filter(pk=attempt.pk).update(ended_at=timezone.now(), end_reason=reason or "")
+        release(attempt_id=attempt.pk)
+
+
+def retry_attempt(run: Run, ended: Attempt, reason: EndReason, message: str) -> None:
+    """A new attempt with the old one's resources, after a back-off that doubles."""
+    wait = min(FIRST_BACK_OFF * 2 ** (ended.number - 1), LONGEST_BACK_OFF)
+    following = Attempt.objects.create(
+        run=run, number=ended.number + 1, node_id=ended.node_id, not_before=timezone.now() + wait
+    )
+    move_reservations(from_attempt=ended.pk, to_attempt=following.pk)
+    RunEvent.objects.create(
+        run=run,
+        reason=reason,
+        message=f"{message} The platform was at fault; attempt {following.number} starts in {wait.total_seconds():g} s.",
+    )
+
+
+def run_stop_message(run: Run) -> str:
+    """Who asked the run to stop."""
+    event = RunEvent.objects.filter(run=run, to_state=RunState.STOPPING).last()
+    return event.message if event else "Stopped."

@@ -1,0 +1,82 @@
+"""What a hyperparameter is, and how a given value becomes one of its type."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+KnobType = Literal["int", "float", "bool", "str", "list"]
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One hyperparameter. ``recipes``: who takes it; ``methods``: () means all; ``default`` None means "not set"."""
+
+    name: str
+    type: KnobType
+    default: Any
+    help_en: str
+    help_zh: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    unit: str = ""
+    recipes: tuple[str, ...] = ("sft", "pretrain")
+    methods: tuple[str, ...] = ()
+
+
+def read_value(knob: Knob, value: Any) -> Any:
+    """A given value in the knob's type. Raises ValueError saying what is allowed."""
+    if value is None:
+        return list(knob.default) if knob.type == "list" else knob.default
+    if knob.type == "bool":
+        return _read_bool(value)
+    if knob.type == "list":
+        return _read_list(value)
+    if knob.type == "str":
+        if value not in knob.choices:
+            raise ValueError(f"{value!r} is not one of {', '.join(knob.choices)}")
+        return value
+    number = _read_number(value, whole=knob.type == "int")
+    if (knob.minimum is not None and number < knob.minimum) or (knob.maximum is not None and number > knob.maximum):
+        unit = f" {knob.unit}" if knob.unit else ""
+        raise ValueError(f"{value} is outside {_plain(knob.minimum)} to {_plain(knob.maximum)}{unit}")
+    return number
+
+
+def _read_number(value: Any, *, whole: bool) -> int | float:
+    kind = "a whole number" if whole else "a number"
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"needs {kind}, got {value!r}")
+    try:
+        if whole and not isinstance(value, float):
+            return int(value)  # never through float: 2**53 + 1 must stay itself
+        number = float(value)
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number) or (whole and not number.is_integer()):
+        raise ValueError(f"needs {kind}, got {value!r}")
+    return int(number) if whole else number
+
+
+def _read_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return value.strip().lower() == "true"
+    raise ValueError(f"needs true or false, got {value!r}")
+
+
+def _read_list(value: Any) -> list[str]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"needs a list of names, got {value!r}")
+    names = [part.strip() for part in parts if part.strip()]
+    if not names:
+        raise ValueError("needs at least one name")
+    return names
+
+
+def _plain(bound: float | None) -> str:
+    return "any" if bound is None else f"{bound:g}"

@@ -1,0 +1,385 @@
+"""The one table of hyperparameters: forms, the APIs, validation, documentation and programs all read it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runner.contract.knob_values import Knob, read_value
+
+#: Recipe -> its methods.
+RECIPES: dict[str, tuple[str, ...]] = {"sft": ("full", "lora"), "pretrain": ("full",)}
+
+
+@dataclass(frozen=True, slots=True)
+class KnobProblem:
+    """What is wrong with one value."""
+
+    field: str
+    value: Any
+    message: str
+
+
+class HyperparametersInvalid(Exception):
+    """All that is wrong with a set of hyperparameters, at once."""
+
+    def __init__(self, problems: list[KnobProblem]) -> None:
+        super().__init__("; ".join(f"{problem.field}: {problem.message}" for problem in problems))
+        self.problems = problems
+
+
+#: The shape of a model that is pretrained from scratch. With a base model these knobs stay unset: its shape counts.
+NEW_MODEL_SHAPE: dict[str, int] = {
+    "vocab_size": 4096,
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 352,
+}
+
+KNOBS: tuple[Knob, ...] = (
+    Knob("learning_rate", "float", 2e-4, "Peak learning rate.", "学习率峰值。", 0.0, 1.0),
+    Knob(
+        "num_train_epochs",
+        "float",
+        3.0,
+        "Passes over the data; fractions are allowed.",
+        "训练轮数, 可为小数。",
+        0.01,
+        10_000,
+        unit="epochs",
+    ),
+    Knob(
+        "max_steps",
+        "int",
+        0,
+        "Optimizer steps; 0: as many as the epochs need.",
+        "优化步数; 0 表示由训练轮数决定。",
+        0,
+        100_000_000,
+        unit="steps",
+    ),
+    Knob(
+        "per_device_train_batch_size",
+        "int",
+        8,
+        "Samples in one forward pass.",
+        "单次前向计算的样本数。",
+        1,
+        4096,
+        unit="samples",
+    ),
+    Knob(
+        "gradient_accumulation_steps",
+        "int",
+        1,
+        "Forward passes per optimizer step.",
+        "每次参数更新累积的前向次数。",
+        1,
+        4096,
+    ),
+    Knob(
+        "max_seq_length",
+        "int",
+        1024,
+        "Longest sample; length_policy says what happens to longer ones.",
+        "样本最大长度; 更长的样本按 length_policy 处理。",
+        8,
+        1_048_576,
+        unit="tokens",
+        recipes=("sft",),
+    ),
+    Knob(
+        "length_policy",
+        "str",
+        "truncate",
+        "Longer samples are cut at the end, or dropped.",
+        "超长样本: truncate 截断, drop 丢弃。",
+        choices=("truncate", "drop"),
+        recipes=("sft",),
+    ),
+    Knob(
+        "lr_scheduler_type",
+        "str",
+        "cosine",
+        "How the learning rate falls after the warm-up.",
+        "预热后学习率的变化方式。",
+        choices=("linear", "cosine", "constant"),
+    ),
+    Knob(
+        "warmup_ratio",
+        "float",
+        0.03,
+        "Share of the steps in which the learning rate rises from 0.",
+        "学习率从 0 上升所占步数的比例。",
+        0.0,
+        1.0,
+    ),
+    Knob("optim", "str", "adamw", "Optimizer.", "优化器。", choices=("adamw", "sgd", "adafactor")),
+    Knob(
+        "weight_decay",
+        "float",
+        0.0,
+        "Decay of weight matrices (not of norms and biases).",
+        "权重矩阵的衰减系数 (不含归一化层与偏置)。",
+        0.0,
+        1.0,
+    ),
+    Knob(
+        "max_grad_norm",
+        "float",
+        1.0,
+        "Gradients are scaled down to this norm; 0: never.",
+        "梯度裁剪的范数上限; 0 表示不裁剪。",
+        0.0,
+        1000.0,
+    ),
+    Knob("seed", "int", 42, "Start of every random choice.", "随机种子。", 0, 2**32 - 1),
+    Knob(
+        "precision",
+        "str",
+        "auto",
+        "auto: bf16 where the device has it, else fp32.",
+        "计算精度; auto: 设备支持时用 bf16, 否则用 fp32。",
+        choices=("auto", "fp32", "bf16"),
+    ),
+    Knob(
+        "gradient_checkpointing",
+        "bool",
+        False,
+        "Recompute activations: less memory, about a third slower.",
+        "重算激活值: 节省显存, 速度约慢三分之一。",
+    ),
+    Knob(
+        "logging_steps",
+        "int",
+        10,
+        "A line of metrics every so many steps.",
+        "每多少步记录一次指标。",
+        1,
+        1_000_000,
+        unit="steps",
+    ),
+    Knob(
+        "eval_steps",
+        "int",
+        0,
+        "Validation loss every so many steps; 0: only at the end.",
+        "每多少步计算一次验证损失; 0 表示仅在结束时。",
+        0,
+        1_000_000,
+        unit="steps",
+    ),
+    Knob(
+        "save_steps",
+        "int",
+        0,
+        "A checkpoint every so many steps; 0: only when stopped.",
+        "每多少步保存一次检查点; 0 表示仅在被停止时保存。",
+        0,
+        1_000_000,
+        unit="steps",
+    ),
+    Knob(
+        "save_total_limit",
+        "int",
+        2,
+        "Checkpoints kept; the best one stays besides.",
+        "保留的检查点个数 (最佳检查点另外保留)。",
+        2,
+        1000,
+    ),
+    Knob(
+        "load_best",
+        "bool",
+        False,
+        "End with the weights of the lowest validation loss.",
+        "以验证损失最低的权重作为结果。",
+    ),
+    Knob(
+        "early_stopping_patience",
+        "int",
+        0,
+        "Stop after so many evaluations without a lower loss; 0: never.",
+        "验证损失连续多少次未下降则提前停止; 0 表示不提前停止。",
+        0,
+        10_000,
+        unit="evaluations",
+    ),
+    Knob("lora_r", "int", 16, "Rank of the adapter.", "LoRA 的秩。", 1, 1024, recipes=("sft",), methods=("lora",)),
+    Knob(
+        "lora_alpha",
+        "float",
+        32.0,
+        "The adapter is scaled by lora_alpha / lora_r.",
+        "LoRA 缩放系数为 lora_alpha / lora_r。",
+        0.01,
+        4096,
+        recipes=("sft",),
+        methods=("lora",),
+    ),
+    Knob(
+        "lora_dropout",
+        "float",
+        0.0,
+        "Dropout in front of the adapter.",
+        "LoRA 的随机失活率。",
+        0.0,
+        0.9,
+        recipes=("sft",),
+        methods=("lora",),
+    ),
+    Knob(
+        "target_modules",
+        "list",
+        ("all-linear",),
+        "Layers that get an adapter, by the end of their names.",
+        "加入 LoRA 的层 (按名称结尾匹配)。",
+        recipes=("sft",),
+        methods=("lora",),
+    ),
+    Knob(
+        "vocab_size",
+        "int",
+        None,
+        "Tokens of the new tokenizer (unset: 4096).",
+        "新分词器的词表大小 (默认 4096)。",
+        320,
+        1_000_000,
+        unit="tokens",
+        recipes=("pretrain",),
+    ),
+    Knob(
+        "hidden_size",
+        "int",
+        None,
+        "Width of the model (unset: 128).",
+        "模型隐藏层宽度 (默认 128)。",
+        32,
+        32_768,
+        recipes=("pretrain",),
+    ),
+    Knob(
+        "num_hidden_layers",
+        "int",
+        None,
+        "Depth of the model (unset: 4).",
+        "模型层数 (默认 4)。",
+        1,
+        512,
+        recipes=("pretrain",),
+    ),
+    Knob(
+        "num_attention_heads",
+        "int",
+        None,
+        "Attention heads (unset: 4); hidden_size / heads must be 32, 64 or 128.",
+        "注意力头数 (默认 4); hidden_size / 头数 须为 32、64 或 128。",
+        1,
+        1024,
+        recipes=("pretrain",),
+    ),
+    Knob(
+        "num_key_value_heads",
+        "int",
+        None,
+        "Heads of keys and values (unset: 2); divides num_attention_heads.",
+        "键值头数 (默认 2), 须整除注意力头数。",
+        1,
+        1024,
+        recipes=("pretrain",),
+    ),
+    Knob(
+        "intermediate_size",
+        "int",
+        None,
+        "Width of the feed-forward layers (unset: 352).",
+        "前馈层宽度 (默认 352)。",
+        32,
+        262_144,
+        recipes=("pretrain",),
+    ),
+    Knob(
+        "sequence_length",
+        "int",
+        256,
+        "Tokens of one packed training sequence.",
+        "单条训练序列的长度。",
+        8,
+        1_048_576,
+        unit="tokens",
+        recipes=("pretrain",),
+    ),
+)
+
+
+def knobs_of(recipe: str, method: str) -> tuple[Knob, ...]:
+    """The knobs that a recipe takes with a method, in the order of the table. Raises HyperparametersInvalid."""
+    if recipe not in RECIPES:
+        raise HyperparametersInvalid([_choice_problem("recipe", recipe, tuple(RECIPES))])
+    if method not in RECIPES[recipe]:
+        raise HyperparametersInvalid([_choice_problem("method", method, RECIPES[recipe])])
+    return tuple(knob for knob in KNOBS if recipe in knob.recipes and (not knob.methods or method in knob.methods))
+
+
+def check_hyperparameters(
+    recipe: str, method: str, given: Mapping[str, Any], *, has_base: bool = False
+) -> dict[str, Any]:
+    """Every knob of the recipe, typed, with defaults where nothing is given.
+
+    ``has_base``: a pretraining goes on from a base model, whose shape counts, so the shape knobs stay unset.
+
+    Raises HyperparametersInvalid with all problems: unknown names, wrong types, values out of range, shapes that
+    contradict each other.
+    """
+    knobs = knobs_of(recipe, method)
+    known = {knob.name: knob for knob in knobs}
+    problems = [
+        _unknown_problem(name, value, recipe, method, known) for name, value in given.items() if name not in known
+    ]
+    values: dict[str, Any] = {}
+    for knob in knobs:
+        try:
+            values[knob.name] = read_value(knob, given.get(knob.name))
+        except ValueError as error:
+            problems.append(KnobProblem(knob.name, given[knob.name], str(error)))
+    if recipe == "pretrain" and not has_base and not problems:
+        problems = _shape_problems(values)
+    if problems:
+        raise HyperparametersInvalid(problems)
+    return values
+
+
+def _shape_problems(values: Mapping[str, Any]) -> list[KnobProblem]:
+    """Sizes of a new model that are each allowed and can not go together."""
+    problems = []
+    shape = {name: values[name] or default for name, default in NEW_MODEL_SHAPE.items()}
+    hidden, heads, groups = (shape[name] for name in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+    if hidden not in (32 * heads, 64 * heads, 128 * heads):
+        fitting = [str(hidden // size) for size in (32, 64, 128) if hidden % size == 0]
+        hint = (
+            f"with hidden_size {hidden} use {' or '.join(fitting)}" if fitting else "make hidden_size a multiple of 32"
+        )
+        problems.append(KnobProblem("num_attention_heads", heads, f"hidden_size / heads must be 32, 64 or 128; {hint}"))
+    if heads % groups:
+        problems.append(
+            KnobProblem("num_key_value_heads", groups, f"{groups} does not divide num_attention_heads {heads}")
+        )
+    return problems
+
+
+def _unknown_problem(name: str, value: Any, recipe: str, method: str, known: Mapping[str, Knob]) -> KnobProblem:
+    elsewhere = next((knob for knob in KNOBS if knob.name == name), None)
+    if elsewhere is not None:
+        takers = ", ".join(elsewhere.recipes) + (f" with {', '.join(elsewhere.methods)}" if elsewhere.methods else "")
+        return KnobProblem(name, value, f"{recipe} with method {method} does not take it (taken by {takers})")
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    return KnobProblem(name, value, f"unknown hyperparameter; {hint}")
+
+
+def _choice_problem(field: str, value: Any, choices: tuple[str, ...]) -> KnobProblem:
+    return KnobProblem(field, value, f"{value!r} is not one of {', '.join(choices)}")

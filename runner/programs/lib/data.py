@@ -1,0 +1,147 @@
+"""Training and evaluation data: canonical JSONL rows to messages, text files to documents. Streams; constant memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.programs.lib.events import ProgramError
+
+Message = dict[str, str]
+
+ROLES = ("system", "user", "assistant", "tool")
+#: Which keys make a row, tried in this order: (name of the question, name of the answer).
+PAIRS = (("instruction", "output"), ("question", "answer"), ("prompt", "completion"))
+#: A text file is handed on in pieces of about this many characters, cut at line ends.
+PIECE_CHARACTERS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """A piece of one document. ``source``: file name and line of its start; ``ends_document``: the last piece."""
+
+    source: str
+    text: str
+    ends_document: bool
+
+
+def read_messages(path: Path | str) -> Iterator[tuple[int, list[Message]]]:
+    """Yield (line number, messages) for each row of a JSONL file, of any of the shapes in the table of formats.
+
+    ``messages``; ``instruction``/``input``/``output``; ``question``/``answer``; ``prompt``/``completion``; each but the
+    first with an optional ``system_prompt``. Raises ProgramError with the line of the first bad row.
+    """
+    for line_number, row in read_rows(path):
+        yield line_number, row_messages(row, f"{Path(path).name} line {line_number}")
+
+
+def read_rows(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) for each non-empty line of a JSONL file. Raises ProgramError with the line."""
+    source = Path(path)
+    if not source.is_file():
+        raise ProgramError("data_missing", f"the data file {source} does not exist")
+    for line_number, line in _lines(source):
+        if not line.strip():
+            continue
+        where = f"{source.name} line {line_number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise _bad(where, f"is not JSON: {error.msg} at column {error.colno}") from None
+        if not isinstance(row, dict):
+            raise _bad(where, f"must be a JSON object, got {type(row).__name__}")
+        yield line_number, row
+
+
+def row_messages(row: Mapping[str, Any], where: str) -> list[Message]:
+    """The conversation of one row; ``where`` names the row in errors. Raises ProgramError."""
+    if "messages" in row:
+        return _checked_messages(row["messages"], where)
+    for question_key, answer_key in PAIRS:
+        if question_key in row and answer_key in row:
+            return _pair_messages(row, question_key, answer_key, where)
+    shapes = ", ".join(["messages", *("/".join(pair) for pair in PAIRS)])
+    raise _bad(where, f"has the keys {sorted(row)}; one of these shapes is needed: {shapes}")
+
+
+def read_texts(paths: Iterable[Path | str]) -> Iterator[TextPiece]:
+    """Yield the documents of pretraining files: a ``.txt`` file is one document, each JSONL row's ``text`` is one.
+
+    Raises ProgramError for a missing, empty or malformed file.
+    """
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise ProgramError("data_missing", f"the data file {path} does not exist")
+        yield from _text_file(path) if path.suffix.lower() == ".txt" else _text_rows(path)
+
+
+def _checked_messages(messages: Any, where: str) -> list[Message]:
+    if not isinstance(messages, list) or not messages:
+        raise _bad(where, "needs a non-empty list under 'messages'")
+    checked = []
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise _bad(where, f"message {number} needs 'role' and a text under 'content'")
+        if message.get("role") not in ROLES:
+            raise _bad(where, f"message {number} has the role {message.get('role')!r}; allowed: {', '.join(ROLES)}")
+        checked.append({"role": str(message["role"]), "content": message["content"]})
+    return checked
+
+
+def _pair_messages(row: Mapping[str, Any], question_key: str, answer_key: str, where: str) -> list[Message]:
+    question = _text(row, question_key, where)
+    extra = _text(row, "input", where) if question_key == "instruction" and row.get("input") else ""
+    messages = [{"role": "user", "content": f"{question}\n{extra}" if extra else question}]
+    if row.get("system_prompt"):
+        messages.insert(0, {"role": "system", "content": _text(row, "system_prompt", where)})
+    return [*messages, {"role": "assistant", "content": _text(row, answer_key, where)}]
+
+
+def _text(row: Mapping[str, Any], key: str, where: str) -> str:
+    if not isinstance(row[key], str):
+        raise _bad(where, f"needs a text under {key!r}, got {type(row[key]).__name__}")
+    return str(row[key])
+
+
+def _text_file(path: Path) -> Iterator[TextPiece]:
+    piece: list[str] = []
+    size, start = 0, 1
+    for line_number, line in _lines(path):
+        if size >= PIECE_CHARACTERS:
+            yield TextPiece(f"{path.name} line {start}", "".join(piece), ends_document=False)
+            piece, size, start = [], 0, line_number
+        piece.append(line)
+        size += len(line)
+    if start == 1 and not "".join(piece).strip():
+        raise ProgramError("data_empty", f"the data file {path.name} has no text")
+    yield TextPiece(f"{path.name} line {start}", "".join(piece), ends_document=True)
+
+
+def _text_rows(path: Path) -> Iterator[TextPiece]:
+    is_empty = True
+    for line_number, row in read_rows(path):
+        where = f"{path.name} line {line_number}"
+        if "text" not in row:
+            raise _bad(where, f"has the keys {sorted(row)}; pretraining needs 'text'")
+        is_empty = False
+        yield TextPiece(where, _text(row, "text", where), ends_document=True)
+    if is_empty:
+        raise ProgramError("data_empty", f"the data file {path.name} has no rows")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines by number; a byte order mark is dropped. Raises ProgramError where the bytes are not UTF-8."""
+    line_number = 0
+    with open(path, "rb") as stream:
+        for line_number, raw in enumerate(stream, start=1):
+            try:
+                yield line_number, raw.decode("utf-8-sig" if line_number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise _bad(f"{path.name} line {line_number}", f"is not UTF-8 at byte {error.start}") from None
+
+
+def _bad(where: str, problem: str) -> ProgramError:
+    return ProgramError("data_invalid", f"{where} {problem}", field=where)

@@ -1,0 +1,99 @@
+"""Devices and models: what the machine has, how a causal model is loaded, and its logits where they are needed."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner.programs.lib.events import ProgramError
+
+#: Architectures whose logits are ``lm_head(hidden)`` and nothing else, so that the head runs on chosen positions only.
+PLAIN_HEADS = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where a program computes. ``autocast_dtype`` None: everything in float32."""
+
+    device: torch.device
+    name: str
+    autocast_dtype: torch.dtype | None
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which forward passes run."""
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+    def peak_memory_mib(self) -> dict[str, float]:
+        """The highest memory so far as metrics: of the GPU where there is one, else of this process."""
+        if self.device.type == "cuda":
+            return {"memory/gpu_peak_mib": round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1)}
+        import resource  # POSIX only, as is every executor
+
+        return {"memory/peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
+
+
+def choose_device(precision: str) -> Device:
+    """The GPU where there is one, else the CPU. ``precision``: ``auto``, ``fp32`` or ``bf16``."""
+    if torch.cuda.is_available():
+        has_bf16 = torch.cuda.is_bf16_supported()
+        if precision == "bf16" and not has_bf16:
+            raise ProgramError("precision_unsupported", "this GPU has no bf16; use precision fp32", "precision")
+        dtype = torch.bfloat16 if has_bf16 and precision != "fp32" else None
+        return Device(torch.device("cuda", 0), torch.cuda.get_device_name(0), dtype)
+    dtype = torch.bfloat16 if precision == "bf16" else None
+    return Device(torch.device("cpu"), f"CPU, {torch.get_num_threads()} of {os.cpu_count()} cores", dtype)
+
+
+def load_causal_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """The causal language model of a folder, in eval mode. Raises ProgramError where it must not be loaded."""
+    # Late: the library takes seconds to import, and data errors are reported before.
+    import transformers
+
+    config = model_config(folder)
+    architecture = (config.get("architectures") or [""])[0]
+    if "auto_map" in config:
+        raise ProgramError(
+            "model_refused", f"the model in {folder.name} wants to run its own code (auto_map)", "base_model"
+        )
+    model_class = getattr(transformers, architecture, None)
+    if model_class is None or not architecture.endswith("ForCausalLM"):
+        raise ProgramError(
+            "model_unsupported", f"{architecture or 'no architecture'} is no causal model known here", "base_model"
+        )
+    transformers.utils.logging.disable_progress_bar()  # bars of tqdm are noise in a log
+    try:
+        model = model_class.from_pretrained(folder, dtype=dtype, local_files_only=True, attn_implementation="sdpa")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ProgramError(
+            "model_invalid", f"the model in {folder.name} can not be loaded: {error}", "base_model"
+        ) from None
+    return model.to(device).eval()
+
+
+def model_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a model folder. Raises ProgramError where it is missing or unreadable."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ProgramError("model_invalid", f"{folder} has no readable config.json: {error}", "base_model") from None
+    if not isinstance(config, dict):
+        raise ProgramError("model_invalid", f"config.json in {folder} is not an object", "base_model")
+    return config
+
+
+def next_token_logits(model: Any, token_ids: torch.Tensor, is_wanted: torch.Tensor) -> torch.Tensor:
+    """Logits in float32, shape (n, vocabulary), of the n wanted positions.
+
+    ``token_ids``: (batch, length), padded at the right, where a causal model never looks; ``is_wanted``: the same
+    shape, True where the prediction of the token after is needed.
+    """
+    if type(model).__name__ in PLAIN_HEADS:
+        hidden = model.model(input_ids=token_ids, use_cache=False).last_hidden_state
+        return torch.as_tensor(model.lm_head(hidden[is_wanted])).float()
+    return torch.as_tensor(model(input_ids=token_ids, use_cache=False).logits[is_wanted]).float()

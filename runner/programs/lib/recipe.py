@@ -1,0 +1,90 @@
+"""The first and the last steps of every training recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner.contract.knobs import HyperparametersInvalid, check_hyperparameters
+from runner.programs.lib.artifacts import hash_folder, model_facts, write_manifest
+from runner.programs.lib.bundle import write_bundle, write_model_card
+from runner.programs.lib.events import ProgramContext, ProgramError, Reporter
+from runner.programs.lib.model import Device, choose_device
+
+
+def checked_knobs(
+    recipe: str, method: str, given: Mapping[str, Any], *, has_base: bool, has_validation: bool
+) -> dict[str, Any]:
+    """The hyperparameters, complete and typed. Raises ProgramError naming all that is wrong."""
+    try:
+        knobs = check_hyperparameters(recipe, method, given, has_base=has_base)
+    except HyperparametersInvalid as error:
+        raise ProgramError("hyperparameters_invalid", str(error), error.problems[0].field) from None
+    for name in ("load_best", "early_stopping_patience"):
+        if knobs[name] and not has_validation:
+            raise ProgramError("hyperparameters_invalid", f"{name} needs validation data", name)
+    return knobs
+
+
+def open_device(say: Reporter, knobs: Mapping[str, Any]) -> Device:
+    """Choose the device and say which; every random choice from here on follows from the seed."""
+    torch.manual_seed(knobs["seed"])
+    device = choose_device(knobs["precision"])
+    kind = "float32" if device.autocast_dtype is None else str(device.autocast_dtype).removeprefix("torch.")
+    say.phase("device", f"device: {device.name}, {kind}")
+    return device
+
+
+def training_dtype(method: str, device: Device) -> torch.dtype:
+    """How weights are held: trained weights in float32, because bf16 loses small updates; frozen ones as computed."""
+    return torch.float32 if method == "full" or device.autocast_dtype is None else device.autocast_dtype
+
+
+def finish(
+    context: ProgramContext,
+    recipe: str,
+    method: str,
+    knobs: Mapping[str, Any],
+    data_files: Sequence[Path],
+    metrics: Mapping[str, float],
+    device: Device,
+    base: Path | None,
+) -> None:
+    """Write card, bundle and manifest beside ``output/model`` and tell the summary."""
+    output = context.output
+    base_fingerprint = hash_folder(base) if base else None
+    facts = {**model_facts(output / "model"), "base_fingerprint": base_fingerprint, "recipe": recipe, "method": method}
+    write_model_card(
+        output,
+        name=str(context.parameters.get("model_name") or "model"),
+        recipe=recipe,
+        method=method,
+        lineage=context.parameters.get("lineage") or {},
+        hyperparameters=knobs,
+        facts=facts,
+        metrics=metrics,
+    )
+    write_bundle(
+        output,
+        recipe=recipe,
+        method=method,
+        hyperparameters=knobs,
+        data_files=data_files,
+        base_fingerprint=base_fingerprint,
+        facts=facts,
+        metrics=metrics,
+        device_name=device.name,
+    )
+    _seal(context, facts, metrics, device)
+
+
+def _seal(context: ProgramContext, facts: Mapping[str, Any], metrics: Mapping[str, float], device: Device) -> None:
+    """Write the manifest, the last file of a finished run, and tell the summary."""
+    manifest = write_manifest(context.output, "model", facts, metrics)
+    size_bytes = sum(entry["size"] for entry in manifest["files"])
+    context.report.artifact("output/model", f"{facts['format']}_model", size_bytes)
+    context.report.phase("save", f"model saved to output/model ({size_bytes / 2**20:.1f} MiB)")
+    context.report.summary({**metrics, "num_parameters": facts["num_parameters"], **device.peak_memory_mib()})

@@ -1,0 +1,80 @@
+"""The whole state of a training as files: weights, optimizer, random numbers, position. Never pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a training stands. Losses: nats per labelled token; ``loss_sum``: over the steps since the last log."""
+
+    step: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+
+
+def write_state(
+    target: Path, trainable: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, progress: Progress
+) -> None:
+    """Write everything that ``restore_state`` needs into an empty folder."""
+    weights = {name: parameter.detach().contiguous() for name, parameter in trainable.items()}
+    save_file(weights, target / "weights.safetensors")
+    state = optimizer.state_dict()
+    tensors: dict[str, torch.Tensor] = {}
+    plain: dict[str, Any] = {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{name}"] = value.contiguous()
+            else:
+                plain[f"{index}.{name}"] = value
+    save_file(tensors, target / "optimizer.safetensors")
+    save_file(_random_states(), target / "random.safetensors")
+    described = {"progress": asdict(progress), "optimizer_plain": plain, "param_groups": state["param_groups"]}
+    (target / "state.json").write_text(json.dumps(described), encoding="utf-8")
+
+
+def restore_state(
+    source: Path, trainable: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer | None
+) -> Progress:
+    """Load a sealed checkpoint into weights, optimizer and random numbers; ``optimizer`` None: the weights only."""
+    weights = load_file(source / "weights.safetensors")
+    with torch.no_grad():
+        for name, parameter in trainable.items():
+            parameter.copy_(weights[name])
+    described = json.loads((source / "state.json").read_text(encoding="utf-8"))
+    if optimizer is not None:
+        state: dict[int, dict[str, Any]] = {}
+        tensors = load_file(source / "optimizer.safetensors")
+        for key, value in [*tensors.items(), *described["optimizer_plain"].items()]:
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({"state": state, "param_groups": described["param_groups"]})
+        _restore_random_states(load_file(source / "random.safetensors"))
+    return Progress(**described["progress"])
+
+
+def _random_states() -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _restore_random_states(states: Mapping[str, torch.Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,0 +1,262 @@
+"""The training loop that every recipe shares: steps, schedule, evaluation, sealed checkpoints, exact resumption.
+
+Each recipe gives a function from step number to micro-batches, so a position in the data is only a number, and a
+resumed run sees what the unbroken run would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner.contract import exits
+from runner.programs.lib.artifacts import newest_sealed, prune_checkpoints, seal_checkpoint
+from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
+from runner.programs.lib.model import Device, next_token_logits
+from runner.programs.lib.train_state import Progress, restore_state, write_state
+
+PROGRESS_INTERVAL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples of one forward pass. ``token_ids``, ``is_label``: (batch, length); ``rows``: where they came from."""
+
+    token_ids: torch.Tensor
+    is_label: torch.Tensor
+    rows: tuple[str, ...]
+
+    @property
+    def num_labels(self) -> int:
+        """Tokens that are learned; a first token has nothing before it and never counts."""
+        return int(self.is_label[:, 1:].sum())
+
+
+@dataclass(slots=True)
+class Plan:
+    """What to train on. ``batches_of(step)``: the micro-batches of optimizer step 1, 2, ...; ``validation``: whole."""
+
+    batches_of: Callable[[int], Sequence[Batch]]
+    steps_per_epoch: int
+    validation: Sequence[Batch] = field(default_factory=tuple)
+
+
+def train(
+    context: ProgramContext, model: Any, plan: Plan, knobs: Mapping[str, Any], device: Device
+) -> dict[str, float]:
+    """Train the parameters of ``model`` that require a gradient and return the final metrics.
+
+    Resumes from the newest sealed checkpoint of the run folder. Raises Stopped after sealing one on request, and
+    ProgramError with exit code DIVERGED where a loss, a gradient or a weight is no number.
+    """
+    return _Training(context, model, plan, knobs, device).run()
+
+
+def learning_rate_share(step: int, total_steps: int, warmup_steps: int, kind: str) -> float:
+    """The share of the peak learning rate at step 1..total: a linear rise, then ``kind``."""
+    if step <= warmup_steps:
+        return step / warmup_steps
+    if kind == "constant":
+        return 1.0
+    done = (step - 1 - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 1.0 - done if kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def make_optimizer(named_parameters: Iterable[tuple[str, Any]], knobs: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """The optimizer of the knob ``optim``; only matrices decay."""
+    trainable = [parameter for _, parameter in named_parameters if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": knobs["weight_decay"]},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if knobs["optim"] == "sgd":
+        return torch.optim.SGD(groups, lr=knobs["learning_rate"])
+    if knobs["optim"] == "adafactor":
+        return torch.optim.Adafactor(groups, lr=knobs["learning_rate"])
+    return torch.optim.AdamW(groups, lr=knobs["learning_rate"], betas=(0.9, 0.95), fused=True)
+
+
+def mean_loss(model: Any, batches: Iterable[Batch], device: Device) -> float:
+    """Loss per labelled token over batches, in nats. Leaves the model in training mode."""
+    total, num_labels = 0.0, 0
+    model.eval()
+    with torch.inference_mode():
+        for batch in batches:
+            total += float(_loss_sum(model, batch, device))
+            num_labels += batch.num_labels
+    model.train()
+    return total / max(1, num_labels)
+
+
+class _Training:
+    """The state of one ``train`` call."""
+
+    def __init__(
+        self, context: ProgramContext, model: Any, plan: Plan, knobs: Mapping[str, Any], device: Device
+    ) -> None:
+        self.context, self.model, self.plan, self.knobs, self.device = context, model, plan, knobs, device
+        self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = make_optimizer(self.trainable.items(), knobs)
+        self.total_steps = knobs["max_steps"] or max(1, round(knobs["num_train_epochs"] * plan.steps_per_epoch))
+        self.warmup_steps = math.ceil(knobs["warmup_ratio"] * self.total_steps)
+        self.progress = Progress()
+        self.log_started = time.monotonic()
+        self.log_tokens = 0
+        self.progress_told = 0.0
+
+    def run(self) -> dict[str, float]:
+        self._resume()
+        self.model.train()
+        say = self.context.report
+        say.phase("train", f"training started at step {self.progress.step} of {self.total_steps}")
+        while self.progress.step < self.total_steps and not self._is_patience_over():
+            if self.context.should_stop:
+                self._seal()
+                raise Stopped(f"stopped after step {self.progress.step}; a restart goes on from there")
+            self._one_step()
+        return self._finish()
+
+    def _one_step(self) -> None:
+        step = self.progress.step + 1
+        share = learning_rate_share(step, self.total_steps, self.warmup_steps, self.knobs["lr_scheduler_type"])
+        learning_rate = self.knobs["learning_rate"] * share
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        batches = self.plan.batches_of(step)
+        loss = self._gradients(step, batches)
+        norm = self._clip(step, batches)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step = step
+        self.progress.loss_sum += loss
+        self.progress.loss_count += 1
+        self.log_tokens += sum(batch.token_ids.numel() for batch in batches)
+        self._after_step({"train/learning_rate": learning_rate, "train/grad_norm": norm})
+
+    def _gradients(self, step: int, batches: Sequence[Batch]) -> float:
+        """Loss per label over the whole step; micro-batches weigh by their labels, so their size changes nothing."""
+        num_labels = max(1, sum(batch.num_labels for batch in batches))
+        total = 0.0
+        for batch in batches:
+            loss = _loss_sum(self.model, batch, self.device) / num_labels
+            value = loss.item()
+            if not math.isfinite(value):
+                raise self._diverged(f"the loss of step {step} is {value}", [batch])
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += value
+        return total
+
+    def _clip(self, step: int, batches: Sequence[Batch]) -> float:
+        limit = self.knobs["max_grad_norm"] or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.trainable.values(), limit))
+        if not math.isfinite(norm):
+            raise self._diverged(f"the gradient of step {step} is {norm}", batches)
+        return norm
+
+    def _diverged(self, what: str, batches: Sequence[Batch]) -> ProgramError:
+        rows = [row for batch in batches for row in batch.rows]
+        named = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+        advice = f"lower learning_rate (now {self.knobs['learning_rate']:g}) or look at these rows: {named}"
+        return ProgramError("diverged", f"{what}; {advice}", "learning_rate", exits.DIVERGED)
+
+    def _after_step(self, values: dict[str, float]) -> None:
+        step, knobs = self.progress.step, self.knobs
+        is_last = step == self.total_steps
+        if step == 1 or step % knobs["logging_steps"] == 0 or is_last:
+            self._log(values)
+        elif time.monotonic() - self.progress_told >= PROGRESS_INTERVAL_S:
+            self.progress_told = time.monotonic()
+            self.context.report.progress(step, self.total_steps)
+        improved = False
+        if self.plan.validation and (is_last or (knobs["eval_steps"] and step % knobs["eval_steps"] == 0)):
+            improved = self._evaluate()
+        if (knobs["save_steps"] and step % knobs["save_steps"] == 0) or (improved and knobs["load_best"]):
+            self._seal()
+
+    def _log(self, values: dict[str, float]) -> None:
+        now = time.monotonic()
+        speed = self.log_tokens / max(1e-9, now - self.log_started)
+        loss = self.progress.loss_sum / self.progress.loss_count
+        self.progress.loss_sum, self.progress.loss_count, self.progress.train_loss = 0.0, 0, loss
+        self.log_started, self.log_tokens = now, 0
+        measured = {"train/loss": loss, **values, "train/tokens_per_second": speed, **self.device.peak_memory_mib()}
+        self.context.report.metric(self.progress.step, self.total_steps, self._epoch(), measured)
+
+    def _evaluate(self) -> bool:
+        """Measure the validation loss; True where it is the lowest so far."""
+        progress = self.progress
+        progress.eval_loss = mean_loss(self.model, self.plan.validation, self.device)
+        self.context.report.metric(progress.step, self.total_steps, self._epoch(), {"eval/loss": progress.eval_loss})
+        improved = progress.best_loss is None or progress.eval_loss < progress.best_loss
+        if improved:
+            progress.best_loss, progress.best_step, progress.evaluations_without_gain = (
+                progress.eval_loss,
+                progress.step,
+                0,
+            )
+        else:
+            progress.evaluations_without_gain += 1
+        return improved
+
+    def _is_patience_over(self) -> bool:
+        patience = self.knobs["early_stopping_patience"]
+        return bool(patience) and self.progress.evaluations_without_gain >= patience
+
+    def _finish(self) -> dict[str, float]:
+        progress = self.progress
+        if progress.step < self.total_steps:
+            self.context.report.phase("train", f"stopped early: eval/loss did not fall below {progress.best_loss:.4f}")
+        if self.knobs["load_best"] and progress.best_step not in (None, progress.step):
+            best = self._step_folder(progress.best_step or 0)
+            restore_state(best, self.trainable, None)
+            self.context.report.phase("train", f"weights of step {progress.best_step} taken: the lowest eval/loss")
+        for name, parameter in self.trainable.items():
+            if not torch.isfinite(parameter).all():
+                raise ProgramError("diverged", f"the weights {name} are no numbers", "learning_rate", exits.DIVERGED)
+        values = {
+            "train/loss": progress.train_loss,
+            "eval/loss": progress.eval_loss,
+            "eval/best_loss": progress.best_loss,
+        }
+        known = {name: value for name, value in values.items() if value is not None}
+        return {"steps": progress.step, "epochs": round(self._epoch(), 4), **known}
+
+    def _seal(self) -> None:
+        """Seal a checkpoint of this step, tell of it, and remove old ones except the best."""
+        progress, folder = self.progress, self.context.checkpoints
+        metrics = {"eval/loss": progress.eval_loss, "train/loss": progress.train_loss}
+        known = {name: value for name, value in metrics.items() if value is not None}
+        path = seal_checkpoint(
+            folder, progress.step, lambda target: write_state(target, self.trainable, self.optimizer, progress), known
+        )
+        self.context.report.checkpoint(progress.step, path.relative_to(self.context.run_folder).as_posix(), known)
+        best = self._step_folder(progress.best_step) if progress.best_step else None
+        prune_checkpoints(folder, self.knobs["save_total_limit"], protected=best)
+
+    def _resume(self) -> None:
+        newest = newest_sealed(self.context.checkpoints)
+        if newest is not None:
+            self.progress = restore_state(newest, self.trainable, self.optimizer)
+            self.context.report.phase("resume", f"resumed from the checkpoint of step {self.progress.step}")
+
+    def _step_folder(self, step: int) -> Path:
+        return self.context.checkpoints / f"step-{step:08d}"
+
+    def _epoch(self) -> float:
+        return self.progress.step / self.plan.steps_per_epoch
+
+
+def _loss_sum(model: Any, batch: Batch, device: Device) -> torch.Tensor:
+    """Sum of the cross entropy over the labelled tokens of a batch, in nats."""
+    token_ids = batch.token_ids.to(device.device, non_blocking=True)
+    is_label = batch.is_label[:, 1:].to(device.device, non_blocking=True)
+    with device.autocast():
+        logits = next_token_logits(model, token_ids[:, :-1], is_label)
+    return torch.nn.functional.cross_entropy(logits, token_ids[:, 1:][is_label], reduction="sum")

@@ -1,0 +1,52 @@
+"""From what an executor saw to why the attempt ended (the table of docs/runs.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clavier.runs.states import EndReason
+from runner.contract import exits
+from runner.executors.base import Observation
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The reason, and the sentence for the user."""
+
+    reason: EndReason
+    message: str
+
+
+OWN_EXITS = {
+    exits.USER_ERROR: "The program refused its input.",
+    exits.DIVERGED: "The training diverged: the loss is not a number.",
+    exits.RENDER_MISMATCH: "The server's tokens differ from the trainer's.",
+    exits.UNREACHABLE: "A remote host could not be reached.",
+}
+
+
+def verdict_of(seen: Observation, said: str) -> Verdict:
+    """The verdict on an exited attempt; ``said`` is the program's own last error, if any.
+
+    User errors are never retried; only what nobody asked for (lost, killed from outside) is infrastructure.
+    """
+    code = seen.exit_code
+    if seen.cause == "stopped":
+        # A stop that a user asked for overrides this: the run is STOPPING then.
+        return Verdict(EndReason.INFRASTRUCTURE, "The executor ended it though nobody had asked for that.")
+    if seen.cause == "time_limit":
+        return Verdict(EndReason.TIME_LIMIT, "The time limit was reached. Raise it, or resume from the last checkpoint.")
+    if seen.cause == "out_of_memory":
+        used = f" after {seen.max_memory_mib} MiB" if seen.max_memory_mib else ""
+        return Verdict(
+            EndReason.OUT_OF_MEMORY, f"The run used more memory than it asked for{used}. Ask for more, or lower the batch size."
+        )
+    if seen.cause == "command_not_found" or code in (126, 127):
+        return Verdict(EndReason.COMMAND_NOT_FOUND, said or "The command could not be executed.")
+    if seen.cause == "lost" or code in (128 + 9, 128 + 15):
+        return Verdict(EndReason.EXECUTOR_LOST, "The process was killed from outside, or the machine restarted.")
+    if code == exits.OK:
+        return Verdict(EndReason.COMPLETED, "")
+    if code in OWN_EXITS:
+        return Verdict(EndReason.EXIT_NONZERO, said or OWN_EXITS[code])
+    return Verdict(EndReason.EXIT_NONZERO, said or f"The program ended with exit code {code}; its log says why.")

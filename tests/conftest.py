@@ -1,0 +1,118 @@
+"""Alice owns tenant one, Bob is its member, Charlie is a stranger from tenant two; data lies in a folder per test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+from django.core.files.uploadedfile import TemporaryUploadedFile
+from pytest_django import Settings
+
+from clavier.accounts.models import Membership, User
+from clavier.accounts.services import create_user
+from clavier.core.actor import Actor, Role
+
+
+def actor_of(user: User) -> Actor:
+    """The user acting in its default tenant."""
+    membership = Membership.objects.select_related("tenant").get(user=user, is_default=True)
+    return Actor(
+        user_id=user.pk,
+        username=user.username,
+        tenant_id=membership.tenant_id,
+        tenant_name=membership.tenant.name,
+        role=cast(Role, membership.role),
+        is_operator=user.is_staff,
+    )
+
+
+@pytest.fixture
+def home(tmp_path: Path, settings: Settings) -> Path:
+    """Everything that the platform keeps on the disk lies in here."""
+    folder = tmp_path / "home"
+    (folder / "uploads").mkdir(parents=True)
+    settings.CLAVIER_HOME = folder
+    settings.CLAVIER_FILES = folder / "files"
+    settings.CLAVIER_DATASETS = folder / "datasets"
+    settings.CLAVIER_RUNS = folder / "runs"
+    settings.CLAVIER_EXECUTOR_FOLDER = folder / "executors"
+    settings.FILE_UPLOAD_TEMP_DIR = str(folder / "uploads")
+    settings.DISK_RESERVE_MIB = 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _home_with_the_database(request: pytest.FixtureRequest) -> None:
+    """A test that uses the database never touches the real home."""
+    if request.node.get_closest_marker("django_db") or {"db", "transactional_db"} & set(request.fixturenames):
+        request.getfixturevalue("home")
+
+
+@pytest.fixture
+def alice_user(db: None) -> User:
+    """The owner of tenant one."""
+    return create_user(username="alice", tenant_name="one", password="alice-secret-1")[0]
+
+
+@pytest.fixture
+def bob_user(alice_user: User) -> User:
+    """A member of tenant one."""
+    return create_user(username="bob", tenant_name="one", password="bob-secret-22")[0]
+
+
+@pytest.fixture
+def charlie_user(db: None) -> User:
+    """The owner of tenant two."""
+    return create_user(username="charlie", tenant_name="two", password="charlie-secret-3")[0]
+
+
+@pytest.fixture
+def alice(alice_user: User) -> Actor:
+    """Owner of tenant one."""
+    return actor_of(alice_user)
+
+
+@pytest.fixture
+def bob(bob_user: User) -> Actor:
+    """Member of tenant one."""
+    return actor_of(bob_user)
+
+
+@pytest.fixture
+def charlie(charlie_user: User) -> Actor:
+    """Stranger: owner of tenant two."""
+    return actor_of(charlie_user)
+
+
+@pytest.fixture
+def spooled(home: Path) -> Iterator[Spool]:
+    """Makes uploads as Django hands them over: spooled into the data file system."""
+    spool = Spool()
+    yield spool
+    spool.close()
+
+
+class Spool:
+    """A factory of spooled uploads."""
+
+    def __init__(self) -> None:
+        self._uploads: list[TemporaryUploadedFile] = []
+
+    def __call__(self, content: bytes, name: str = "x.txt") -> TemporaryUploadedFile:
+        upload = TemporaryUploadedFile(name, "application/octet-stream", len(content), None)
+        upload.write(content)
+        upload.seek(0)
+        self._uploads.append(upload)
+        return upload
+
+    def close(self) -> None:
+        """Close what is still open."""
+        for upload in self._uploads:
+            upload.close()
+
+
+def left_behind(home: Path) -> list[str]:
+    """Every file (and link) beneath a home, for comparing before and after."""
+    return sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_symlink() or not path.is_dir())

@@ -1,0 +1,98 @@
+"""The table of hyperparameters and the one check of values against it."""
+
+from __future__ import annotations
+
+import pytest
+
+from runner.contract.knobs import KNOBS, RECIPES, HyperparametersInvalid, check_hyperparameters, knobs_of
+
+
+def problems_of(recipe: str, method: str, given: dict[str, object]) -> dict[str, str]:
+    with pytest.raises(HyperparametersInvalid) as caught:
+        check_hyperparameters(recipe, method, given)
+    return {problem.field: problem.message for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize(("recipe", "method"), [(recipe, method) for recipe in RECIPES for method in RECIPES[recipe]])
+def test_the_defaults_of_every_recipe_pass_their_own_check(recipe: str, method: str) -> None:
+    complete = check_hyperparameters(recipe, method, {})
+    assert check_hyperparameters(recipe, method, complete) == complete
+    assert list(complete) == [knob.name for knob in knobs_of(recipe, method)]
+
+
+def test_every_knob_has_help_in_both_languages_and_a_recipe() -> None:
+    assert all(knob.help_en and knob.help_zh and set(knob.recipes) <= set(RECIPES) for knob in KNOBS)
+    assert len({knob.name for knob in KNOBS}) == len(KNOBS)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("learning_rate", "2e-5", 2e-5),
+        ("learning_rate", 2e-5, 2e-5),
+        ("per_device_train_batch_size", "8", 8),
+        ("max_steps", 100.0, 100),
+        ("seed", str(2**31 + 1), 2**31 + 1),
+        ("gradient_checkpointing", "true", True),
+        ("gradient_checkpointing", False, False),
+        ("target_modules", "q_proj, v_proj", ["q_proj", "v_proj"]),
+        ("target_modules", ["q_proj"], ["q_proj"]),
+        ("optim", "sgd", "sgd"),
+    ],
+)
+def test_values_are_read_as_people_and_yaml_write_them(name: str, given: object, expected: object) -> None:
+    value = check_hyperparameters("sft", "lora", {name: given})[name]
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "word"),
+    [
+        ("learning_rate", "nan", "needs a number"),
+        ("learning_rate", float("inf"), "needs a number"),
+        ("learning_rate", -1, "outside 0 to 1"),
+        ("learning_rate", True, "needs a number"),
+        ("learning_rate", "fast", "needs a number"),
+        ("max_steps", 1.5, "needs a whole number"),
+        ("max_steps", "9" * 400, "outside"),
+        ("max_steps", [1], "needs a whole number"),
+        ("optim", "adam", "not one of adamw, sgd, adafactor"),
+        ("optim", ["adamw"], "not one of"),
+        ("load_best", 1, "true or false"),
+        ("target_modules", [], "at least one name"),
+        ("target_modules", [3], "list of names"),
+    ],
+)
+def test_bad_values_are_refused_in_words(name: str, given: object, word: str) -> None:
+    assert word in problems_of("sft", "lora", {name: given})[name]
+
+
+def test_all_problems_are_told_at_once() -> None:
+    problems = problems_of("sft", "lora", {"learning_rat": 1e-4, "max_steps": -1, "optim": "x"})
+    assert set(problems) == {"learning_rat", "max_steps", "optim"}
+
+
+def test_an_unknown_name_gets_a_suggestion() -> None:
+    assert "did you mean learning_rate?" in problems_of("sft", "lora", {"learning_rat": 1})["learning_rat"]
+
+
+def test_a_knob_of_another_method_says_who_takes_it() -> None:
+    assert "taken by sft with lora" in problems_of("sft", "full", {"lora_r": 8})["lora_r"]
+
+
+def test_unknown_recipes_and_methods_name_the_known_ones() -> None:
+    assert "sft, pretrain" in problems_of("dance", "full", {})["recipe"]
+    assert "full" in problems_of("pretrain", "lora", {})["method"]
+
+
+def test_a_shape_that_no_server_serves_is_refused_with_one_that_fits() -> None:
+    assert (
+        "use 8 or 4 or 2"
+        in problems_of("pretrain", "full", {"hidden_size": 256, "num_attention_heads": 3})["num_attention_heads"]
+    )
+    assert "does not divide" in problems_of("pretrain", "full", {"num_key_value_heads": 3})["num_key_value_heads"]
+
+
+def test_with_a_base_model_the_shape_stays_unset() -> None:
+    assert check_hyperparameters("pretrain", "full", {}, has_base=True)["hidden_size"] is None

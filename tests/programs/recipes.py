@@ -1,0 +1,58 @@
+"""Helpers to run training recipes in the test's own process and to read what they wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from runner.contract import folder
+from runner.contract.run_spec import RunSpec
+from runner.programs.lib.events import ProgramContext, Reporter
+
+QUESTIONS = (
+    {"question": "What is the capital?", "answer": "Paris is the capital."},
+    {"question": "How many keys?", "answer": "There are eighty-eight keys."},
+    {"question": "钢琴有多少个键？", "answer": "八十八个。"},
+    {"question": "Please answer.", "answer": "One short sentence."},
+    {"question": "Add first and second", "answer": "return first + second"},
+    {"question": "Who are you?", "answer": "You are a helpful assistant."},
+)
+
+
+class StoppingReporter(Reporter):
+    """Calls ``at_step`` when the metrics of that step are reported: for stops and crashes at a known place."""
+
+    def __init__(self, run_folder: Path, step: int, at_step: Callable[[], None]) -> None:
+        super().__init__(run_folder)
+        self._stop_step, self._at_step = step, at_step
+
+    def metric(self, step: int, total_steps: int, epoch: float, values: Mapping[str, float]) -> None:
+        super().metric(step, total_steps, epoch, values)
+        if step == self._stop_step:
+            self._at_step()
+
+
+def make_context(run_folder: Path, parameters: dict[str, Any], report: Reporter | None = None) -> ProgramContext:
+    """The context of a run folder, which is made where it is missing."""
+    run_folder.mkdir(parents=True, exist_ok=True)
+    return ProgramContext(run_folder, RunSpec("fine_tune", None, parameters), report or Reporter(run_folder))
+
+
+def write_rows(path: Path, rows: object) -> str:
+    """Write rows as JSONL and return the path as text, as specs hold it."""
+    assert isinstance(rows, list | tuple)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def events_of(run_folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The events of one kind."""
+    lines = (run_folder / folder.METRICS).read_text(encoding="utf-8").splitlines()
+    return [event for event in map(json.loads, lines) if event["kind"] == kind]
+
+
+def values_by_step(run_folder: Path, name: str) -> dict[int, float]:
+    """A metric by step; for a step that was reported twice the last one counts."""
+    return {event["step"]: event[name] for event in events_of(run_folder, "metric") if name in event}

@@ -1,0 +1,95 @@
+"""Rows to conversations and files to documents, and the line number in every complaint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from runner.programs.lib import data
+from runner.programs.lib.events import ProgramError
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+ASKED = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"messages": ASKED}, ASKED),
+        ({"question": "q", "answer": "a"}, ASKED),
+        ({"prompt": "q", "completion": "a"}, ASKED),
+        ({"instruction": "q", "input": "", "output": "a"}, ASKED),
+        ({"instruction": "q", "output": "a", "more": 1}, ASKED),
+        ({"instruction": "q", "input": "x", "output": "a"}, [{"role": "user", "content": "q\nx"}, ASKED[1]]),
+        ({"system_prompt": "s", "question": "q", "answer": "a"}, [{"role": "system", "content": "s"}, *ASKED]),
+    ],
+)
+def test_every_row_shape_becomes_the_same_conversation(tmp_path: Path, row: object, messages: object) -> None:
+    assert list(data.read_messages(write(tmp_path / "d.jsonl", row))) == [(1, messages)]
+
+
+def test_empty_lines_are_skipped_and_line_numbers_stay_those_of_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", {"messages": ASKED}, "", {"messages": ASKED})
+    assert [number for number, _ in data.read_messages(path)] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("row", "word"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "must be a JSON object, got list"),
+        ({"text": "x"}, "one of these shapes"),
+        ({"question": 3, "answer": "a"}, "needs a text under 'question'"),
+        ({"messages": []}, "non-empty list"),
+        ({"messages": [{"role": "user"}]}, "message 1"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "'robot'; allowed: system, user"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: object, word: str) -> None:
+    path = write(tmp_path / "d.jsonl", {"messages": ASKED}, row)
+    with pytest.raises(ProgramError, match=r"d\.jsonl line 2") as caught:
+        list(data.read_messages(path))
+    assert word in caught.value.message
+    assert caught.value.field == "d.jsonl line 2"
+
+
+def test_bytes_that_are_not_utf8_are_named_and_a_byte_order_mark_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"messages": ASKED}).encode() + b'\n{"question": "\xc4\xe3"}')
+    with pytest.raises(ProgramError, match="line 2 is not UTF-8 at byte 14"):
+        list(data.read_messages(path))
+
+
+def test_a_missing_file_is_a_program_error(tmp_path: Path) -> None:
+    with pytest.raises(ProgramError, match="does not exist"):
+        list(data.read_messages(tmp_path / "none.jsonl"))
+
+
+def test_a_text_file_is_one_document_in_pieces_that_join_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "PIECE_CHARACTERS", 4)
+    path = tmp_path / "d.txt"
+    path.write_text("one\ntwo\nthree\n\nfour", encoding="utf-8")
+    pieces = list(data.read_texts([path]))
+    assert "".join(piece.text for piece in pieces) == "one\ntwo\nthree\n\nfour"
+    assert [piece.ends_document for piece in pieces].index(True) == len(pieces) - 1 > 0
+
+
+def test_each_jsonl_row_is_a_document_and_needs_text(tmp_path: Path) -> None:
+    good = write(tmp_path / "d.jsonl", {"text": "a"}, {"text": "b"})
+    assert [(piece.text, piece.ends_document) for piece in data.read_texts([good])] == [("a", True), ("b", True)]
+    with pytest.raises(ProgramError, match="needs 'text'"):
+        list(data.read_texts([write(tmp_path / "e.jsonl", {"txt": "a"})]))
+
+
+@pytest.mark.parametrize("name", ["empty.txt", "empty.jsonl"])
+def test_an_empty_file_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("\n", encoding="utf-8")
+    with pytest.raises(ProgramError, match="has no"):
+        list(data.read_texts([tmp_path / name]))

@@ -1,0 +1,264 @@
+"""From submission to the end, through scheduler, jobs and reconciler."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from clavier.core.errors import Unprocessable
+from clavier.quotas.services import set_cap
+from clavier.runs.models import Attempt, Outbox, Run, RunEvent
+from clavier.runs.outputs import run_folder
+from clavier.runs.queries import position
+from clavier.runs.services import stop_run
+from runner.contract.run_spec import Limits, Resources
+from runner.worker import jobs
+from runner.worker.reconciler import Reconciler
+from tests.engine import GOOD_OUTPUT, assert_consistent, make_engine
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def engine(monkeypatch, home, settings):
+    settings.RUN_FINISHED_HOOKS = dict.fromkeys(settings.RUN_FINISHED_HOOKS, "tests.runner.worker.test_engine.no_hook")
+    return make_engine(monkeypatch)
+
+
+def no_hook(run: Run) -> None:
+    """The domain is tested elsewhere."""
+
+
+def last_attempt(run: Run) -> Attempt:
+    return Attempt.objects.filter(run=run).latest("number")
+
+
+def test_a_good_run_goes_through_all_states_and_leaves_nothing_held(engine, alice):
+    engine.will(runs_for_s=None)
+    run = engine.submit(alice)
+    engine.step()
+    run.refresh_from_db()
+    assert run.state == "RUNNING"
+    for path, text in GOOD_OUTPUT.items():
+        (run_folder(run.pk) / path).parent.mkdir(exist_ok=True)
+        (run_folder(run.pk) / path).write_text(text)
+    engine.executor.finish(str(last_attempt(run).pk))
+    engine.step()
+    run.refresh_from_db()
+    assert (run.state, run.end_reason) == ("COMPLETED", "COMPLETED")
+    assert [event.to_state for event in RunEvent.objects.filter(run=run)] == [
+        "PENDING", "PREPARING", "RUNNING", "COMPLETED",
+    ]  # fmt: skip
+    assert engine.executor.list() == []
+    assert_consistent()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "words"),
+    [
+        ({"exit_code": 0}, "NO_OUTPUT", "MANIFEST.json"),
+        ({"exit_code": 0, "files": {**GOOD_OUTPUT, "output/hello.txt": "hell"}}, "BAD_OUTPUT", "4 bytes"),
+        ({"exit_code": 1}, "EXIT_NONZERO", "exit code 1"),
+        ({"exit_code": 64, "files": {"metrics.jsonl": '{"kind":"error","message":"row 3 is empty"}\n'}},
+         "EXIT_NONZERO", "row 3 is empty"),
+        ({"exit_code": 127, "cause": "command_not_found"}, "COMMAND_NOT_FOUND", "could not be executed"),
+        ({"exit_code": 137, "cause": "out_of_memory", "max_memory_mib": 77}, "OUT_OF_MEMORY", "77 MiB"),
+        ({"exit_code": 143, "cause": "time_limit"}, "TIME_LIMIT", "time limit"),
+    ],
+)  # fmt: skip
+def test_what_the_program_did_wrong_fails_the_run_once_and_for_all(engine, alice, outcome, reason, words):
+    engine.will(**outcome)
+    run = engine.submit(alice)
+    engine.step(2)
+    run.refresh_from_db()
+    assert (run.state, run.end_reason) == ("FAILED", reason)
+    assert words in run.message
+    assert run.attempts.count() == 1
+    assert_consistent()
+
+
+def test_what_the_platform_did_wrong_gets_another_attempt_with_the_same_reservation(engine, alice):
+    engine.will(exit_code=None, cause="lost")
+    run = engine.submit(alice)
+    engine.step()
+    run.refresh_from_db()
+    assert run.state in ("PREPARING", "RUNNING")
+    assert [attempt.end_reason for attempt in run.attempts.order_by("number")] == ["EXECUTOR_LOST", ""]
+    assert_consistent()
+    engine.will(files=GOOD_OUTPUT)
+    engine.step()
+    assert last_attempt(run).observed_at is None, "the back-off has not passed"
+    Attempt.objects.filter(run=run).update(not_before=timezone.now() - timedelta(seconds=1))
+    engine.step(2)
+    run.refresh_from_db()
+    assert run.state == "COMPLETED"
+    assert_consistent()
+
+
+def test_the_platform_gives_up_after_its_retries(engine, alice):
+    engine.will(exit_code=137)
+    run = engine.submit(alice, retries=1)
+    for _ in range(4):
+        engine.step()
+        Attempt.objects.filter(run=run).update(not_before=None, created_at=timezone.now() - timedelta(minutes=1))
+    run.refresh_from_db()
+    assert (run.state, run.end_reason, run.attempts.count()) == ("FAILED", "EXECUTOR_LOST", 2)
+    assert_consistent()
+
+
+def test_a_stop_ends_the_program_and_the_run_whatever_the_exit_code_was(engine, alice):
+    engine.will(runs_for_s=None)
+    run = engine.submit(alice)
+    engine.step()
+    stop_run(run=Run.objects.get(pk=run.pk), actor_name="alice")
+    engine.step(2)
+    run.refresh_from_db()
+    assert (run.state, run.end_reason, run.message) == ("STOPPED", "STOPPED_BY_USER", "Stopped by alice.")
+    assert_consistent()
+
+
+def test_a_run_that_is_stopped_before_its_launch_never_starts(engine, alice):
+    run = engine.submit(alice)
+    from runner.worker import scheduler
+
+    (attempt_id,) = scheduler.schedule_pass()
+    stop_run(run=Run.objects.get(pk=run.pk), actor_name="alice")
+    jobs.launch(str(attempt_id))
+    engine.step()
+    run.refresh_from_db()
+    assert run.state == "STOPPED"
+    assert engine.executor.starts(str(attempt_id)) == 0
+    assert_consistent()
+
+
+def test_a_launch_that_the_queue_lost_is_made_up_by_the_reconciler(engine, alice):
+    from runner.worker import scheduler
+
+    engine.will(runs_for_s=None)
+    run = engine.submit(alice)
+    scheduler.schedule_pass()  # and the queue forgets the launch
+    Attempt.objects.filter(run=run).update(created_at=timezone.now() - timedelta(minutes=1))
+    engine.reconciler.run_pass()
+    engine.reconciler.run_pass()
+    run.refresh_from_db()
+    assert run.state == "RUNNING"
+
+
+def test_a_wake_up_that_the_queue_never_heard_of_is_made_up_by_the_reconciler(engine, alice):
+    run = engine.submit(alice)
+    assert Outbox.objects.count() == 1
+    Outbox.objects.update(created_at=timezone.now() - timedelta(seconds=5))
+    engine.reconciler.run_pass()
+    run.refresh_from_db()
+    assert run.state == "PREPARING"
+    assert Outbox.objects.count() == 0
+
+
+@pytest.mark.parametrize("takes_effect", [False, True])
+def test_a_start_that_fails_halfway_starts_one_program(engine, alice, takes_effect):
+    engine.will(runs_for_s=None)
+    engine.executor.fail("start", takes_effect=takes_effect)
+    run = engine.submit(alice)
+    engine.step()
+    Attempt.objects.filter(run=run).update(created_at=timezone.now() - timedelta(minutes=1))
+    engine.step(2)
+    run.refresh_from_db()
+    assert run.state == "RUNNING"
+    assert engine.executor.starts(str(last_attempt(run).pk)) == 1
+
+
+def test_an_executor_that_does_not_answer_changes_nothing(engine, alice):
+    engine.will(runs_for_s=None)
+    run = engine.submit(alice)
+    engine.step()
+    engine.executor.fail("list")
+    engine.step()
+    run.refresh_from_db()
+    assert run.state == "RUNNING"
+
+
+def test_an_attempt_is_lost_only_when_missing_twice_ten_seconds_apart(engine, alice):
+    engine.will(runs_for_s=None)
+    run = engine.submit(alice)
+    engine.step()
+    first = last_attempt(run)
+    engine.executor.finish(str(first.pk))
+    engine.executor.remove(str(first.pk))
+    engine.reconciler.run_pass()
+    assert last_attempt(run).pk == first.pk
+    Attempt.objects.filter(pk=first.pk).update(missing_since=timezone.now() - timedelta(seconds=11))
+    engine.reconciler.run_pass()
+    assert last_attempt(run).number == 2
+    assert Attempt.objects.get(pk=first.pk).end_reason == "EXECUTOR_LOST"
+    assert_consistent()
+
+
+def test_a_new_reconciler_collects_what_the_old_one_started(engine, alice):
+    run = engine.submit(alice)
+    engine.step()
+    engine.reconciler = Reconciler()
+    engine.step()
+    run.refresh_from_db()
+    assert run.state == "COMPLETED"
+
+
+def test_an_unknown_program_is_left_alone_for_its_grace_and_then_ended(engine, alice, monkeypatch):
+    engine.will(runs_for_s=None)
+    run = engine.submit(alice)
+    engine.step()
+    Run.objects.filter(pk=run.pk).delete()
+    engine.reconciler.run_pass()
+    assert engine.executor.list()[0].state == "running"
+    engine.reconciler.orphans_since = dict.fromkeys(engine.reconciler.orphans_since, timezone.now() - timedelta(minutes=2))
+    engine.reconciler.run_pass()
+    engine.reconciler.run_pass()
+    assert engine.executor.list() == []
+
+
+def test_a_server_is_running_only_once_it_has_said_that_it_is_ready(engine, alice):
+    engine.will(runs_for_s=None)
+    run = engine.submit(alice, kind="replica", ready_file=True)
+    engine.step(2)
+    run.refresh_from_db()
+    assert run.state == "PREPARING"
+    ready = run_folder(run.pk) / "work" / "ready.json"
+    ready.parent.mkdir(exist_ok=True)
+    ready.write_text("{}")
+    engine.step()
+    run.refresh_from_db()
+    assert run.state == "RUNNING"
+
+
+def test_runs_wait_with_the_reason_and_start_by_priority_then_age(engine, alice):
+    engine.will(runs_for_s=None)
+    set_cap(scope="tenant", scope_id=alice.tenant_id, resource="cpu_milli", cap=100)
+    first, second = engine.submit(alice), engine.submit(alice)
+    urgent = engine.submit(alice, priority=5)
+    engine.step()
+    states = {run.pk: Run.objects.get(pk=run.pk) for run in (first, second, urgent)}
+    assert states[urgent.pk].state == "RUNNING"
+    assert states[first.pk].why == "0 of 0.1 CPU cores left for your tenant, 0.1 requested"
+    assert (position(states[first.pk]), position(states[second.pk])) == (1, 2)
+    stop_run(run=states[urgent.pk], actor_name="alice")
+    engine.step(3)
+    assert Run.objects.get(pk=first.pk).state == "RUNNING"
+    assert Run.objects.get(pk=second.pk).state == "PENDING"
+    assert_consistent()
+
+
+def test_one_tenant_at_its_limit_does_not_hold_up_another(engine, alice, charlie):
+    engine.will(runs_for_s=None)
+    set_cap(scope="tenant", scope_id=alice.tenant_id, resource="running_runs", cap=0)
+    waiting, other = engine.submit(alice), engine.submit(charlie)
+    engine.step()
+    assert Run.objects.get(pk=waiting.pk).state == "PENDING"
+    assert Run.objects.get(pk=other.pk).state == "RUNNING"
+
+
+def test_what_can_never_run_is_refused_at_submission(engine, alice):
+    with pytest.raises(Unprocessable, match="64 requested") as refusal:
+        engine.submit(alice, resources=Resources(gpus=64), limits=Limits())
+    assert refusal.value.code == "unschedulable"
+    assert Run.objects.count() == 0
