@@ -16,7 +16,7 @@ from typing import Any
 
 from clavier.core.errors import Invalid, quoted
 from datasets_app.findings import Findings, StopReading
-from datasets_app.strict_json import StrictJson, row_faults
+from datasets_app.strict_json import StrictJson, encode_row, row_faults
 
 FORMATS = ("json", "jsonl", "csv", "txt")
 MIB = 2**20
@@ -150,7 +150,7 @@ class Csv:
                 self._take_header(line, cells)
             elif cells and self._fits(line, cells):
                 row = dict(zip(self.header, cells, strict=True))
-                yield line, row, json.dumps(row, ensure_ascii=False).encode()
+                yield line, row, encode_row(row).encode()
             line = number + reader.line_num
 
     def _take_header(self, line: int, names: list[str]) -> None:
@@ -203,7 +203,7 @@ class PlainText:
     @staticmethod
     def _item(line: int, paragraph: list[str]) -> Item:
         row = {"text": "\n".join(paragraph)}
-        return line, row, json.dumps(row, ensure_ascii=False).encode()
+        return line, row, encode_row(row).encode()
 
 
 def raw_lines(stream: BufferedReader[Any], findings: Findings) -> Iterator[tuple[int, bytes]]:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from datasets_app.findings import Findings, StopReading
 from datasets_app.formats import BOM, MAX_ROW_BYTES, MIB, Item, Row, json_type, not_utf8, too_large
-from datasets_app.strict_json import StrictJson, row_faults
+from datasets_app.strict_json import StrictJson, encode_row, row_faults
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 _DATA_KEY = re.compile(r'\{[ \t\r\n]*"data"[ \t\r\n]*:[ \t\r\n]*\[')
@@ -100,7 +100,7 @@ class JsonArray:
     @staticmethod
     def _canonical(value: Row) -> bytes:
         try:
-            return json.dumps(value, ensure_ascii=False).encode()
+            return encode_row(value).encode()
         except UnicodeEncodeError:
             return json.dumps(value).encode()  # a lone surrogate, which row_faults() reports
         except RecursionError:

@@ -1,17 +1,17 @@
-"""Row N of a version of any size: two seeks."""
+"""Row N of a version of any size by two seeks, and the uploaded file."""
 
 from __future__ import annotations
 
 import json
 from array import array
-from typing import Any
+from typing import Any, BinaryIO
 
 from django.conf import settings
 
 from clavier.core.errors import Invalid
 from clavier.files.storage import open_regular
 from datasets_app.models import DatasetVersion
-from datasets_app.storage import INDEX, OFFSET_BYTES, ROWS, little_endian
+from datasets_app.storage import INDEX, OFFSET_BYTES, ROWS, little_endian, original_name
 
 MAX_ROWS_AT_ONCE = 500
 MAX_BYTES_AT_ONCE = 32 * 2**20
@@ -42,6 +42,12 @@ def read_rows(version: DatasetVersion, start: int, count: int) -> list[dict[str,
             bounds.append(rows.seek(0, 2))
         rows.seek(bounds[0])
         return [json.loads(rows.read(bounds[i + 1] - bounds[i])) for i in range(_fitting(bounds))]
+
+
+def open_original(version: DatasetVersion) -> BinaryIO:
+    """The file as it was uploaded, seekable. Raises NotFound when it is gone."""
+    parts = (str(version.tenant_id), str(version.pk), original_name(version.format))
+    return open_regular(settings.CLAVIER_DATASETS, parts)
 
 
 def _fitting(bounds: list[int]) -> int:

@@ -26,19 +26,19 @@ def access_dataset_version(actor: Actor, version_id: UUID | str, *, field: str |
     return access_object(versions, actor, version_id, noun="data set version", field=field)
 
 
-def search(actor: Actor, text: str = "") -> QuerySet[Dataset]:
-    """The tenant's data sets whose name, description or a tag has the text, newest first.
+def search(actor: Actor, text: str = "", *, tag: str = "") -> QuerySet[Dataset]:
+    """The tenant's data sets whose name, description or a tag has the text, newest first; ``tag``: with exactly that.
 
     Each with ``num_versions`` and ``newest_number`` (None before the first version).
     """
-    found = Dataset.objects.filter(tenant_id=actor.tenant_id)
+    found = Dataset.objects.filter(tenant_id=actor.tenant_id).alias(tags_text=Cast("tags", TextField()))
+    # SQLite keeps JSON with \\u escapes, PostgreSQL without.
     if text:
-        # SQLite keeps JSON with \\u escapes, PostgreSQL without.
-        escaped = json.dumps(text)[1:-1]
-        in_tags = Q(tags_text__icontains=text) | Q(tags_text__icontains=escaped)
-        found = found.alias(tags_text=Cast("tags", TextField())).filter(
-            Q(name__icontains=text) | Q(description__icontains=text) | in_tags
-        )
+        in_tags = Q(tags_text__icontains=text) | Q(tags_text__icontains=json.dumps(text)[1:-1])
+        found = found.filter(Q(name__icontains=text) | Q(description__icontains=text) | in_tags)
+    if tag:
+        spelled = (json.dumps(tag), json.dumps(tag, ensure_ascii=False))
+        found = found.filter(Q(tags_text__contains=spelled[0]) | Q(tags_text__contains=spelled[1]))
     return (
         found.select_related("created_by")
         .annotate(num_versions=Count("versions"), newest_number=Max("versions__number"))

@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from clavier.core.names import parse_display_name
 from clavier.core.ownership import share_with_tenant
 from clavier.core.references import in_use
 from clavier.files.names import parse_file_name
-from clavier.files.storage import INCOMING, DiskChanges, disk_changes, shared_folder, stage
+from clavier.files.storage import INCOMING, DiskChanges, disk_changes, fsync_folder, shared_folder, stage
 from clavier.files.usage import charge, release
 from datasets_app.findings import LISTED, Findings
 from datasets_app.formats import format_of
@@ -81,16 +81,17 @@ def create_dataset_with_file(
     purpose: str = "",
 ) -> DatasetVersion:
     """A data set and its first version, or neither. Raises as ``create_dataset`` and ``upload_version``."""
-    require_write(actor)
-    values = _parsed(name=name, description=description, languages=languages, tags=tags, license=license, task=task)
-    if Dataset.objects.filter(tenant_id=actor.tenant_id, name=values["name"]).exists():
-        raise _name_taken(values["name"])
-    with (
-        _passed_gate(actor, upload, file_name, purpose) as checked,
-        disk_changes(settings.CLAVIER_DATASETS) as disk,
-        transaction.atomic(durable=True),
-    ):
-        return _add_version(actor, _insert_dataset(actor, values), checked, disk)
+    with closing(upload):
+        require_write(actor)
+        values = _parsed(name=name, description=description, languages=languages, tags=tags, license=license, task=task)
+        if Dataset.objects.filter(tenant_id=actor.tenant_id, name=values["name"]).exists():
+            raise _name_taken(values["name"])
+        with (
+            _passed_gate(actor, upload, file_name, purpose) as checked,
+            disk_changes(settings.CLAVIER_DATASETS) as disk,
+            transaction.atomic(durable=True),
+        ):
+            return _add_version(actor, _insert_dataset(actor, values), checked, disk)
 
 
 def upload_version(
@@ -101,18 +102,19 @@ def upload_version(
     ``purpose`` (sft, preference, pretrain, classification) demands its columns; empty: what the columns look like.
     Raises NotFound, Forbidden, InvalidFields with the first findings, TooLarge, StorageFull.
     """
-    found = access_dataset(actor, dataset.pk)
-    require_change(actor, found, noun="data set")
-    with (
-        _passed_gate(actor, upload, file_name, purpose) as checked,
-        disk_changes(settings.CLAVIER_DATASETS) as disk,
-        transaction.atomic(durable=True),
-    ):
-        # Locked, so that two uploads at once get different numbers.
-        locked = Dataset.objects.select_for_update().filter(pk=found.pk).first()
-        if locked is None:
-            raise NotFound(f"There is no data set {quoted(str(found.pk))}.")
-        return _add_version(actor, locked, checked, disk)
+    with closing(upload):
+        found = access_dataset(actor, dataset.pk)
+        require_change(actor, found, noun="data set")
+        with (
+            _passed_gate(actor, upload, file_name, purpose) as checked,
+            disk_changes(settings.CLAVIER_DATASETS) as disk,
+            transaction.atomic(durable=True),
+        ):
+            # Locked, so that two uploads at once get different numbers.
+            locked = Dataset.objects.select_for_update().filter(pk=found.pk).first()
+            if locked is None:
+                raise NotFound(f"There is no data set {quoted(str(found.pk))}.")
+            return _add_version(actor, locked, checked, disk)
 
 
 def update_dataset(*, actor: Actor, dataset: Dataset, **changes: Any) -> Dataset:
@@ -161,37 +163,36 @@ def original_path(version: DatasetVersion) -> Path:
 @contextmanager
 def _passed_gate(actor: Actor, upload: UploadedFile[Any], file_name: str, purpose: str) -> Iterator[_Checked]:
     """A checked file in a folder of its own, which is gone after the block unless it was put into place."""
+    if purpose and purpose not in PURPOSES:
+        allowed = ", ".join(PURPOSES)
+        raise Invalid(f"purpose {quoted(purpose)} is none of {allowed}.", code="not_a_choice", field="purpose")
+    name = parse_file_name(file_name, field="file_name")
+    file_format = format_of(name)
+    root: Path = settings.CLAVIER_DATASETS
+    # Everything but clean JSONL is written a second time, as rows.
+    staged = stage(upload, root, field="file", extra_bytes=0 if file_format == "jsonl" else int(upload.size or 0))
+    version_id = uuid.uuid4()
+    folder = root / INCOMING / str(version_id)
     try:
-        if purpose and purpose not in PURPOSES:
-            raise Invalid(f"purpose {quoted(purpose)} is none of {', '.join(PURPOSES)}.", code="not_a_choice",
-                          field="purpose")  # fmt: skip
-        name = parse_file_name(file_name, field="file_name")
-        file_format = format_of(name)
-        root: Path = settings.CLAVIER_DATASETS
-        # Everything but clean JSONL is written a second time, as rows.
-        staged = stage(upload, root, field="file", extra_bytes=0 if file_format == "jsonl" else int(upload.size or 0))
-        version_id = uuid.uuid4()
-        folder = root / INCOMING / str(version_id)
-        try:
-            folder.mkdir(mode=0o700, parents=True)
-            original = folder / original_name(file_format)
-            os.rename(staged.path, original)
-            report = examine(original, folder, file_format=file_format, purpose=purpose)
-            if not report.is_usable:
-                raise refusal(report.findings)
-            _share(folder, own_tenant(actor).number)
-            yield _Checked(version_id, folder, name, file_format, report)
-        finally:
-            staged.discard()
-            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700, parents=True)
+        original = folder / original_name(file_format)
+        os.rename(staged.path, original)
+        report = examine(original, folder, file_format=file_format, purpose=purpose)
+        if not report.is_usable:
+            raise refusal(report.findings)
+        _share(folder, own_tenant(actor).number)
+        yield _Checked(version_id, folder, name, file_format, report)
     finally:
-        upload.close()
+        staged.discard()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def refusal(findings: Findings) -> InvalidFields:
     """The 400 for a file with errors: the first of them, and how many there are."""
-    problems = [FieldProblem("file", item.code, _with_sample(item.message, item.sample))
-                for item in findings.listed_errors()]  # fmt: skip
+    problems = [
+        FieldProblem("file", item.code, f"{item.message} Found: {item.sample}" if item.sample else item.message)
+        for item in findings.listed_errors()
+    ]
     if findings.errors > LISTED:
         message = f"{findings.errors:,} errors in all; the first {LISTED} are listed. Nothing was stored."
         problems.append(FieldProblem("file", problems[0].code, message))
@@ -291,14 +292,7 @@ def _words(words: Sequence[str], field: str) -> list[str]:
 def _share(folder: Path, tenant_number: int) -> None:
     for path in (*folder.iterdir(), folder):
         share_with_tenant(path, tenant_number)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    with suppress(OSError):
-        os.fsync(descriptor)
-    os.close(descriptor)
-
-
-def _with_sample(message: str, sample: str) -> str:
-    return f"{message} Found: {sample}" if sample else message
+    fsync_folder(folder)
 
 
 def _name_taken(name: str) -> Conflict:

@@ -67,9 +67,7 @@ def choose_kind(rows: Sequence[Row], purpose: str) -> str | None:
     """The most frequent kind among a file's first rows that serves the purpose; None when no row has one."""
     counts = Counter(kind_of(row) for row in rows)
     fitting = {kind: count for kind, count in counts.items() if not purpose or kind in PURPOSES[purpose]}
-    if fitting.keys() - {"table"}:
-        fitting.pop("table", None)
-    return max(fitting, key=lambda kind: fitting[kind], default=None)
+    return max(fitting, key=lambda kind: (fitting[kind], kind != "table"), default=None)
 
 
 class RowChecks:
@@ -172,14 +170,14 @@ def check_messages(row: Row) -> Problem | None:
     """A list of {role, content} in a lawful order that ends with the assistant."""
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
-        return Problem("missing_key", f"'messages' must be a list of turns, this is {_seen(row, 'messages')}.")
+        return Problem("missing_key", f"'messages' must be a list of turns, it is {_seen(row, 'messages')}.")
     roles = []
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, dict):
             return Problem("wrong_type", f"messages[{number}] must be an object with 'role' and 'content'.")
         if type(message.get("content")) is not str:
             return Problem(
-                "wrong_type", f"messages[{number}].content must be a text, this is {_seen(message, 'content')}."
+                "wrong_type", f"messages[{number}].content must be a text, it is {_seen(message, 'content')}."
             )
         roles.append(message.get("role"))
     order = tuple(roles)
@@ -187,7 +185,7 @@ def check_messages(row: Row) -> Problem | None:
         if order in _lawful_orders:
             return None if messages[-1]["content"].strip() else _empty("messages", "the last answer")
     except TypeError:
-        return Problem("unknown_role", f"a role must be one of {', '.join(ROLES)}, this is {_first_odd(roles)!r}.")
+        return Problem("unknown_role", f"a role must be one of {', '.join(ROLES)}, it is {_first_odd(roles)!r}.")
     problem = check_order(order)
     if problem is None and len(_lawful_orders) < _MAX_ROLE_ORDERS:
         _lawful_orders.add(order)
@@ -233,7 +231,7 @@ def check_responses(responses: Any) -> Problem | None:
         score = response.get("score")
         if isinstance(score, bool) or not isinstance(score, int | float):
             return Problem(
-                "wrong_type", f"responses[{number}].score must be a number, this is {_seen(response, 'score')}."
+                "wrong_type", f"responses[{number}].score must be a number, it is {_seen(response, 'score')}."
             )
         scores.append(score)
     return Problem("no_preference", "all 'responses' have the same score.") if len(set(scores)) == 1 else None
@@ -243,7 +241,7 @@ def check_label(row: Row) -> Problem | None:
     """text with a label, which may be a text, a whole number or true/false."""
     problem = _texts(row, ("text",))
     if problem is None and not isinstance(row.get("label"), str | int):
-        return Problem("missing_key", f"'label' must be a text or a whole number, this is {_seen(row, 'label')}.")
+        return Problem("missing_key", f"'label' must be a text or a whole number, it is {_seen(row, 'label')}.")
     return problem
 
 
@@ -253,7 +251,7 @@ def _pair_check(question: str, answer: str) -> Callable[[Row], Problem | None]:
     def check(row: Row) -> Problem | None:
         extra = row.get("input") if question == "instruction" else None
         if extra is not None and not isinstance(extra, str):
-            return Problem("wrong_type", f"'input' must be a text, this is {_seen(row, 'input')}.")
+            return Problem("wrong_type", f"'input' must be a text, it is {_seen(row, 'input')}.")
         return _texts(row, names)
 
     return check
@@ -263,7 +261,7 @@ def _texts(row: Row, names: tuple[str, ...]) -> Problem | None:
     for name in names:
         if type(row.get(name)) is not str:
             reason = "wrong_type" if name in row else "missing_key"
-            return Problem(reason, f"'{name}' must be a text, this is {_seen(row, name)}.")
+            return Problem(reason, f"'{name}' must be a text, it is {_seen(row, name)}.")
     return next((_empty(name, f"'{name}'") for name in names if not row[name].strip()), None)
 
 
@@ -272,7 +270,7 @@ def _missing(row: Row, names: tuple[str, ...]) -> Problem | None:
     for name in names:
         if not isinstance(row.get(name), str | list) or not row[name]:
             reason = "wrong_type" if name in row else "missing_key"
-            return Problem(reason, f"'{name}' must be a text or a list of turns, this is {_seen(row, name)}.")
+            return Problem(reason, f"'{name}' must be a text or a list of turns, it is {_seen(row, name)}.")
     return None
 
 

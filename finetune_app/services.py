@@ -54,7 +54,7 @@ def create_fine_tune_task(
     Unprocessable when no node could ever run it.
     """
     require_write(actor)
-    checked = checked_hyperparameters(recipe, method, hyperparameters or {})
+    checked = checked_hyperparameters(recipe, method, hyperparameters or {}, has_base=base_model is not None)
     output_model_name = output_model_name or name
     check_model_name(name)
     check_model_name(output_model_name, field="output_model_name")
@@ -233,11 +233,15 @@ def access_training_data(actor: Actor, version_id: UUID | str, recipe: str, *, f
     return version
 
 
-def checked_hyperparameters(recipe: str, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def checked_hyperparameters(
+    recipe: str, method: str, given: Mapping[str, Any], *, has_base: bool
+) -> dict[str, Any]:
     """All knobs of the recipe, with defaults. Raises InvalidFields with every problem."""
     try:
-        return check_hyperparameters(recipe, method, given)
+        return check_hyperparameters(recipe, method, given, has_base=has_base)
     except HyperparametersInvalid as error:
-        raise InvalidFields(
-            [FieldProblem(problem.field, problem.code, problem.message) for problem in error.problems]
-        ) from error
+        problems = []
+        for problem in error.problems:
+            field = problem.field if problem.field in ("recipe", "method") else f"hyperparameters.{problem.field}"
+            problems.append(FieldProblem(field, problem.code, f"{field}: {problem.message}."))
+        raise InvalidFields(problems) from error

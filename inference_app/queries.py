@@ -17,6 +17,9 @@ from inference_app.models import InferenceService, Replica, ServiceVersion
 from runner.contract import folder
 
 
+SERVICE_STATES = ("DRAFT", "CREATING", "READY", "DEGRADED", "STOPPING", "STOPPED", "FAILED")
+
+
 class NoHealthyReplica(DomainError):
     """The service exists but nothing can answer now (503)."""
 
@@ -47,7 +50,7 @@ def visible_services(actor: Actor, *, search: str = "") -> QuerySet[InferenceSer
 
 
 def state_of(service: InferenceService) -> str:
-    """DRAFT, CREATING, READY, DEGRADED, STOPPED or FAILED, from what is wanted and what lives."""
+    """One of SERVICE_STATES, from what is wanted and what lives."""
     if service.desired_state == "draft":
         return "DRAFT"
     runs = [replica.run for version in service.versions.all() for replica in version.replicas.all() if replica.run]
@@ -60,6 +63,18 @@ def state_of(service: InferenceService) -> str:
     if ready:
         return "DEGRADED"
     return "CREATING" if live else "FAILED"
+
+
+def replicas_of(service: InferenceService) -> QuerySet[Replica]:
+    """The service's replicas with their newest runs, by version and index."""
+    replicas = Replica.objects.filter(service_version__service=service).select_related("run", "service_version")
+    return replicas.order_by("service_version__number", "index")
+
+
+def replica_at(service: InferenceService, index: int, version: int | None = None) -> Replica | None:
+    """A replica by its index, of the newest version unless one is named."""
+    replicas = replicas_of(service).filter(index=index)
+    return (replicas.filter(service_version__number=version) if version else replicas).last()
 
 
 def replica_facts(replica: Replica) -> dict[str, Any]:

@@ -26,8 +26,16 @@ class Knob:
     methods: tuple[str, ...] = ()
 
 
+class BadValue(ValueError):
+    """A value that is not allowed, with the stable machine word for why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def read_value(knob: Knob, value: Any) -> Any:
-    """A given value in the knob's type. Raises ValueError saying what is allowed."""
+    """A given value in the knob's type. Raises BadValue (wrong_type, not_a_choice, out_of_range) with what is allowed."""
     if value is None:
         return list(knob.default) if knob.type == "list" else knob.default
     if knob.type == "bool":
@@ -36,19 +44,19 @@ def read_value(knob: Knob, value: Any) -> Any:
         return _read_list(value)
     if knob.type == "str":
         if value not in knob.choices:
-            raise ValueError(f"{value!r} is not one of {', '.join(knob.choices)}")
+            raise BadValue("not_a_choice", f"{_shown(value)} is not one of {', '.join(knob.choices)}")
         return value
     number = _read_number(value, whole=knob.type == "int")
     if (knob.minimum is not None and number < knob.minimum) or (knob.maximum is not None and number > knob.maximum):
         unit = f" {knob.unit}" if knob.unit else ""
-        raise ValueError(f"{value} is outside {_plain(knob.minimum)} to {_plain(knob.maximum)}{unit}")
+        raise BadValue("out_of_range", f"{value} is outside {_plain(knob.minimum)} to {_plain(knob.maximum)}{unit}")
     return number
 
 
 def _read_number(value: Any, *, whole: bool) -> int | float:
     kind = "a whole number" if whole else "a number"
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"needs {kind}, got {value!r}")
+        raise BadValue("wrong_type", f"needs {kind}, got {_shown(value)}")
     try:
         if whole and not isinstance(value, float):
             return int(value)  # never through float: 2**53 + 1 must stay itself
@@ -56,7 +64,7 @@ def _read_number(value: Any, *, whole: bool) -> int | float:
     except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or (whole and not number.is_integer()):
-        raise ValueError(f"needs {kind}, got {value!r}")
+        raise BadValue("wrong_type", f"needs {kind}, got {_shown(value)}")
     return int(number) if whole else number
 
 
@@ -65,18 +73,23 @@ def _read_bool(value: Any) -> bool:
         return value
     if isinstance(value, str) and value.strip().lower() in ("true", "false"):
         return value.strip().lower() == "true"
-    raise ValueError(f"needs true or false, got {value!r}")
+    raise BadValue("wrong_type", f"needs true or false, got {_shown(value)}")
 
 
 def _read_list(value: Any) -> list[str]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
-        raise ValueError(f"needs a list of names, got {value!r}")
+        raise BadValue("wrong_type", f"needs a list of names, got {_shown(value)}")
     names = [part.strip() for part in parts if part.strip()]
     if not names:
-        raise ValueError("needs at least one name")
+        raise BadValue("wrong_type", "needs at least one name")
     return names
 
 
 def _plain(bound: float | None) -> str:
     return "any" if bound is None else f"{bound:g}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:119]}…"

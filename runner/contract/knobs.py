@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runner.contract.knob_values import Knob, read_value
+from runner.contract.knob_values import BadValue, Knob, read_value
 
 #: Recipe -> its methods.
 RECIPES: dict[str, tuple[str, ...]] = {"sft": ("full", "lora"), "pretrain": ("full",)}
@@ -20,6 +20,7 @@ class KnobProblem:
     field: str
     value: Any
     message: str
+    code: str = "bad_value"
 
 
 class HyperparametersInvalid(Exception):
@@ -344,8 +345,8 @@ def check_hyperparameters(
     for knob in knobs:
         try:
             values[knob.name] = read_value(knob, given.get(knob.name))
-        except ValueError as error:
-            problems.append(KnobProblem(knob.name, given[knob.name], str(error)))
+        except BadValue as error:
+            problems.append(KnobProblem(knob.name, given[knob.name], str(error), error.code))
     if recipe == "pretrain" and not has_base and not problems:
         problems = _shape_problems(values)
     if problems:
@@ -375,11 +376,11 @@ def _unknown_problem(name: str, value: Any, recipe: str, method: str, known: Map
     elsewhere = next((knob for knob in KNOBS if knob.name == name), None)
     if elsewhere is not None:
         takers = ", ".join(elsewhere.recipes) + (f" with {', '.join(elsewhere.methods)}" if elsewhere.methods else "")
-        return KnobProblem(name, value, f"{recipe} with method {method} does not take it (taken by {takers})")
+        return KnobProblem(name, value, f"{recipe} with method {method} does not take it (taken by {takers})", "unknown_field")
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-    return KnobProblem(name, value, f"unknown hyperparameter; {hint}")
+    return KnobProblem(name, value, f"unknown hyperparameter; {hint}", "unknown_field")
 
 
 def _choice_problem(field: str, value: Any, choices: tuple[str, ...]) -> KnobProblem:
-    return KnobProblem(field, value, f"{value!r} is not one of {', '.join(choices)}")
+    return KnobProblem(field, value, f"{value!r} is not one of {', '.join(choices)}", "not_a_choice")

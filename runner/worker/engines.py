@@ -16,5 +16,5 @@ def executor(name: str) -> Executor:
     """The executor of a name in ``settings.EXECUTORS``."""
     folder = Path(settings.CLAVIER_EXECUTOR_FOLDER) / name
     folder.mkdir(parents=True, exist_ok=True)
-    made: Executor = import_string(settings.EXECUTORS[name])(folder)
+    made: Executor = import_string(settings.EXECUTORS[name])(folder, **settings.EXECUTOR_OPTIONS.get(name, {}))
     return made

@@ -10,7 +10,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from clavier.runs.models import Attempt, Outbox
-from clavier.runs.outputs import check_manifest, read_json, read_metrics
+from clavier.runs.outputs import check_manifest, read_json, read_metrics, seal_output
 from clavier.runs.queries import TAIL_BYTES, waiting_runs
 from clavier.runs.services import finish_attempt, mark_running
 from clavier.runs.states import EndReason, RunState
@@ -106,6 +106,8 @@ class Reconciler:
             if manifest is None:
                 missing = wrong.startswith("The program ended without")
                 verdict = Verdict(EndReason.NO_OUTPUT if missing else EndReason.BAD_OUTPUT, wrong)
+            else:
+                seal_output(attempt.run_id, attempt.run.tenant.number)
         finish_attempt(
             attempt=attempt,
             reason=verdict.reason,

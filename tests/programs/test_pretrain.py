@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from runner.contract import folder
+from runner.contract.knobs import NEW_MODEL_SHAPE
 from runner.programs.lib.artifacts import hash_file
 from runner.programs.lib.events import ProgramError, Stopped
 from runner.programs.lib.render import GOLDEN_CONVERSATIONS, Renderer
@@ -48,7 +49,7 @@ def corpus(tmp_path: Path) -> Path:
 
 def parameters_of(corpus: Path, base: Path | None = None, **knobs: Any) -> dict[str, Any]:
     shape = {} if base else FAST
-    small = {name: value for name, value in FAST.items() if name not in pretrain.NEW_MODEL_SHAPE}
+    small = {name: value for name, value in FAST.items() if name not in NEW_MODEL_SHAPE}
     return {
         "base_model": str(base) if base else None,
         "train_data": [str(corpus)],
@@ -71,7 +72,7 @@ def test_text_becomes_a_model_that_transformers_loads_and_renders_alike(corpus: 
     assert model.config.vocab_size == renderer.vocabulary_size == 320
     assert model.config.max_position_embeddings == 16
     assert model.generation_config.eos_token_id == renderer.stop_token_ids
-    tokenizer = AutoTokenizer.from_pretrained(target)
+    tokenizer: Any = AutoTokenizer.from_pretrained(target)
     for messages in GOLDEN_CONVERSATIONS[:-1]:
         expected = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True)["input_ids"]
         assert renderer.encode_conversation(messages).token_ids == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ def copy_with(source: Path, target: Path, **changes: object) -> Path:
 def test_token_ids_equal_those_of_transformers(renderer: Renderer, tiny_model_folder: Path, number: int) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model_folder)
     messages = list(PLAIN[number])
     expected = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
     assert renderer.encode_conversation(messages).token_ids == expected

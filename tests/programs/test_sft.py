@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from runner.contract import exits, folder
 from runner.contract.run_spec import RunSpec
-from runner.programs.lib.artifacts import hash_file, is_whole, newest_sealed
+from runner.programs.lib.artifacts import hash_file, hash_folder, is_whole, newest_sealed
 from runner.programs.lib.events import EXIT_STOPPED, ProgramError, Stopped
+from runner.programs.lib.render import Renderer
 from runner.programs.train import sft
 from tests.programs.recipes import QUESTIONS, StoppingReporter, events_of, make_context, values_by_step, write_rows
 
@@ -71,6 +72,8 @@ def test_lora_learns_and_leaves_an_adapter_that_loads_on_its_base(
     expected = {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "generation_config.json"}
     assert {f"model/{name}" for name in expected} | {"model_card.md", "bundle.json"} <= names
     assert manifest["facts"]["format"] == "adapter"
+    assert manifest["facts"]["render_hash"] == Renderer.from_folder(tiny_model_folder).render_hash
+    assert manifest["facts"]["base_fingerprint"] == hash_folder(tiny_model_folder)
     assert is_whole(output)
     base = Qwen2ForCausalLM.from_pretrained(tiny_model_folder)
     token_ids = torch.tensor([[1, 5, 9]])
@@ -134,8 +137,10 @@ def test_accumulation_changes_the_memory_and_not_the_loss(
     tiny_model_folder: Path, train_data: str, tmp_path: Path
 ) -> None:
     for name, size, accumulation in (("once", 6, 1), ("parts", 2, 3)):
-        knobs = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
-        sft.main(make_context(tmp_path / name, parameters_of(tiny_model_folder, train_data, **knobs)))
+        parameters = parameters_of(
+            tiny_model_folder, train_data, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation
+        )
+        sft.main(make_context(tmp_path / name, parameters))
     once, parts = (values_by_step(tmp_path / name, "train/loss") for name in ("once", "parts"))
     assert once == pytest.approx(parts, rel=1e-4)
 

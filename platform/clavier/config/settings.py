@@ -12,6 +12,7 @@ from typing import Any
 import environ
 from django.core.exceptions import ImproperlyConfigured
 from redis.backoff import ExponentialBackoff
+from redis.connection import parse_url
 from redis.retry import Retry
 
 BASE_DIR = Path(__file__).resolve().parents[3]
@@ -129,6 +130,7 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "clavier.core.middleware.request_id",
+    "clavier.core.middleware.client_address",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "csp.middleware.CSPMiddleware",
@@ -187,17 +189,16 @@ _REDIS_OPTIONS: dict[str, Any] = {
     "retry": Retry(ExponentialBackoff(cap=2, base=0.1), 60),
     "health_check_interval": 30,
 }
-RQ_QUEUES: dict[str, dict[str, Any]] = {
-    "default": (
-        {"URL": REDIS_URL, "REDIS_CLIENT_KWARGS": _REDIS_OPTIONS}
-        if REDIS_URL
-        else {
-            "HOST": "localhost",
-            "PORT": 0,
-            "REDIS_CLIENT_KWARGS": {**_REDIS_OPTIONS, "unix_socket_path": str(CLAVIER_REDIS_SOCKET)},
-        }
-    )
-}
+RQ_QUEUES: dict[str, dict[str, Any]] = {"default": {"HOST": "localhost", "PORT": 0, "REDIS_CLIENT_KWARGS": _REDIS_OPTIONS}}
+if REDIS_URL:
+    # django-rq ignores the client options of a URL, so its parts are given one by one.
+    _parts: dict[str, Any] = dict(parse_url(REDIS_URL))
+    RQ_QUEUES["default"] |= {"HOST": _parts.pop("host", "localhost"), "PORT": _parts.pop("port", 6379)}
+    RQ_QUEUES["default"]["DB"] = _parts.pop("db", 0)
+    _REDIS_OPTIONS |= {name: value for name, value in _parts.items() if name in ("username", "password")}
+    RQ_QUEUES["default"]["SSL"] = REDIS_URL.startswith("rediss:")
+else:
+    _REDIS_OPTIONS["unix_socket_path"] = str(CLAVIER_REDIS_SOCKET)
 RQ_QUEUES["default"]["DEFAULT_TIMEOUT"] = 60
 
 # --- the Run engine ---------------------------------------------------------------------------------------------
@@ -207,6 +208,8 @@ EXECUTORS = {
     "local_process": "runner.executors.local_process.LocalProcessExecutor",
     "fake": "runner.executors.fake.FakeExecutor",
 }
+#: Keyword arguments of an executor's class. Local programs see nothing of the platform's home but their own folders.
+EXECUTOR_OPTIONS: dict[str, dict[str, Any]] = {"local_process": {"hidden": (CLAVIER_HOME,)}}
 #: Programs of users (not our recipes). Production refuses them without a container around them.
 ALLOW_CUSTOM_CODE = env_bool("ALLOW_CUSTOM_CODE", CLAVIER_ENVIRONMENT != "production")
 #: kind of a run -> the function that its domain wants called, inside the transaction that ends the run.
@@ -237,6 +240,9 @@ DEFAULT_STORAGE_INODES = env_int("DEFAULT_STORAGE_INODES", 1_000_000, 1, 10**12)
 FILE_UPLOAD_HANDLERS = ["django.core.files.uploadhandler.TemporaryFileUploadHandler"]
 FILE_UPLOAD_PERMISSIONS = 0o640
 DATA_UPLOAD_MAX_MEMORY_SIZE = 16 * 2**20
+#: A folder comes as one form: a file and a path for each.
+DATA_UPLOAD_MAX_NUMBER_FILES = 10_000
+DATA_UPLOAD_MAX_NUMBER_FIELDS = 10_100
 
 # --- accounts ---------------------------------------------------------------------------------------------------
 AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
@@ -294,6 +300,18 @@ SPECTACULAR_SETTINGS = {
     "SCHEMA_PATH_PREFIX": "/api/v1",
     "COMPONENT_SPLIT_REQUEST": True,
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
+    "ENUM_NAME_OVERRIDES": {
+        "RunState": "clavier.api.native.run_parts.STATES",
+        "EndReason": "clavier.api.native.run_parts.END_REASONS",
+        "RunKind": "runner.contract.run_spec.RUN_KINDS",
+        "DatasetKind": "datasets_app.validation.KINDS",
+        "DatasetFormat": "datasets_app.formats.FORMATS",
+        "ModelFormat": ["full", "adapter"],
+        "ModelSource": "models_app.models.SOURCES",
+        "ModelImportSource": "models_app.services.IMPORT_SOURCES",
+        "ModelVersionState": "models_app.models.VERSION_STATES",
+        "ServiceState": "inference_app.queries.SERVICE_STATES",
+    },
 }
 
 # --- language, time, static files, log --------------------------------------------------------------------------
@@ -308,7 +326,14 @@ STATIC_ROOT = CLAVIER_HOME / "static"
 STATICFILES_DIRS = [BASE_DIR / "templates" / "static"]
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
-    "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
+    # Compressing every file takes a minute, once: not at the first start of the embedded platform.
+    "staticfiles": {
+        "BACKEND": (
+            "whitenoise.storage.CompressedManifestStaticFilesStorage"
+            if CLAVIER_ENVIRONMENT == "production"
+            else "django.contrib.staticfiles.storage.ManifestStaticFilesStorage"
+        )
+    },
 }
 WHITENOISE_USE_FINDERS = DEBUG
 LOGGING = {

@@ -38,6 +38,7 @@ def server_command(*, socket_path: Path, data_folder: Path) -> list[str]:
         "appendfsync": "everysec",
         "save": "",
         "maxmemory-policy": "noeviction",
+        "loglevel": "warning",
     }
     return [str(server_binary()), *(word for name, value in options.items() for word in (f"--{name}", value))]
 

@@ -96,7 +96,7 @@ class Supervisor:
     async def _run(self, is_ready: Callable[[], bool] | None, banner: str) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP, and is right to
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
                 loop.add_signal_handler(number, self._on_stop_signal)
         starting = asyncio.create_task(self._start_all(is_ready, banner))
         starting.add_done_callback(self._on_started)

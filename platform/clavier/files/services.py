@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any, BinaryIO, NamedTuple
 
 from django.conf import settings
@@ -51,10 +51,12 @@ def upload_file(
 ) -> StoredFile:
     """Store one file in an existing folder of the actor's area. Takes the upload's spooled file over.
 
+    The upload is used up either way.
     Raises Forbidden, Invalid, NotFound (folder), Conflict (``already_exists``), TooLarge, StorageFull.
     """
-    path = parse_file_name(name, field="name")
-    return upload_files(actor=actor, area=area, folder=folder, uploads=[(path, upload)], overwrite=overwrite)[0]
+    with closing(upload):
+        path = parse_file_name(name, field="name")
+        return upload_files(actor=actor, area=area, folder=folder, uploads=[(path, upload)], overwrite=overwrite)[0]
 
 
 def upload_files(
@@ -64,21 +66,21 @@ def upload_files(
 
     Raises as ``upload_file``; Invalid (``too_many_parts``) for more than 10,000 at once.
     """
-    require_write(actor)
-    parse_area(area)
-    if not 1 <= len(uploads) <= MAX_FILES_AT_ONCE:
-        raise Invalid(
-            f"file: {len(uploads):,} parts; 1 to {MAX_FILES_AT_ONCE:,} are allowed.",
-            code="too_many_parts" if uploads else "required",
-            field="file",
-        )
-    base = parse_user_path(folder, field="folder")
-    targets = upload_folder_paths(base, [path for path, _ in uploads])
-    _refuse_taken(actor, area, targets, overwrite)
-    number = own_tenant(actor).number
     with ExitStack() as cleanup:
         for _, upload in uploads:
             cleanup.callback(upload.close)
+        require_write(actor)
+        parse_area(area)
+        if not 1 <= len(uploads) <= MAX_FILES_AT_ONCE:
+            raise Invalid(
+                f"file: {len(uploads):,} parts; 1 to {MAX_FILES_AT_ONCE:,} are allowed.",
+                code="too_many_parts" if uploads else "required",
+                field="file",
+            )
+        base = parse_user_path(folder, field="folder")
+        targets = upload_folder_paths(base, [path for path, _ in uploads])
+        _refuse_taken(actor, area, targets, overwrite)
+        number = own_tenant(actor).number
         incoming = []
         for parts, (_, upload) in zip(targets, uploads, strict=True):
             staged = stage(upload, settings.CLAVIER_FILES, field="file")

@@ -209,6 +209,15 @@ def open_regular(area: Path, parts: tuple[str, ...]) -> BinaryIO:
     return stream
 
 
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def folder_of(area: Path, parts: tuple[str, ...]) -> Iterator[int]:
     """A descriptor of the folder that holds ``area/parts``. Raises NotFound, also where a link is in the way."""

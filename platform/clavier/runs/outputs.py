@@ -12,6 +12,7 @@ from uuid import UUID
 from django.conf import settings
 
 from clavier.core.errors import NotFound
+from clavier.core.ownership import share_with_tenant
 from clavier.core.paths import open_beneath, parse_path
 from runner.contract import folder
 
@@ -107,6 +108,14 @@ def check_manifest(run_id: UUID) -> tuple[dict[str, Any] | None, str]:
         if size != entry.get("size"):
             return None, f"{entry['path']} has {size} bytes, {path} says {entry.get('size')}."
     return manifest, ""
+
+
+def seal_output(run_id: UUID, tenant_number: int) -> None:
+    """Take the output of a completed run over: later programs of the tenant may read it, never change it."""
+    root = run_folder(run_id) / folder.OUTPUT
+    for path in [root, *root.rglob("*")]:
+        if not path.is_symlink() and (path.is_dir() or path.is_file()):
+            share_with_tenant(path, tenant_number)
 
 
 def open_regular(run_id: UUID, parts: tuple[str, ...]) -> int:

@@ -8,6 +8,7 @@ from uuid import UUID
 from django.db.models import Count, F, Q, QuerySet
 from django.db.models.functions import Now
 
+from clavier.accounts.access import access_object
 from clavier.core.actor import Actor
 from clavier.runs import outputs
 from clavier.runs.models import Lease, Run, RunEvent
@@ -20,6 +21,12 @@ TAIL_BYTES = 64 * 1024
 def visible_runs(actor: Actor) -> QuerySet[Run]:
     """Runs of the actor's tenant."""
     return Run.objects.filter(tenant_id=actor.tenant_id)
+
+
+def access_run(actor: Actor, run_id: UUID | str) -> Run:
+    """A run of the actor's tenant with its attempts. Raises NotFound."""
+    runs = Run.objects.select_related("created_by").prefetch_related("attempts__node")
+    return access_object(runs, actor, run_id, noun="run")
 
 
 def counts_by_state(actor: Actor, kind: str | None = None) -> dict[str, int]:

@@ -12,11 +12,11 @@ from runner.programs.lib.training import Batch
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One tokenized sample. ``row`` names where it came from."""
+    """One tokenized sample. ``row`` names where it came from; ``token_ids`` int32, ``is_label`` bool: (length,)."""
 
     row: str
-    token_ids: list[int]
-    is_label: list[bool]
+    token_ids: torch.Tensor
+    is_label: torch.Tensor
 
 
 def pad(samples: Sequence[Sample]) -> Batch:
@@ -26,8 +26,8 @@ def pad(samples: Sequence[Sample]) -> Batch:
     is_label = torch.zeros((len(samples), length), dtype=torch.bool)
     for index, sample in enumerate(samples):
         size = len(sample.token_ids)
-        token_ids[index, :size] = torch.tensor(sample.token_ids)
-        is_label[index, :size] = torch.tensor(sample.is_label)
+        token_ids[index, :size] = sample.token_ids
+        is_label[index, :size] = sample.is_label
     return Batch(token_ids, is_label, tuple(sample.row for sample in samples))
 
 

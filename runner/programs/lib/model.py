@@ -66,7 +66,7 @@ def load_causal_model(folder: Path, dtype: torch.dtype, device: torch.device) ->
         raise ProgramError(
             "model_unsupported", f"{architecture or 'no architecture'} is no causal model known here", "base_model"
         )
-    transformers.utils.logging.disable_progress_bar()  # bars of tqdm are noise in a log
+    quiet_transformers()
     try:
         model = model_class.from_pretrained(folder, dtype=dtype, local_files_only=True, attn_implementation="sdpa")
     except (OSError, ValueError, RuntimeError) as error:
@@ -74,6 +74,14 @@ def load_causal_model(folder: Path, dtype: torch.dtype, device: torch.device) ->
             "model_invalid", f"the model in {folder.name} can not be loaded: {error}", "base_model"
         ) from None
     return model.to(device).eval()
+
+
+def quiet_transformers() -> None:
+    """No progress bars of tqdm in the log."""
+    from transformers.utils import logging as transformers_logging
+
+    logging: Any = transformers_logging  # the library has no types here
+    logging.disable_progress_bar()
 
 
 def model_config(folder: Path) -> dict[str, Any]:

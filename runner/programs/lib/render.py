@@ -176,7 +176,7 @@ class Renderer:
         config = _json(target / "tokenizer_config.json")
         if _template_of(target, config) is None:
             write_json_durably(target / "tokenizer_config.json", {**config, "chat_template": self._template_text})
-        generation = _json(source / "generation_config.json")
+        generation = {**_json(source / "generation_config.json"), **_json(target / "generation_config.json")}
         write_json_durably(target / "generation_config.json", {**generation, "eos_token_id": self.stop_token_ids})
 
     def _render(self, messages: Sequence[Message], *, for_answer: bool = False) -> str:

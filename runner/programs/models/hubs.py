@@ -26,7 +26,7 @@ def download_huggingface(
     """
     # Late: pulls in an HTTP client; imports of local folders need none.
     from huggingface_hub import constants, errors, snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     disable_progress_bars()
     address = endpoint or constants.ENDPOINT

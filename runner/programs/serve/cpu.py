@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from runner.programs.lib.events import ProgramContext, ProgramError, run_program
@@ -26,19 +27,30 @@ HEALTH_TIME_LIMIT_S = 120.0
 _WARNINGS_AND_ERRORS = 2
 
 
+@dataclass(frozen=True, slots=True)
+class GgufFiles:
+    """What llama.cpp loads. ``is_exact``: everything is computed in float32, as the evaluator does."""
+
+    model: Path
+    adapter: Path | None
+    is_exact: bool
+
+
 def main(context: ProgramContext) -> None:
     """Convert, start, compare, announce, serve."""
+    # OpenMP spins on busy cores; read once, when the conversion imports torch.
+    os.environ.setdefault("OMP_NUM_THREADS", str(NUM_THREADS))
     settings = Settings.from_parameters(context.parameters)
     renderer = Renderer.from_folder(settings.model)
-    model_path, adapter_path = _convert(context, settings)
+    files = _convert(context, settings)
     readiness.raise_if_stopped(context)
 
-    client = readiness.ServerClient(readiness.choose_endpoint(context.work), readiness.new_api_key())
+    client = readiness.ServerClient(readiness.prepare_endpoint(context), readiness.new_api_key())
     context.report.phase(
         "start", f"starting llama.cpp with {settings.parallel} slots of {settings.context_tokens} tokens"
     )
     # The name keeps the server alive: it ends when its last reference goes.
-    server = _start_server(settings, client, model_path, adapter_path)
+    server = _start_server(settings, client, files)
     try:
         readiness.wait_until_healthy(context, client, HEALTH_TIME_LIMIT_S, _runs_in_this_process)
         parity = readiness.check_parity(lambda messages: _prompt_token_ids(client, messages), renderer)
@@ -58,32 +70,35 @@ def main(context: ProgramContext) -> None:
             Path(client.endpoint.unix).unlink(missing_ok=True)
 
 
-def _convert(context: ProgramContext, settings: Settings) -> tuple[Path, Path | None]:
-    """The GGUF files of model and adapter, written anew at every start because their token names are secret."""
+def _convert(context: ProgramContext, settings: Settings) -> GgufFiles:
+    """Model and adapter for llama.cpp, written anew at every start because their token names are secret."""
     context.report.phase("convert", "writing the model for llama.cpp")
     private = context.work / "tokenizer"
     shutil.rmtree(private, ignore_errors=True)
     write_private_tokenizer(settings.model, private)
     model_path = context.work / "model.gguf"
-    facts = write_model_gguf(settings.model, model_path, tokenizer_folder=private)
+
+    def report_tensor(done: int, total: int) -> None:
+        readiness.raise_if_stopped(context)
+        context.report.progress(done, total)
+
+    facts = write_model_gguf(settings.model, model_path, tokenizer_folder=private, on_tensor=report_tensor)
     context.report.phase(
         "model", f"{facts.num_parameters:,} parameters in {facts.precision}, {facts.size_bytes / 2**20:.1f} MiB"
     )
-    if settings.adapter is None:
-        return model_path, None
-    adapter_path = context.work / "adapter.gguf"
-    write_adapter_gguf(settings.adapter, settings.model, adapter_path)
-    return model_path, adapter_path
+    adapter_path = None
+    if settings.adapter is not None:
+        adapter_path = context.work / "adapter.gguf"
+        write_adapter_gguf(settings.adapter, settings.model, adapter_path)
+    return GgufFiles(model_path, adapter_path, is_exact=facts.precision == "f32")
 
 
-def _start_server(
-    settings: Settings, client: readiness.ServerClient, model_path: Path, adapter_path: Path | None
-) -> object:
+def _start_server(settings: Settings, client: readiness.ServerClient, files: GgufFiles) -> object:
     # Heavy: 100 MB of native code.
     import xllamacpp
 
     params = xllamacpp.CommonParams()
-    params.model.path = str(model_path)
+    params.model.path = str(files.model)
     params.model_alias = {settings.served_name}
     params.hostnames = [client.endpoint.unix or client.endpoint.host]
     params.port = client.endpoint.port or 0
@@ -94,15 +109,17 @@ def _start_server(
     params.cpuparams_batch.n_threads = NUM_THREADS
     params.cache_ram_mib = PREFIX_CACHE_MIB
     params.n_gpu_layers = 0
-    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    if files.is_exact:
+        # By default keys, values and flash attention are rounded to 16 bits, and greedy text drifts from training's.
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.use_jinja = True
     params.endpoint_metrics = True
     params.endpoint_slots = False
     params.ui = False
     params.verbosity = _WARNINGS_AND_ERRORS
-    if adapter_path is not None:
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter_path), 1.0)]
+    if files.adapter is not None:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(files.adapter), 1.0)]
     try:
         return xllamacpp.Server(params)
     except RuntimeError as error:
@@ -127,6 +144,4 @@ def _engine() -> str:
 
 
 if __name__ == "__main__":
-    # OpenMP and BLAS spin on busy cores; must be set before torch is imported by the conversion.
-    os.environ.setdefault("OMP_NUM_THREADS", str(NUM_THREADS))
     run_program(main)

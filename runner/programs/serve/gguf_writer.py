@@ -49,12 +49,18 @@ class GgufFacts:
 
 
 def write_model_gguf(
-    model_folder: Path, path: Path, *, tokenizer_folder: Path | None = None, precision: Precision | None = None
+    model_folder: Path,
+    path: Path,
+    *,
+    tokenizer_folder: Path | None = None,
+    precision: Precision | None = None,
+    on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> GgufFacts:
     """Write weights, tokenizer and chat template as one GGUF file, holding one tensor in memory at a time.
 
     ``tokenizer_folder``: where the tokenizer is read instead (a private copy).
     ``precision`` None: f32 below 100 M parameters, else bf16 for bf16 weights and f16 for the others.
+    ``on_tensor`` is called with (tensors written, tensors in all); what it raises ends the writing.
     Raises ProgramError (code ``unsupported_model``) for what llama.cpp would compute differently.
     """
     config = read_config(model_folder)
@@ -67,7 +73,7 @@ def write_model_gguf(
         _add_hyperparameters(writer, config)
         stop_token_ids = Renderer.from_folder(model_folder).stop_token_ids
         add_tokenizer(writer, tokenizer_folder or model_folder, int(config["vocab_size"]), stop_token_ids)
-        _write_tensors(writer, _model_tensors(config, shape, tensors), chosen)
+        _write_tensors(writer, _model_tensors(config, shape, tensors), chosen, on_tensor)
     return GgufFacts(num_parameters(tensors), chosen, path.stat().st_size)
 
 
@@ -84,7 +90,8 @@ def write_adapter_gguf(adapter_folder: Path, model_folder: Path, path: Path) -> 
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", float(adapter["lora_alpha"]))
-        _write_tensors(writer, _adapter_tensors(config, shape, adapter, list_tensors(adapter_folder)), "f32")
+        planned = _adapter_tensors(config, shape, adapter, list_tensors(adapter_folder))
+        _write_tensors(writer, planned, "f32", lambda done, total: None)
 
 
 def read_config(model_folder: Path) -> dict[str, Any]:
@@ -300,7 +307,9 @@ def _llama3_frequency_factors(config: dict[str, Any]) -> torch.Tensor:
     return torch.tensor(factors, dtype=torch.float32)
 
 
-def _write_tensors(writer: GGUFWriter, planned: Iterator[_Planned], precision: Precision) -> None:
+def _write_tensors(
+    writer: GGUFWriter, planned: Iterator[_Planned], precision: Precision, on_tensor: Callable[[int, int], None]
+) -> None:
     import numpy as np
     from gguf import GGMLQuantizationType
 
@@ -317,8 +326,9 @@ def _write_tensors(writer: GGUFWriter, planned: Iterator[_Planned], precision: P
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for entry in plan:
+    for done, entry in enumerate(plan, start=1):
         writer.write_tensor_data(_to_numpy(entry.make(), _precision_of(entry, precision)))
+        on_tensor(done, len(plan))
 
 
 def _precision_of(entry: _Planned, precision: Precision) -> Precision:

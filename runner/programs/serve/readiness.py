@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from runner.contract import exits, folder
@@ -95,9 +94,13 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def choose_endpoint(work_folder: Path) -> Endpoint:
-    """A Unix socket inside the run folder, or a free loopback port where its path would be too long."""
-    path = work_folder / "server.sock"
+def prepare_endpoint(context: ProgramContext) -> Endpoint:
+    """A Unix socket inside the run folder, or a free loopback port where its path would be too long.
+
+    What an earlier start left (socket, ready.json) is removed first.
+    """
+    (context.run_folder / folder.READY).unlink(missing_ok=True)
+    path = context.work / "server.sock"
     if len(str(path).encode()) <= MAX_SOCKET_PATH_BYTES:
         path.unlink(missing_ok=True)
         return Endpoint(unix=str(path))
@@ -155,11 +158,20 @@ def check_parity(server_token_ids: Callable[[Sequence[Message]], list[int]], ren
     """
     num_tokens = num_prompts = 0
     for number, messages in enumerate(golden_prompts(), start=1):
-        ours, theirs = renderer.encode_prompt(messages), server_token_ids(messages)
+        try:
+            ours = renderer.encode_prompt(messages)
+        except ProgramError:  # the template itself refuses this conversation (no system turn, say), here as in training
+            continue
+        try:
+            theirs = server_token_ids(messages)
+        except ServerUnavailable as error:
+            raise _refused(f"Golden prompt {number} can not be rendered by the server ({error}).") from error
         if ours != theirs:
-            raise _mismatch(renderer, number, ours, theirs)
+            raise _refused(f"Golden prompt {number}: {_first_difference(renderer, ours, theirs)}.")
         num_prompts += 1
         num_tokens += len(ours)
+    if num_prompts == 0:
+        raise _refused("The chat template refuses every golden prompt, so nothing could be compared.")
     return Parity(num_prompts, num_tokens)
 
 
@@ -177,7 +189,6 @@ def write_ready(
 ) -> None:
     """Write ready.json, durable and readable by the platform's user only: it holds the server's API key."""
     path = context.run_folder / folder.READY
-    path.unlink(missing_ok=True)
     value = {
         "endpoint": client.endpoint.to_json(),
         "api_key": client.api_key,
@@ -208,19 +219,21 @@ def raise_if_stopped(context: ProgramContext) -> None:
         raise Stopped("the model server was stopped on request")
 
 
-def _mismatch(renderer: Renderer, number: int, ours: list[int], theirs: list[int]) -> ProgramError:
-    position = next(
-        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-    )
+def _first_difference(renderer: Renderer, ours: list[int], theirs: list[int]) -> str:
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    position = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
 
     def at(ids: list[int]) -> str:
         return f"{ids[position]} ({renderer.decode([ids[position]])!r})" if position < len(ids) else "nothing"
 
+    return f"token {position} is {at(theirs)} in the server but {at(ours)} in training"
+
+
+def _refused(reason: str) -> ProgramError:
     return ProgramError(
         "render_mismatch",
-        f"Golden prompt {number}: token {position} is {at(theirs)} in the server but {at(ours)} in training. "
-        "This model would see other tokens than it was trained on, so it is not served. Its chat template or "
-        "tokenizer is not read the same way by this server; try the other server, or simplify the template.",
+        f"{reason} The model would see other tokens than it was trained on, so it is not served. This server reads "
+        "the chat template or the tokenizer differently: try the other server, or simplify the template.",
         field="model",
         exit_code=exits.RENDER_MISMATCH,
     )

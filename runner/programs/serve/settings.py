@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from runner.programs.lib.events import ProgramError, require
 
 MIN_CONTEXT_TOKENS = 16
 MAX_PARALLEL = 256
+_SERVED_NAME = re.compile(r"[A-Za-z0-9._:@/-]{1,200}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Settings:
         return cls(
             model=model,
             adapter=_folder(adapter, "adapter", "adapter_config.json") if adapter else None,
-            served_name=str(require(parameters, "served_name")),
+            served_name=_served_name(str(require(parameters, "served_name"))),
             context_tokens=_number(parameters, "context_tokens", longest, MIN_CONTEXT_TOKENS, longest),
             parallel=_number(parameters, "parallel", 1, 1, MAX_PARALLEL),
         )
@@ -48,6 +50,16 @@ def _folder(value: Any, name: str, must_hold: str) -> Path:
     if not (folder / must_hold).is_file():
         raise ProgramError(f"{name}_missing", f"{name} is {folder}, which holds no {must_hold}.", field=name)
     return folder
+
+
+def _served_name(name: str) -> str:
+    if not _SERVED_NAME.fullmatch(name):
+        raise ProgramError(
+            "served_name_invalid",
+            f"served_name is {name!r}; letters, digits and . _ - : @ / are allowed, at most 200.",
+            field="served_name",
+        )
+    return name
 
 
 def _number(parameters: Mapping[str, Any], name: str, default: int, low: int, high: int) -> int:

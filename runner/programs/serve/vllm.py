@@ -86,7 +86,7 @@ def main(context: ProgramContext) -> None:
     tokenizer = context.work / "tokenizer"
     shutil.rmtree(tokenizer, ignore_errors=True)
     write_private_tokenizer(settings.model, tokenizer)
-    client = readiness.ServerClient(readiness.choose_endpoint(context.work), readiness.new_api_key())
+    client = readiness.ServerClient(readiness.prepare_endpoint(context), readiness.new_api_key())
     facts = LaunchFacts(
         endpoint=client.endpoint,
         tokenizer=tokenizer,

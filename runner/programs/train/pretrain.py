@@ -19,7 +19,7 @@ from runner.programs.lib.artifacts import is_whole, write_manifest
 from runner.programs.lib.batches import epoch_order, steps_per_epoch
 from runner.programs.lib.data import read_texts
 from runner.programs.lib.events import ProgramContext, ProgramError, require, run_program
-from runner.programs.lib.model import Device, load_causal_model, model_config
+from runner.programs.lib.model import Device, load_causal_model, model_config, quiet_transformers
 from runner.programs.lib.recipe import checked_knobs, finish, open_device
 from runner.programs.lib.render import Renderer
 from runner.programs.lib.tokenizer import train_tokenizer
@@ -85,6 +85,9 @@ def _plan(tokens: torch.Tensor, held_out: torch.Tensor, knobs: Mapping[str, Any]
     length, batch_size = knobs["sequence_length"], knobs["per_device_train_batch_size"]
     batches_of, steps = packed_batches(tokens, length, batch_size, knobs["gradient_accumulation_steps"], knobs["seed"])
     starts = list(range(0, len(held_out) - length, length))
+    if len(held_out) and not starts:
+        message = f"{len(held_out)} tokens of validation text make no sequence of {length}"
+        raise ProgramError("data_too_short", message, "validation_data")
     validation = [_cut(held_out, starts[at : at + batch_size], length) for at in range(0, len(starts), batch_size)]
     return Plan(batches_of, steps, validation)
 
@@ -139,6 +142,7 @@ def _new_model(shape: Mapping[str, int], renderer: Renderer, knobs: Mapping[str,
     # Late: the library takes seconds to import, and data errors are reported before.
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    quiet_transformers()
     sizes: dict[str, Any] = {**shape, "vocab_size": renderer.vocabulary_size}
     config = Qwen2Config(
         **sizes,

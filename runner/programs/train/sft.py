@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from runner.programs.lib.batches import Sample, sequential_batches, shuffled_batches, steps_per_epoch
 from runner.programs.lib.data import read_messages
 from runner.programs.lib.events import ProgramContext, ProgramError, Reporter, require, run_program
@@ -37,13 +39,12 @@ def main(context: ProgramContext) -> None:
     held_out = read_samples(Path(validation_data), renderer, max_tokens, "drop", say) if validation_data else []
 
     model = load_causal_model(base, training_dtype(method, device), device.device)
-    package = add_lora(model, base, knobs) if method == "lora" else model
+    base_name = str((context.parameters.get("lineage") or {}).get("base_model") or base.name)
+    package = add_lora(model, base_name, knobs) if method == "lora" else model
     if knobs["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    say.phase(
-        "model", f"model {base.name} loaded: {model.num_parameters():,} parameters, {num_trainable:,} are trained"
-    )
+    say.phase("model", f"model loaded: {model.num_parameters():,} parameters, {num_trainable:,} of them are trained")
 
     batch_size, accumulation = knobs["per_device_train_batch_size"], knobs["gradient_accumulation_steps"]
     plan = Plan(
@@ -77,7 +78,8 @@ def read_samples(path: Path, renderer: Renderer, max_tokens: int, policy: str, s
         num_labels += sum(rendered.is_label)
         lost_labels += sum(rendered.is_label) - sum(kept)
         if any(kept):
-            samples.append(Sample(where, rendered.token_ids[: len(kept)], kept))
+            token_ids = torch.tensor(rendered.token_ids[: len(kept)], dtype=torch.int32)
+            samples.append(Sample(where, token_ids, torch.tensor(kept)))
     if not samples:
         raise ProgramError(
             "data_empty", f"no sample of {path.name} is left to learn from (of {num_long} too long ones)"
@@ -97,7 +99,7 @@ def read_samples(path: Path, renderer: Renderer, max_tokens: int, policy: str, s
     return samples
 
 
-def add_lora(model: Any, base: Path, knobs: Mapping[str, Any]) -> Any:
+def add_lora(model: Any, base_name: str, knobs: Mapping[str, Any]) -> Any:
     """Put adapters into the model in place and return the package that saves them. Raises ProgramError."""
     # Late: the library takes seconds to import, and data errors are reported before.
     from peft import LoraConfig, get_peft_model
@@ -116,15 +118,13 @@ def add_lora(model: Any, base: Path, knobs: Mapping[str, Any]) -> Any:
             warnings.simplefilter("ignore", FutureWarning)
             package = get_peft_model(model, config)
     except ValueError:
-        import torch  # loaded already; named here because only the message needs it
-
         linear = {
             name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
         }
         message = f"no layer is called {', '.join(names)}; this model has: all-linear, {', '.join(sorted(linear))}"
         raise ProgramError("target_modules_unknown", message, "target_modules") from None
     # The path of the base on this machine means nothing elsewhere; its name and fingerprint are in the bundle.
-    config.base_model_name_or_path = base.name
+    config.base_model_name_or_path = base_name
     return package
 
 

@@ -7,17 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from runner.executors.base import Executor
+from runner.executors.local_process import LocalProcessExecutor
 from tests.runner.executors.bench import FACTORIES, Bench, wait_until_exited
+
+
+def _end_all(executor: Executor) -> None:
+    for observation in executor.list():
+        executor.stop(observation.name, 0)
+    for observation in executor.list():
+        wait_until_exited(executor, observation.name)
 
 
 def _bench(kind: str, folder: Path) -> Iterator[Bench]:
     bench = FACTORIES[kind](folder)
     yield bench
-    executor = bench.executor()
-    for observation in executor.list():
-        executor.stop(observation.name, 0)
-    for observation in executor.list():
-        wait_until_exited(executor, observation.name)
+    _end_all(bench.executor())
 
 
 @pytest.fixture(params=sorted(FACTORIES))
@@ -30,3 +35,19 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
 def real_bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     """Every executor that runs real programs."""
     yield from _bench(request.param, tmp_path)
+
+
+@pytest.fixture
+def executor(tmp_path: Path) -> Iterator[LocalProcessExecutor]:
+    """A local executor."""
+    executor = LocalProcessExecutor(tmp_path / "control")
+    yield executor
+    _end_all(executor)
+
+
+@pytest.fixture
+def private(executor: LocalProcessExecutor) -> LocalProcessExecutor:
+    """A local executor on a host that allows private namespaces."""
+    if executor.isolation() != "private_namespaces":
+        pytest.skip("this host allows no private namespaces")
+    return executor

@@ -10,13 +10,16 @@ from typing import BinaryIO
 
 from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.utils.http import content_disposition_header
+from drf_spectacular.utils import OpenApiParameter
 from rest_framework.request import Request
 
-from clavier.core.errors import DomainError
+from clavier.core.errors import DomainError, quoted
 
 CHUNK_BYTES = 1024 * 1024
 #: What a browser could run if it were ever shown inline.
 ACTIVE_TYPES = ("text/html", "application/xhtml+xml", "image/svg+xml", "text/xml", "application/xml", "text/javascript")
+#: How the OpenAPI document names the header.
+RANGE = OpenApiParameter("Range", str, OpenApiParameter.HEADER, description="One range: `bytes=0-1023`.")
 _RANGE = re.compile(r"\Abytes=(\d{0,18})-(\d{0,18})\Z")
 
 
@@ -25,6 +28,10 @@ class RangeNotSatisfiable(DomainError):
 
     status = 416
     default_code = "range_not_satisfiable"
+
+    def __init__(self, given: str, size: int) -> None:
+        super().__init__(f"Range {quoted(given)} lies outside of the {size} bytes.", field="Range")
+        self.headers = {"Content-Range": f"bytes */{size}"}
 
 
 class Slice:
@@ -56,7 +63,7 @@ def send_file(
     wanted = wanted_range(request, size, etag)
     if wanted is not None and not wanted:
         stream.close()
-        raise RangeNotSatisfiable(f"Range {request.headers['Range']} is outside of the {size} bytes.", field="Range")
+        raise RangeNotSatisfiable(request.headers["Range"], size)
     span = wanted or range(size)
     response = StreamingHttpResponse(Slice(stream, span.start, len(span)), status=206 if wanted else 200)
     if wanted:

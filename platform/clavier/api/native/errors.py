@@ -89,9 +89,8 @@ def handle(exc: Exception, context: dict[str, Any]) -> Response:
         response["WWW-Authenticate"] = 'Bearer realm="clavier"'
     if error.code == "busy":
         response["Retry-After"] = str(BUSY_RETRY_AFTER_S)
-    wait_s = getattr(exc, "wait", None)
-    if wait_s:
-        response["Retry-After"] = str(int(wait_s))
+    for name, value in getattr(exc, "headers", {}).items():
+        response[name] = value
     return response
 
 

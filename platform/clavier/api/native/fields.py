@@ -203,5 +203,3 @@ def unknown_fields(data: Mapping[str, Any], known: Mapping[str, Any]) -> dict[st
         hint = f"did you mean {near[0]}?" if near else f"{known_words}."
         errors[name] = [serializers.ErrorDetail(f"unknown field; {hint}", code="unknown_field")]
     return errors
-
-

@@ -144,17 +144,17 @@ def sweep() -> None:
 def body_digest(request: Request) -> str:
     """sha256 over what the body means: JSON without its spacing and order, a form with the bytes of its files."""
     digest = hashlib.sha256()
-    files: list[UploadedFile] = []
+    files: list[tuple[str, UploadedFile[bytes]]] = []
     data = request.data
     if hasattr(data, "lists"):
         fields = {name: [value for value in values if isinstance(value, str)] for name, values in data.lists()}
-        files = [upload for _, uploads in sorted(request.FILES.lists()) for upload in uploads]
+        files = [(name, upload) for name, uploads in sorted(request.FILES.lists()) for upload in uploads]
         data = fields
     digest.update(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())
-    for upload in files:
+    for name, upload in files:
         content = hashlib.sha256()
         for chunk in upload.chunks():
             content.update(chunk)
         upload.seek(0)
-        digest.update(f"\n{upload.field_name} {upload.name} {content.hexdigest()}".encode())
+        digest.update(f"\n{name} {upload.name} {content.hexdigest()}".encode())
     return digest.hexdigest()

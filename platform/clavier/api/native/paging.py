@@ -1,4 +1,4 @@
-"""Pages by keyset: a cursor is the place of a row in (time, id), so no page is slower than the first and none counts."""
+"""Pages by keyset: a cursor is a row's place in (time, id), so no page is slower than the first and none counts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CreatedCursor(BasePagination):
 
     time_field = "created_at"
 
-    def paginate_queryset(
+    def paginate_queryset(  # type: ignore[override]  # lists of the native API are always querysets
         self, queryset: QuerySet[Any], request: Request, view: APIView | None = None
     ) -> list[Any]:
         """The rows of the page asked for. Raises Invalid (``out_of_range``, ``bad_cursor``)."""
@@ -91,7 +91,8 @@ def read_limit(text: str | None) -> int:
 def read_cursor(text: str, model: type[Model]) -> tuple[bool, tuple[datetime, Any]]:
     """Direction and place of a cursor. It names a place only, so a forged one shows nothing new. Raises Invalid."""
     try:
-        backwards, time, key = json.loads(base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True))
+        padded = text + "=" * (-len(text) % 4)
+        backwards, time, key = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
         place = datetime.fromisoformat(time), model._meta.pk.to_python(key)
         if backwards not in (0, 1) or place[0].tzinfo is None:
             raise ValueError("no place")

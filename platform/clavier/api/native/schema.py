@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 from drf_spectacular.types import OpenApiTypes
@@ -59,7 +60,7 @@ class ErrorBody(serializers.Serializer[Any]):
 
     code = serializers.CharField(help_text="A stable machine word: `required`, `not_found`, `in_use` ...")
     message = serializers.CharField(help_text="A sentence for people.")
-    field = serializers.CharField(allow_null=True, help_text="The field at fault, or null.")  # type: ignore[assignment]
+    field = serializers.CharField(allow_null=True, help_text="The field at fault, or null.")
     request_id = serializers.CharField(help_text="Tell it to the operator; the log has it.")
     problems = Problem(many=True, required=False, help_text="All bad fields, where there are several.")
 
@@ -85,12 +86,13 @@ def operation(
     errors: Sequence[int] = (),
     examples: Sequence[OpenApiExample] = (),
     parameters: Sequence[OpenApiParameter] = (),
+    is_public: bool = False,
 ) -> Callable[[Handler], Handler]:
     """Document a handler.
 
     ``answer``: serializer of the response, None for an empty one; ``body``: serializer of a JSON body, ``form``: of a
     multipart one; ``query``: serializer of the query string; ``page_of``: the answer is a page of these; ``errors``:
-    statuses besides those that follow from the rest.
+    statuses besides those that follow from the rest; ``is_public``: no credentials are needed.
     """
 
     def decorate(handler: Handler) -> Handler:
@@ -113,9 +115,10 @@ def operation(
             summary=summary,
             description=summary,
             parameters=described,
-            request={"multipart/form-data": form} if form else body,
+            request=_request(body, form),
             responses=responses,
             examples=list(examples) or None,
+            auth=[] if is_public else None,
         )(handler)
         return decorated
 
@@ -127,13 +130,18 @@ def listed(name: str, item: serializers.Field[Any, Any, Any, Any], **more: Any) 
     return inline_serializer(name, {"items": item, **more})
 
 
-def _page(item: type[serializers.BaseSerializer[Any]]) -> Any:
-    cursor = {"allow_null": True, "help_text": "Send it as `cursor`; null at the end."}
+def _request(body: Any, form: Any) -> Any:
+    given = {"application/json": body, "multipart/form-data": form}
+    return {media_type: fields for media_type, fields in given.items() if fields} or None
+
+
+@cache  # one component for all lists of the same item
+def _page(item: Any) -> Any:
     return inline_serializer(
         f"{item.__name__}Page",
         {
             "items": item(many=True),
-            "next": serializers.CharField(**cursor),
-            "previous": serializers.CharField(**cursor),
+            "next": serializers.CharField(allow_null=True, help_text="Send it as `cursor`; null at the end."),
+            "previous": serializers.CharField(allow_null=True, help_text="Send it as `cursor`; null at the end."),
         },
     )

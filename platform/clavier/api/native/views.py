@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from django.db.models import QuerySet
 from rest_framework import serializers
 from rest_framework.negotiation import DefaultContentNegotiation
-from rest_framework.parsers import MultiPartParser
+from rest_framework.parsers import BaseParser, MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -29,7 +30,7 @@ class AlwaysJson(DefaultContentNegotiation):
 class NativeView(APIView):
     """An endpoint: it translates, makes one service call, and decides nothing."""
 
-    parser_classes = (StrictJsonParser,)
+    parser_classes: Sequence[type[BaseParser]] = (StrictJsonParser,)
     content_negotiation_class = AlwaysJson
     pagination_class: type[CreatedCursor] = CreatedCursor
 

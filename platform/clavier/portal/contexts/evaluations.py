@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -16,7 +17,7 @@ from clavier.runs.models import RunEvent
 from clavier.runs.queries import events, progress
 from clavier.runs.states import LIVE_STATES, RunState
 from evaluation_app.models import EvaluationTask
-from evaluation_app.queries import all_samples, score_table
+from evaluation_app.queries import samples, score_table
 from evaluation_app.services import QUESTION_KINDS
 
 SAMPLES_SHOWN = 25
@@ -162,6 +163,14 @@ def score_rows(task: EvaluationTask) -> list[ScoreRow]:
 def candidate_labels(task: EvaluationTask) -> list[str]:
     """Base before tuned; a version without a base stands alone."""
     return ["base", "tuned"] if task.model_version.base_version_id else ["model"]
+
+
+def all_samples(task: EvaluationTask) -> Iterator[dict[str, Any]]:
+    """Every sample's results, read as they are asked for."""
+    found, offset = samples(task, 0)
+    while found:
+        yield from found
+        found, offset = samples(task, offset)
 
 
 def sample_of(sample: dict[str, Any], labels: list[str]) -> Sample:

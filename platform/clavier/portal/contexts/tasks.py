@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +88,7 @@ class TaskNew:
     form: TaskForm
     base_models: list[Option]
     datasets: list[Option]
+    kinds: str
 
 
 def task_list(listing: Listing[FineTuneTask], state: str) -> TaskList:
@@ -151,9 +153,9 @@ def task_detail(actor: Actor, task: FineTuneTask) -> TaskDetail:
 
 
 def task_new(actor: Actor, form: TaskForm) -> TaskNew:
-    """The form with what can be chosen."""
+    """The form with what can be chosen; ``kinds``: which rows fit which recipe, for the page's script."""
     kinds = {kind for group in DATA_KINDS.values() for kind in group}
-    return TaskNew(form, base_model_options(actor), dataset_options(actor, *kinds))
+    return TaskNew(form, base_model_options(actor), dataset_options(actor, *kinds), json.dumps(DATA_KINDS))
 
 
 def remaining_s(recent: list[dict[str, Any]]) -> float | None:

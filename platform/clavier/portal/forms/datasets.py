@@ -22,7 +22,10 @@ class VersionForm(forms.Form):
 
     file = forms.FileField(label=_("File"), help_text=_("JSON, JSONL, CSV or TXT in UTF-8."))
     purpose = forms.ChoiceField(
-        label=_("Purpose"), choices=PURPOSES, required=False, help_text=_("Demands the columns that this purpose needs.")
+        label=_("Purpose"),
+        choices=PURPOSES,
+        required=False,
+        help_text=_("Demands the columns that this purpose needs."),
     )
 
 

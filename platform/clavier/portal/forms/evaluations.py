@@ -13,9 +13,7 @@ class EvaluationForm(forms.Form):
     """Judge a model version on questions with known answers."""
 
     name = forms.CharField(label=_("Name"), max_length=100)
-    model_version = forms.CharField(
-        label=_("Model version"), help_text=_("A tuned version is judged beside its base.")
-    )
+    model_version = forms.CharField(label=_("Model version"), help_text=_("A tuned version is judged beside its base."))
     dataset_version = forms.CharField(label=_("Questions and reference answers"))
     metrics = forms.MultipleChoiceField(
         label=_("Metrics"),

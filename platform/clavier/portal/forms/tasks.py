@@ -113,4 +113,10 @@ def _number(value: float) -> str:
 def _written(default: Any) -> str:
     if default is None:
         return ""
-    return ", ".join(default) if isinstance(default, list | tuple) else f"{default:g}" if isinstance(default, float) else str(default)
+    return (
+        ", ".join(default)
+        if isinstance(default, list | tuple)
+        else f"{default:g}"
+        if isinstance(default, float)
+        else str(default)
+    )

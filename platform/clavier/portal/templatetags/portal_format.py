@@ -28,6 +28,12 @@ def badge(state: str | None) -> SafeString:
     return format_html('<span class="badge {}">{}</span>', label.tone, label.text)
 
 
+@register.simple_tag
+def state_text(state: str) -> object:
+    """A state as a plain word."""
+    return labels.state_label(state).text
+
+
 @register.filter
 def word(value: str, table: str) -> object:
     """The word of one of the tables in ``labels``; an unknown one is shown as it is."""

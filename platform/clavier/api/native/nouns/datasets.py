@@ -1,0 +1,239 @@
+"""Data sets, their versions, and their rows."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.http import HttpResponseBase
+from drf_spectacular.utils import OpenApiExample, extend_schema_field
+from rest_framework import serializers
+from rest_framework.parsers import MultiPartParser
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from clavier.api.native.content import RANGE, send_file
+from clavier.api.native.fields import Choice, Form, Strict, Text, WholeNumber, Words
+from clavier.api.native.idempotency import idempotent
+from clavier.api.native.json_body import StrictJsonParser
+from clavier.api.native.nouns.common import Owned, Reference
+from clavier.api.native.schema import BINARY, operation
+from clavier.api.native.views import FormView, NativeView
+from datasets_app.formats import FORMATS
+from datasets_app.models import Dataset
+from datasets_app.preview import MAX_ROWS_AT_ONCE, open_original, read_rows
+from datasets_app.queries import access_dataset, access_dataset_version, search, versions_of
+from datasets_app.services import (
+    create_dataset,
+    create_dataset_with_file,
+    delete_dataset,
+    delete_version,
+    update_dataset,
+    upload_version,
+)
+from datasets_app.validation import KINDS, PURPOSES
+
+_PURPOSE_HELP = "What the rows are for; demands their columns. Absent: whatever the columns look like."
+_NAME_HELP = "Unique in the tenant."
+
+
+class Column(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    type = serializers.CharField(help_text="string, integer, number, boolean, list, object, null or mixed.")
+    non_null = serializers.IntegerField(help_text="Rows in which it has a value.")
+
+
+class DatasetVersionItem(Owned):
+    """One uploaded file that passed the gate; never changed."""
+
+    dataset = Reference()
+    number = serializers.IntegerField(help_text="From 1 on.")
+    name = serializers.CharField(source="__str__", help_text="The data set's name and the number.")
+    kind = serializers.ChoiceField(KINDS, help_text="What its columns make it.")
+    format = serializers.ChoiceField(FORMATS, help_text="Of the uploaded file.")
+    file_name = serializers.CharField()
+    size_bytes = serializers.IntegerField()
+    sha256 = serializers.CharField()
+    num_samples = serializers.IntegerField()
+    columns = Column(source="fields", many=True)
+    is_usable = serializers.BooleanField()
+
+
+class DatasetVersionDetail(DatasetVersionItem):
+    """A version with what the gate found."""
+
+    findings = serializers.DictField(help_text="`{errors, warnings, counts, items}`; items have line and column.")
+    statistics = serializers.DictField(help_text="`{row_bytes: {min, mean, max}, labels: {label: rows}}`.")
+
+
+class DatasetFields(Owned):
+    name = serializers.CharField(help_text=_NAME_HELP)
+    description = serializers.CharField()
+    languages = serializers.ListField(child=serializers.CharField())
+    tags = serializers.ListField(child=serializers.CharField())
+    license = serializers.CharField()
+    task = serializers.CharField(help_text="What it is for, in its owner's words.")
+
+
+class DatasetItem(DatasetFields):
+    """A data set in a list."""
+
+    num_versions = serializers.IntegerField()
+    newest_number = serializers.IntegerField(allow_null=True, help_text="Of its newest version.")
+
+
+class DatasetDetail(DatasetFields):
+    """A data set with its newest version."""
+
+    newest_version = serializers.SerializerMethodField()
+
+    @extend_schema_field(DatasetVersionDetail(allow_null=True))
+    def get_newest_version(self, dataset: Dataset) -> Any:
+        """One query."""
+        newest = versions_of(dataset).first()
+        return DatasetVersionDetail(newest).data if newest else None
+
+
+class DatasetFilters(Form):
+    search = Text(default="", allow_blank=True, max_length=200, help_text="Text in the name, description or a tag.")
+    tag = Text(default="", allow_blank=True, max_length=100, help_text="Exactly this tag.")
+
+
+class NewDataset(Strict):
+    name = Text(max_length=100, help_text=_NAME_HELP)
+    description = Text(required=False, allow_blank=True, max_length=20_000)
+    languages = Words(required=False, help_text="Such as zh, en.")
+    tags = Words(required=False)
+    license = Text(required=False, allow_blank=True, max_length=100)
+    task = Text(required=False, allow_blank=True, max_length=100, help_text="What it is for, in your words.")
+
+
+class NewDatasetWithFile(NewDataset, Form):
+    """A data set and its first version."""
+
+    file = serializers.FileField(allow_empty_file=True, help_text="A .json, .jsonl, .csv or .txt file in UTF-8.")
+    purpose = Choice(tuple(PURPOSES), required=False, help_text=_PURPOSE_HELP)
+
+
+class ChangedDataset(NewDataset):
+    name = Text(required=False, max_length=100, help_text=_NAME_HELP)
+
+
+class NewVersion(Form):
+    file = serializers.FileField(allow_empty_file=True, help_text="A .json, .jsonl, .csv or .txt file in UTF-8.")
+    purpose = Choice(tuple(PURPOSES), required=False, help_text=_PURPOSE_HELP)
+
+
+class RowsQuery(Form):
+    start = WholeNumber(min_value=0, max_value=2**62, default=0, help_text="Number of the first row, from 0.")
+    count = WholeNumber(min_value=1, max_value=MAX_ROWS_AT_ONCE, default=20, help_text="How many rows.")
+
+
+class Rows(serializers.Serializer[Any]):
+    start = serializers.IntegerField()
+    num_samples = serializers.IntegerField(help_text="Rows of the whole version.")
+    items = serializers.ListField(child=serializers.DictField(), help_text="The rows.")
+
+
+class DatasetsView(NativeView):
+    parser_classes = (StrictJsonParser, MultiPartParser)  # type: ignore[assignment]
+
+    @operation("list_datasets", "datasets", "List data sets", query=DatasetFilters, page_of=DatasetItem)
+    def get(self, request: Request) -> Response:
+        """Newest first."""
+        filters = self.filters(DatasetFilters)
+        return self.page(search(self.actor, filters["search"], tag=filters["tag"]), DatasetItem)
+
+    @operation("create_dataset", "datasets", "Create a data set; as a form, with its first version", body=NewDataset,
+               form=NewDatasetWithFile, answer=DatasetDetail, status=201, errors=(409, 507), examples=(
+                   OpenApiExample("Without data yet", {"name": "客服问答", "tags": ["faq"], "languages": ["zh"]},
+                                  request_only=True),
+               ))  # fmt: skip
+    @idempotent(atomic=False)
+    def post(self, request: Request) -> Response:
+        """JSON makes an empty data set, a form one with a version, or neither."""
+        if isinstance(request.data, dict) and not request.FILES and request.content_type != MultiPartParser.media_type:
+            return created(create_dataset(actor=self.actor, **self.body(NewDataset)))
+        form = self.body(NewDatasetWithFile)
+        upload = form.pop("file")
+        version = create_dataset_with_file(actor=self.actor, upload=upload, file_name=upload.name, **form)
+        return created(version.dataset)
+
+
+class DatasetView(NativeView):
+    @operation("get_dataset", "datasets", "A data set with its newest version", answer=DatasetDetail, errors=(404,))
+    def get(self, request: Request, dataset_id: UUID) -> Response:
+        """With what the gate found in that version."""
+        return Response(DatasetDetail(access_dataset(self.actor, dataset_id)).data)
+
+    @operation("change_dataset", "datasets", "Change name, description, tags ...", body=ChangedDataset,
+               answer=DatasetDetail, errors=(404, 409))  # fmt: skip
+    def patch(self, request: Request, dataset_id: UUID) -> Response:
+        """What is absent stays."""
+        dataset = access_dataset(self.actor, dataset_id)
+        changed = update_dataset(actor=self.actor, dataset=dataset, **self.body(ChangedDataset))
+        return Response(DatasetDetail(changed).data)
+
+    @operation("delete_dataset", "datasets", "Delete a data set with all its versions", status=204, errors=(404, 409))
+    def delete(self, request: Request, dataset_id: UUID) -> Response:
+        """Refused while something refers to a version."""
+        delete_dataset(actor=self.actor, dataset=access_dataset(self.actor, dataset_id))
+        return Response(status=204)
+
+
+class DatasetVersionsView(FormView):
+    @operation("list_dataset_versions", "datasets", "List the versions of a data set", page_of=DatasetVersionItem,
+               errors=(404,))  # fmt: skip
+    def get(self, request: Request, dataset_id: UUID) -> Response:
+        """Newest first."""
+        self.filters()
+        return self.page(versions_of(access_dataset(self.actor, dataset_id)), DatasetVersionItem)
+
+    @operation("upload_dataset_version", "datasets", "Upload a file as the next version", form=NewVersion,
+               answer=DatasetVersionDetail, status=201, errors=(404, 409, 507))  # fmt: skip
+    @idempotent(atomic=False)
+    def post(self, request: Request, dataset_id: UUID) -> Response:
+        """A file with errors is refused with the first of them, by line; nothing is stored then."""
+        dataset = access_dataset(self.actor, dataset_id)
+        form = self.body(NewVersion)
+        upload = form.pop("file")
+        version = upload_version(actor=self.actor, dataset=dataset, upload=upload, file_name=upload.name, **form)
+        return Response(DatasetVersionDetail(version).data, status=201)
+
+
+class DatasetVersionView(NativeView):
+    @operation("get_dataset_version", "datasets", "A version with what the gate found", answer=DatasetVersionDetail,
+               errors=(404,))  # fmt: skip
+    def get(self, request: Request, version_id: UUID) -> Response:
+        """Counts, columns, findings."""
+        return Response(DatasetVersionDetail(access_dataset_version(self.actor, version_id)).data)
+
+    @operation("delete_dataset_version", "datasets", "Delete a version", status=204, errors=(404, 409))
+    def delete(self, request: Request, version_id: UUID) -> Response:
+        """Refused while something refers to it."""
+        delete_version(actor=self.actor, version=access_dataset_version(self.actor, version_id))
+        return Response(status=204)
+
+
+class DatasetRowsView(NativeView):
+    @operation("read_dataset_rows", "datasets", "Read rows of a version", query=RowsQuery, answer=Rows, errors=(404,))
+    def get(self, request: Request, version_id: UUID) -> Response:
+        """Any place of a version of any size is equally near. After 32 MiB an answer ends early."""
+        version = access_dataset_version(self.actor, version_id)
+        query = self.query(RowsQuery)
+        found = {"start": query["start"], "num_samples": version.num_samples, "items": read_rows(version, **query)}
+        return Response(found)
+
+
+class DatasetContentView(NativeView):
+    @operation("download_dataset_version", "datasets", "Download a version's file as it was uploaded", answer=BINARY,
+               media_type="application/octet-stream", parameters=(RANGE,), errors=(404, 416))  # fmt: skip
+    def get(self, request: Request, version_id: UUID) -> HttpResponseBase:
+        """The ETag is the sha256 of the content."""
+        version = access_dataset_version(self.actor, version_id)
+        return send_file(request, open_original(version), version.file_name, sha256=version.sha256)
+
+
+def created(dataset: Dataset) -> Response:
+    """201 with the data set."""
+    return Response(DatasetDetail(dataset).data, status=201)

@@ -1,0 +1,230 @@
+"""Fine-tune tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.http import HttpResponseBase
+from drf_spectacular.utils import OpenApiExample, extend_schema_field
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from clavier.api.native.content import RANGE
+from clavier.api.native.fields import (
+    AnyObject,
+    Choice,
+    Flag,
+    Form,
+    Identifier,
+    Resources,
+    StateChoice,
+    Strict,
+    Text,
+    WholeNumber,
+)
+from clavier.api.native.idempotency import idempotent
+from clavier.api.native.nouns.common import Owned, Reference
+from clavier.api.native.run_parts import (
+    STATES,
+    Log,
+    LogQuery,
+    Metrics,
+    OffsetQuery,
+    RunEventItem,
+    RunStatus,
+    RunSummary,
+    RunView,
+)
+from clavier.api.native.schema import BINARY, operation
+from clavier.api.native.views import NativeView
+from clavier.runs.models import Run
+from finetune_app.models import FineTuneTask
+from finetune_app.queries import output_version, runs_of, visible_tasks
+from finetune_app.services import (
+    access_fine_tune_task,
+    create_fine_tune_task,
+    delete_fine_tune_task,
+    retry_fine_tune_task,
+    start_fine_tune_task,
+    stop_fine_tune_task,
+)
+from runner.contract.knobs import RECIPES
+
+TAG = "fine-tune tasks"
+METHODS = tuple(sorted({method for methods in RECIPES.values() for method in methods}))
+YEAR_S = 366 * 24 * 3600
+
+
+class TaskItem(Owned):
+    """A task in a list."""
+
+    name = serializers.CharField()
+    description = serializers.CharField()
+    recipe = serializers.ChoiceField(tuple(RECIPES))
+    method = serializers.ChoiceField(METHODS)
+    base_model = Reference(source="base_version", allow_null=True, help_text="The model version that is tuned.")
+    train_dataset = Reference(help_text="A data set version.")
+    state = serializers.ChoiceField(
+        STATES, source="run.state", read_only=True, default=None, allow_null=True,
+        help_text="Of the newest run; null: saved, never started.",
+    )  # fmt: skip
+    run = RunSummary(allow_null=True, help_text="The newest run.")
+
+
+class TaskDetail(TaskItem):
+    """A task with all that it was made of and what it has made."""
+
+    validation_dataset = Reference(allow_null=True)
+    hyperparameters = serializers.DictField(help_text="All of them, defaults filled in.")
+    resources = serializers.DictField(help_text="`{cpu_milli, memory_mib, gpus}`.")
+    time_limit_s = serializers.IntegerField(allow_null=True)
+    output_model_name = serializers.CharField(help_text="The model that gets a new version on success.")
+    output_version = serializers.SerializerMethodField(help_text="The model version that the newest run has made.")
+
+    @extend_schema_field(Reference(allow_null=True))
+    def get_output_version(self, task: FineTuneTask) -> Any:
+        """One query."""
+        made = output_version(task)
+        return Reference(made).data if made else None
+
+
+class TaskFilters(Form):
+    state = StateChoice(STATES, required=False, help_text="Of the newest run.")
+    search = Text(default="", allow_blank=True, max_length=200, help_text="Text in the name or description.")
+
+
+class NewTask(Strict):
+    name = Text(max_length=100)
+    description = Text(required=False, allow_blank=True, max_length=20_000)
+    recipe = Choice(tuple(RECIPES), help_text="sft: questions and answers; pretrain: plain text.")
+    method = Choice(METHODS, help_text="`GET /recipes` lists which recipe has which.")
+    train_dataset = Identifier(help_text="Id of a data set version.")
+    validation_dataset = Identifier(required=False, allow_null=True, help_text="Id of a data set version.")
+    base_model = Identifier(required=False, allow_null=True, help_text="Id of a full model version. Required for sft.")
+    hyperparameters = AnyObject(required=False, help_text="`GET /recipes/{recipe}/{method}` tells which there are.")
+    resources = Resources(required=False)
+    time_limit_s = WholeNumber(min_value=1, max_value=YEAR_S, required=False, help_text="Seconds; absent: 7 days.")
+    output_model_name = Text(required=False, max_length=100, help_text="Absent: the task's name.")
+    start = Flag(default=True, help_text="false: only save it.")
+
+
+class TasksView(NativeView):
+    @operation("list_fine_tune_tasks", TAG, "List fine-tune tasks", query=TaskFilters, page_of=TaskItem)
+    def get(self, request: Request) -> Response:
+        """Newest first."""
+        return self.page(visible_tasks(self.actor, **self.filters(TaskFilters)), TaskItem)
+
+    @operation("create_fine_tune_task", TAG, "Create a fine-tune task, and start it", body=NewTask, answer=TaskDetail,
+               status=201, errors=(404, 409, 422), examples=(
+                   OpenApiExample("LoRA", {
+                       "name": "faq-lora", "recipe": "sft", "method": "lora",
+                       "base_model": "6b1f7c1e-5f3a-4a52-9f0e-0d1f2a3b4c5d",
+                       "train_dataset": "0f8fad5b-d9cb-469f-a165-70867728950e",
+                       "hyperparameters": {"learning_rate": 0.0002, "num_train_epochs": 3, "lora_r": 16},
+                   }, request_only=True),
+               ))  # fmt: skip
+    @idempotent()
+    def post(self, request: Request) -> Response:
+        """Every hyperparameter is checked before anything is stored."""
+        task = create_fine_tune_task(actor=self.actor, **self.body(NewTask))
+        return Response(TaskDetail(task).data, status=201)
+
+
+class TaskView(NativeView):
+    @operation("get_fine_tune_task", TAG, "A fine-tune task", answer=TaskDetail, errors=(404,))
+    def get(self, request: Request, task_id: UUID) -> Response:
+        """With its newest run and the model version it made."""
+        return Response(TaskDetail(access_fine_tune_task(self.actor, task_id)).data)
+
+    @operation("delete_fine_tune_task", TAG, "Delete a task with its runs and logs", status=204, errors=(404, 409))
+    def delete(self, request: Request, task_id: UUID) -> Response:
+        """Refused while it runs or its model version exists."""
+        delete_fine_tune_task(actor=self.actor, task=access_fine_tune_task(self.actor, task_id))
+        return Response(status=204)
+
+
+class StartTaskView(NativeView):
+    @operation("start_fine_tune_task", TAG, "Start a task that was only saved", answer=TaskDetail,
+               errors=(404, 409, 422))  # fmt: skip
+    @idempotent()
+    def post(self, request: Request, task_id: UUID) -> Response:
+        """A task is started once; afterwards it can be retried."""
+        self.body()
+        task = start_fine_tune_task(actor=self.actor, task=access_fine_tune_task(self.actor, task_id))
+        return Response(TaskDetail(task).data)
+
+
+class StopTaskView(NativeView):
+    @operation("stop_fine_tune_task", TAG, "Stop a task's run", answer=TaskDetail, errors=(400, 404, 409))
+    def post(self, request: Request, task_id: UUID) -> Response:
+        """The state is STOPPING until the program has ended."""
+        self.body()
+        task = stop_fine_tune_task(actor=self.actor, task=access_fine_tune_task(self.actor, task_id))
+        return Response(TaskDetail(task).data)
+
+
+class RetryTaskView(NativeView):
+    @operation("retry_fine_tune_task", TAG, "Run a failed or stopped task again", answer=TaskDetail,
+               errors=(404, 409, 422))  # fmt: skip
+    @idempotent()
+    def post(self, request: Request, task_id: UUID) -> Response:
+        """A new run; the old one stays."""
+        self.body()
+        task = retry_fine_tune_task(actor=self.actor, task=access_fine_tune_task(self.actor, task_id))
+        return Response(TaskDetail(task).data)
+
+
+class TaskRunsView(NativeView):
+    @operation("list_fine_tune_task_runs", TAG, "List a task's runs", page_of=RunSummary, errors=(404,))
+    def get(self, request: Request, task_id: UUID) -> Response:
+        """Newest first."""
+        self.filters()
+        return self.page(runs_of(access_fine_tune_task(self.actor, task_id)), RunSummary)
+
+
+class OfTask(RunView):
+    """Views on the newest run of a task."""
+
+    def run_of(self, object_id: Any) -> Run | None:
+        """Raises NotFound."""
+        return access_fine_tune_task(self.actor, object_id).run
+
+
+class TaskStatusView(OfTask):
+    @operation("get_fine_tune_task_status", TAG, "State and progress, for polling", answer=RunStatus, errors=(404,))
+    def get(self, request: Request, task_id: UUID) -> Response:
+        """Of the newest run."""
+        return self.status(task_id)
+
+
+class TaskMetricsView(OfTask):
+    @operation("read_fine_tune_task_metrics", TAG, "Losses and other events", query=OffsetQuery, answer=Metrics,
+               errors=(404,))  # fmt: skip
+    def get(self, request: Request, task_id: UUID) -> Response:
+        """Of the newest run, from a byte on."""
+        return self.metrics(task_id)
+
+
+class TaskLogView(OfTask):
+    @operation("read_fine_tune_task_log", TAG, "The log from a byte on", query=LogQuery, answer=Log, errors=(404,))
+    def get(self, request: Request, task_id: UUID) -> Response:
+        """Of the newest run."""
+        return self.log(task_id)
+
+
+class TaskLogFileView(OfTask):
+    @operation("download_fine_tune_task_log", TAG, "Download the whole log", answer=BINARY, media_type="text/plain",
+               parameters=(RANGE,), errors=(404, 416))  # fmt: skip
+    def get(self, request: Request, task_id: UUID) -> HttpResponseBase:
+        """Of the newest run."""
+        return self.log_file(request, task_id)
+
+
+class TaskEventsView(OfTask):
+    @operation("list_fine_tune_task_events", TAG, "What happened to the newest run", page_of=RunEventItem,
+               errors=(404,))  # fmt: skip
+    def get(self, request: Request, task_id: UUID) -> Response:
+        """Newest first."""
+        return self.events(task_id)

@@ -1,0 +1,70 @@
+"""Recipes and their hyperparameters, for forms and programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from clavier.api.native.schema import listed, operation
+from clavier.api.native.views import NativeView
+from clavier.core.errors import NotFound
+from runner.contract.knob_values import Knob
+from runner.contract.knobs import RECIPES, HyperparametersInvalid, knobs_of
+
+
+class RecipeItem(serializers.Serializer[Any]):
+    recipe = serializers.CharField()
+    methods = serializers.ListField(child=serializers.CharField())
+
+
+class Help(serializers.Serializer[Any]):
+    en = serializers.CharField(source="help_en")
+    zh = serializers.CharField(source="help_zh")
+
+
+class Hyperparameter(serializers.Serializer[Any]):
+    """One hyperparameter: what it is and what it may be."""
+
+    name = serializers.CharField()
+    type = serializers.ChoiceField(("int", "float", "bool", "str", "list"))
+    default = serializers.JSONField(allow_null=True, help_text="null: not set.")
+    minimum = serializers.FloatField(allow_null=True)
+    maximum = serializers.FloatField(allow_null=True)
+    choices = serializers.ListField(child=serializers.CharField(), help_text="Empty: any value of the type.")
+    unit = serializers.CharField(help_text="Empty: a plain number.")
+    help = Help(source="*")
+
+
+class Recipe(serializers.Serializer[Any]):
+    """A recipe with one of its methods."""
+
+    recipe = serializers.CharField()
+    method = serializers.CharField()
+    hyperparameters = Hyperparameter(many=True)
+
+
+class RecipesView(NativeView):
+    @operation("list_recipes", "recipes", "List the recipes and their methods",
+               answer=listed("Recipes", RecipeItem(many=True)))  # fmt: skip
+    def get(self, request: Request) -> Response:
+        """What a fine-tune task may name."""
+        return Response({"items": [{"recipe": name, "methods": list(methods)} for name, methods in RECIPES.items()]})
+
+
+class RecipeView(NativeView):
+    @operation("get_recipe", "recipes", "The hyperparameters of a recipe with a method", answer=Recipe, errors=(404,))
+    def get(self, request: Request, recipe: str, method: str) -> Response:
+        """In the order of the forms."""
+        found = {"recipe": recipe, "method": method, "hyperparameters": hyperparameters(recipe, method)}
+        return Response(Recipe(found).data)
+
+
+def hyperparameters(recipe: str, method: str) -> tuple[Knob, ...]:
+    """The table's rows. Raises NotFound."""
+    try:
+        return knobs_of(recipe, method)
+    except HyperparametersInvalid as error:
+        raise NotFound(f"There is no such recipe: {error}.", field=error.problems[0].field) from error

@@ -1,0 +1,171 @@
+"""Inference services and their replicas."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from drf_spectacular.utils import OpenApiExample, extend_schema_field
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from clavier.api.native.fields import Flag, Form, Identifier, Resources, Strict, Text, WholeNumber
+from clavier.api.native.idempotency import idempotent
+from clavier.api.native.nouns.common import Owned, Reference
+from clavier.api.native.run_parts import STATES, Log, LogQuery, RunView
+from clavier.api.native.schema import listed, operation
+from clavier.api.native.views import NativeView
+from clavier.core.errors import NotFound
+from clavier.runs.models import Run
+from inference_app.models import DESIRED_STATES, InferenceService
+from inference_app.queries import SERVICE_STATES, replica_at, replica_facts, replicas_of, state_of, visible_services
+from inference_app.services import access_service, create_service, delete_service, start_service, stop_service
+
+TAG = "services"
+
+
+class ServiceVersion(serializers.Serializer[Any]):
+    """One model version behind a service."""
+
+    number = serializers.IntegerField()
+    model_version = Reference()
+    traffic_percent = serializers.IntegerField()
+    num_replicas = serializers.IntegerField()
+    context_tokens = serializers.IntegerField(help_text="Prompt and answer together.")
+    parallel = serializers.IntegerField(help_text="Requests that a replica answers at once.")
+    resources = serializers.DictField(help_text="Of each replica: `{cpu_milli, memory_mib, gpus}`.")
+    created_at = serializers.DateTimeField()
+
+
+class Service(Owned):
+    """A name under which programs ask: the `model` of a request to /openai/v1/chat/completions."""
+
+    name = serializers.CharField()
+    description = serializers.CharField()
+    desired_state = serializers.ChoiceField(DESIRED_STATES, help_text="What was asked for.")
+    state = serializers.SerializerMethodField(help_text="What there is: READY answers, DEGRADED answers in part.")
+    versions = ServiceVersion(many=True)
+
+    @extend_schema_field(serializers.ChoiceField(SERVICE_STATES))
+    def get_state(self, service: InferenceService) -> str:
+        """From what is wanted and what lives."""
+        return state_of(service)
+
+
+class Replica(serializers.Serializer[Any]):
+    """One server of a service."""
+
+    service_version = serializers.IntegerField(help_text="Number of the service's version.")
+    index = serializers.IntegerField(help_text="From 0 on.")
+    run_id = serializers.UUIDField(allow_null=True)
+    state = serializers.ChoiceField(STATES, allow_null=True)
+    why = serializers.CharField(help_text="While PENDING: what it waits for.")
+    message = serializers.CharField(help_text="How it ended.")
+    restarts = serializers.IntegerField(help_text="Ends in a row that nobody asked for.")
+    engine = serializers.CharField(allow_null=True, help_text="What serves: llama.cpp or vLLM.")
+    parity = serializers.JSONField(
+        allow_null=True, help_text="Whether the server's token ids equal the trainer's, and on how many texts."
+    )
+    started_at = serializers.DateTimeField(allow_null=True)
+    progress = serializers.DictField(help_text="While PREPARING: how far it is.")
+
+
+class ServiceFilters(Form):
+    search = Text(default="", allow_blank=True, max_length=63, help_text="Text in the name.")
+
+
+class ReplicaLogQuery(LogQuery):
+    replica = WholeNumber(min_value=0, max_value=10_000, default=0, help_text="Index of the replica.")
+    version = WholeNumber(
+        min_value=1,
+        max_value=2**31 - 1,
+        required=False,
+        help_text="Number of the service's version; absent: the newest.",
+    )
+
+
+class NewService(Strict):
+    name = Text(max_length=63, help_text="Lower-case letters, digits and '-'. Unique in the tenant.")
+    description = Text(required=False, allow_blank=True, max_length=20_000)
+    model_version = Identifier(help_text="Id of a ready model version; an adapter is served on its base.")
+    num_replicas = WholeNumber(min_value=1, max_value=64, required=False, help_text="Default 1.")
+    context_tokens = WholeNumber(min_value=64, max_value=1_048_576, required=False, help_text="Default 2048.")
+    parallel = WholeNumber(min_value=1, max_value=256, required=False, help_text="Default 4.")
+    resources = Resources(required=False)
+    start = Flag(default=True, help_text="false: only save it as a draft.")
+
+
+class ServicesView(NativeView):
+    @operation("list_services", TAG, "List services", query=ServiceFilters, page_of=Service)
+    def get(self, request: Request) -> Response:
+        """Newest first."""
+        return self.page(visible_services(self.actor, **self.filters(ServiceFilters)), Service)
+
+    @operation("create_service", TAG, "Deploy a model version as a service", body=NewService, answer=Service,
+               status=201, errors=(404, 409, 422), examples=(
+                   OpenApiExample("On a CPU", {"name": "faq", "model_version": "6b1f7c1e-5f3a-4a52-9f0e-0d1f2a3b4c5d"},
+                                  request_only=True),
+               ))  # fmt: skip
+    @idempotent()
+    def post(self, request: Request) -> Response:
+        """The service is READY once its replicas answer."""
+        return Response(Service(create_service(actor=self.actor, **self.body(NewService))).data, status=201)
+
+
+class ServiceView(NativeView):
+    @operation("get_service", TAG, "A service", answer=Service, errors=(404,))
+    def get(self, request: Request, service_id: UUID) -> Response:
+        """With its versions."""
+        return Response(Service(access_service(self.actor, service_id)).data)
+
+    @operation("delete_service", TAG, "Delete a service that is not started", status=204, errors=(404, 409))
+    def delete(self, request: Request, service_id: UUID) -> Response:
+        """Its model versions stay."""
+        delete_service(actor=self.actor, service=access_service(self.actor, service_id))
+        return Response(status=204)
+
+
+class StartServiceView(NativeView):
+    @operation("start_service", TAG, "Start a service", answer=Service, errors=(404, 409, 422))
+    @idempotent()
+    def post(self, request: Request, service_id: UUID) -> Response:
+        """Every replica gets a run."""
+        self.body()
+        service = start_service(actor=self.actor, service=access_service(self.actor, service_id))
+        return Response(Service(service).data)
+
+
+class StopServiceView(NativeView):
+    @operation("stop_service", TAG, "Stop a service", answer=Service, errors=(400, 404, 409))
+    def post(self, request: Request, service_id: UUID) -> Response:
+        """It can be started again."""
+        self.body()
+        service = stop_service(actor=self.actor, service=access_service(self.actor, service_id))
+        return Response(Service(service).data)
+
+
+class ReplicasView(NativeView):
+    @operation("list_replicas", TAG, "The replicas of a service", answer=listed("Replicas", Replica(many=True)),
+               errors=(404,))  # fmt: skip
+    def get(self, request: Request, service_id: UUID) -> Response:
+        """With what their servers report."""
+        replicas = replicas_of(access_service(self.actor, service_id))
+        found = [{**replica_facts(replica), "service_version": replica.service_version.number} for replica in replicas]
+        return Response({"items": Replica(found, many=True).data})
+
+
+class ServiceLogView(RunView):
+    @operation("read_service_log", TAG, "The log of a replica from a byte on", query=ReplicaLogQuery, answer=Log,
+               errors=(404,))  # fmt: skip
+    def get(self, request: Request, service_id: UUID) -> Response:
+        """Of its newest run."""
+        return self.log(service_id, ReplicaLogQuery)
+
+    def run_of(self, object_id: Any) -> Run | None:
+        """The run of the replica that the query names. Raises NotFound."""
+        service, query = access_service(self.actor, object_id), self.query(ReplicaLogQuery)
+        replica = replica_at(service, query["replica"], query.get("version"))
+        if replica is None:
+            raise NotFound(f"The service {service} has no replica {query['replica']}.", field="replica")
+        return replica.run

@@ -1,0 +1,1 @@
+"""The main job, from an empty platform to answers, through the public HTTP API alone."""

@@ -1,0 +1,22 @@
+// The form of a new model: a preset fills it in for the chosen hub.
+"use strict";
+
+const form = document.getElementById("model-form");
+let preset = null;
+
+function fill() {
+  if (!preset) return;
+  form.elements.name.value = preset.dataset.name;
+  form.elements.location.value = preset.dataset[form.elements.source.value] || "";
+}
+
+for (const button of document.querySelectorAll("[data-preset]")) {
+  button.addEventListener("click", () => {
+    preset = button;
+    if (!["huggingface", "modelscope"].includes(form.elements.source.value)) form.elements.source.value = "huggingface";
+    for (const other of document.querySelectorAll("[data-preset]")) other.setAttribute("aria-pressed", other === button);
+    fill();
+    form.elements.name.focus();
+  });
+}
+form.elements.source.addEventListener("change", fill);

@@ -1,0 +1,170 @@
+"""Tasks: created with every check, run, and turned into a model version."""
+
+from __future__ import annotations
+
+import pytest
+
+from clavier.core.errors import Conflict, Forbidden, Invalid, InvalidFields, NotFound, Unprocessable
+from clavier.runs.models import Run
+from clavier.runs.outputs import run_folder
+from finetune_app.models import FineTuneTask
+from finetune_app.queries import output_version
+from finetune_app.services import (
+    access_fine_tune_task,
+    create_fine_tune_task,
+    delete_fine_tune_task,
+    retry_fine_tune_task,
+    start_fine_tune_task,
+    stop_fine_tune_task,
+)
+from models_app.models import ModelVersion
+from models_app.services import delete_model_version
+from tests.engine import assert_consistent, make_engine
+from tests.worlds import make_dataset, make_model_version, output_of, spec_on_disk
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def engine(monkeypatch, home):
+    made = make_engine(monkeypatch)
+    made.will(files=output_of())
+    return made
+
+
+@pytest.fixture
+def asked(alice, spooled):
+    """A good request of Alice's."""
+    return {
+        "actor": alice,
+        "name": "first",
+        "recipe": "sft",
+        "method": "lora",
+        "base_model": make_model_version(alice).pk,
+        "train_dataset": make_dataset(alice, spooled).pk,
+        "hyperparameters": {"learning_rate": "2e-5"},
+    }
+
+
+def test_a_task_becomes_a_model_version_with_its_lineage(engine, asked):
+    task = create_fine_tune_task(**asked)
+    engine.step(2)
+    task = access_fine_tune_task(asked["actor"], task.pk)
+    version = output_version(task)
+    assert task.run.state == "COMPLETED"
+    assert (version.base_version_id, version.dataset_version_id) == (asked["base_model"], asked["train_dataset"])
+    assert (str(version), version.state, version.architecture) == ("first@1", "ready", "Qwen2ForCausalLM")
+    assert version.path == run_folder(task.run.pk) / "output/model"
+    assert spec_on_disk(task.run.pk)["parameters"]["hyperparameters"]["learning_rate"] == 2e-5
+    assert_consistent()
+
+
+def test_a_failed_run_makes_no_version_and_can_be_retried(engine, asked):
+    engine.will(exit_code=1)
+    task = create_fine_tune_task(**asked)
+    engine.step(2)
+    assert not ModelVersion.objects.filter(source="fine_tune").exists()
+    engine.will(files=output_of())
+    task = retry_fine_tune_task(actor=asked["actor"], task=access_fine_tune_task(asked["actor"], task.pk))
+    engine.step(2)
+    assert [run.state for run in Run.objects.order_by("created_at")] == ["FAILED", "COMPLETED"]
+    with pytest.raises(Conflict, match="Only a failed or stopped task"):
+        retry_fine_tune_task(actor=asked["actor"], task=access_fine_tune_task(asked["actor"], task.pk))
+
+
+def test_every_bad_field_is_named_at_once_and_nothing_is_left(engine, asked):
+    asked["hyperparameters"] = {"learning_rate": "NaN", "lora_rank": 8, "num_train_epochs": -1}
+    with pytest.raises(InvalidFields) as refusal:
+        create_fine_tune_task(**asked)
+    fields = {problem.field for problem in refusal.value.problems}
+    assert fields == {"hyperparameters.learning_rate", "hyperparameters.lora_rank", "hyperparameters.num_train_epochs"}
+    assert "lora_r" in str(refusal.value)
+    assert not Run.objects.exists()
+    assert not FineTuneTask.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "code"),
+    [
+        ({"recipe": "magic"}, Invalid, "not_a_choice"),
+        ({"method": "qloraaa"}, Invalid, "not_a_choice"),
+        ({"base_model": None}, Invalid, "required"),
+        ({"name": "a\nb"}, Invalid, "bad_name"),
+        ({"resources": {"cpu_milli": 0}}, InvalidFields, "out_of_range"),
+        ({"resources": {"cores": 1}}, InvalidFields, "unknown_field"),
+        ({"resources": {"gpus": 8}}, Unprocessable, "unschedulable"),
+    ],
+)
+def test_what_is_not_allowed_is_refused(engine, asked, change, error, code):
+    with pytest.raises(error) as refusal:
+        create_fine_tune_task(**(asked | change))
+    assert refusal.value.code == code
+    assert not FineTuneTask.objects.exists()
+
+
+def test_data_of_another_kind_is_refused_with_the_kinds_that_fit(engine, asked, spooled):
+    texts = make_dataset(asked["actor"], spooled, [{"text": "once upon a time"}] * 2 + [{"text": "the end"}], name="texts")
+    with pytest.raises(Invalid, match="question_answer") as refusal:
+        create_fine_tune_task(**(asked | {"train_dataset": texts.pk}))
+    assert refusal.value.field == "train_dataset"
+
+
+def test_an_adapter_is_no_base(engine, asked, alice):
+    adapter = make_model_version(alice, "adapter", format="adapter")
+    with pytest.raises(Invalid, match="is an adapter"):
+        create_fine_tune_task(**(asked | {"base_model": adapter.pk}))
+
+
+def test_charlie_can_not_use_see_or_stop_what_is_alices(engine, asked, charlie, spooled):
+    engine.will(runs_for_s=None)
+    task = create_fine_tune_task(**asked)
+    with pytest.raises(NotFound):
+        access_fine_tune_task(charlie, task.pk)
+    with pytest.raises(NotFound) as refusal:
+        create_fine_tune_task(**(asked | {"actor": charlie}))
+    assert refusal.value.field == "base_model"
+    own = make_model_version(charlie)
+    with pytest.raises(NotFound) as refusal:
+        create_fine_tune_task(**(asked | {"actor": charlie, "base_model": own.pk}))
+    assert refusal.value.field == "train_dataset"
+
+
+def test_bob_sees_but_does_not_stop_the_task_of_alice(engine, asked, bob):
+    engine.will(runs_for_s=None)
+    task = access_fine_tune_task(bob, create_fine_tune_task(**asked).pk)
+    with pytest.raises(Forbidden):
+        stop_fine_tune_task(actor=bob, task=task)
+
+
+def test_a_saved_task_starts_once(engine, asked):
+    task = create_fine_tune_task(**asked, start=False)
+    assert task.run is None
+    start_fine_tune_task(actor=asked["actor"], task=task)
+    with pytest.raises(Conflict, match="started before"):
+        start_fine_tune_task(actor=asked["actor"], task=task)
+
+
+def test_a_task_is_deleted_with_its_files_unless_it_runs_or_made_a_version(engine, asked):
+    alice = asked["actor"]
+    engine.will(runs_for_s=None)
+    task = create_fine_tune_task(**asked)
+    engine.step()
+    task = access_fine_tune_task(alice, task.pk)
+    with pytest.raises(Conflict, match="stop it first"):
+        delete_fine_tune_task(actor=alice, task=task)
+    stop_fine_tune_task(actor=alice, task=task)
+    engine.step(2)
+    place = run_folder(task.run.pk)
+    assert place.exists()
+    delete_fine_tune_task(actor=alice, task=access_fine_tune_task(alice, task.pk))
+    assert not place.exists()
+    assert not Run.objects.exists()
+
+    engine.will(files=output_of())
+    task = create_fine_tune_task(**asked)
+    engine.step(2)
+    task = access_fine_tune_task(alice, task.pk)
+    with pytest.raises(Conflict, match="made the model version"):
+        delete_fine_tune_task(actor=alice, task=task)
+    delete_model_version(actor=alice, version=output_version(task))
+    delete_fine_tune_task(actor=alice, task=task)
