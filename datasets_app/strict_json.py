@@ -9,7 +9,7 @@ from typing import Any
 
 MAX_DEPTH = 64
 #: Escapes that may spell a control character or half of a surrogate pair; only then is a row looked through.
-_SUSPECT_ESCAPE = re.compile(rb"\\u00[01]|\\u007f|\\u[dD][89a-fA-F]|\\b")
+_SUSPECT_ESCAPE = re.compile(rb"\\u00[01]|\\u007[fF]|\\u[dD][89a-fA-F]|\\b")
 #: One encoder for all rows: json.dumps() with options makes a new one each time.
 encode_row = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")

@@ -8,7 +8,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from unfold.admin import ModelAdmin
 
-from clavier.accounts.auth import actor_in_tenant
+from clavier.accounts.auth import operator_in_tenant
 from clavier.core.admin import ReadOnly
 from clavier.core.errors import DomainError
 from finetune_app.models import FineTuneTask
@@ -46,7 +46,7 @@ class FineTuneTaskAdmin(ReadOnly, ModelAdmin):
         """Do a service's verb for each task and tell how it went."""
         for task in queryset:
             try:
-                verb(actor=actor_in_tenant(request.user, task.tenant), task=task)
+                verb(actor=operator_in_tenant(request, task.tenant), task=task)
                 self.message_user(request, f"{task.name}: done", messages.SUCCESS)
             except DomainError as error:
                 self.message_user(request, f"{task.name}: {error.message}", messages.WARNING)

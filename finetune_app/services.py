@@ -233,9 +233,7 @@ def access_training_data(actor: Actor, version_id: UUID | str, recipe: str, *, f
     return version
 
 
-def checked_hyperparameters(
-    recipe: str, method: str, given: Mapping[str, Any], *, has_base: bool
-) -> dict[str, Any]:
+def checked_hyperparameters(recipe: str, method: str, given: Mapping[str, Any], *, has_base: bool) -> dict[str, Any]:
     """All knobs of the recipe, with defaults. Raises InvalidFields with every problem."""
     try:
         return check_hyperparameters(recipe, method, given, has_base=has_base)

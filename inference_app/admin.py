@@ -7,7 +7,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from unfold.admin import ModelAdmin, TabularInline
 
-from clavier.accounts.auth import actor_in_tenant
+from clavier.accounts.auth import operator_in_tenant
 from clavier.core.admin import ReadOnly
 from clavier.core.errors import DomainError
 from inference_app.models import InferenceService, Replica, ServiceVersion
@@ -34,7 +34,7 @@ class InferenceServiceAdmin(ReadOnly, ModelAdmin):
         """Stop each service, as an operator."""
         for service in queryset.select_related("tenant"):
             try:
-                stop_service(actor=actor_in_tenant(request.user, service.tenant), service=service)
+                stop_service(actor=operator_in_tenant(request, service.tenant), service=service)
                 self.message_user(request, f"{service.name}: stopping", messages.SUCCESS)
             except DomainError as error:
                 self.message_user(request, f"{service.name}: {error.message}", messages.WARNING)

@@ -37,7 +37,9 @@ def actor_of_session(scope: Any, headers: dict[bytes, bytes]) -> Actor:
     request = HttpRequest()
     request.method = scope["method"]
     request.COOKIES = {name: morsel.value for name, morsel in cookies.items()}
-    request.META = {"HTTP_" + n.decode("latin-1").upper().replace("-", "_"): v.decode("latin-1") for n, v in headers.items()}
+    request.META = {
+        "HTTP_" + n.decode("latin-1").upper().replace("-", "_"): v.decode("latin-1") for n, v in headers.items()
+    }
     request.META |= {"SERVER_NAME": "localhost", "SERVER_PORT": "80", "wsgi.url_scheme": scope.get("scheme", "http")}
     request.session = SessionStore(session_cookie.value)
     user = get_user(request)

@@ -192,7 +192,9 @@ async def disconnected(receive: Receive) -> None:
         pass
 
 
-async def send_json(send: Send, status: int, value: dict[str, Any], headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+async def send_json(
+    send: Send, status: int, value: dict[str, Any], headers: tuple[tuple[bytes, bytes], ...] = ()
+) -> None:
     """One JSON answer."""
     body = json.dumps(value, ensure_ascii=False).encode()
     start = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]

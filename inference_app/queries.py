@@ -16,7 +16,6 @@ from clavier.runs.states import LIVE_STATES, RunState
 from inference_app.models import InferenceService, Replica, ServiceVersion
 from runner.contract import folder
 
-
 SERVICE_STATES = ("DRAFT", "CREATING", "READY", "DEGRADED", "STOPPING", "STOPPED", "FAILED")
 
 
@@ -118,7 +117,9 @@ def choose_upstreams(actor: Actor, model: str) -> list[Upstream]:
         upstreams = [upstream_of(service, report) for report in reports if report is not None]
         if upstreams:
             return upstreams
-    raise NoHealthyReplica(f"The service {quoted(model)} is {state_of(service)}; no replica answers now.", field="model")
+    raise NoHealthyReplica(
+        f"The service {quoted(model)} is {state_of(service)}; no replica answers now.", field="model"
+    )
 
 
 def by_traffic(versions: list[ServiceVersion], *, explicit: bool) -> list[ServiceVersion]:

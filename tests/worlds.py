@@ -14,10 +14,18 @@ from datasets_app.services import create_dataset_with_file
 from models_app.models import ModelVersion, RegisteredModel
 from runner.contract import folder
 
-FACTS = {"format": "full", "architecture": "Qwen2ForCausalLM", "num_parameters": 10, "render_hash": "r", "fingerprint": "f"}
+FACTS = {
+    "format": "full",
+    "architecture": "Qwen2ForCausalLM",
+    "num_parameters": 10,
+    "render_hash": "r",
+    "fingerprint": "f",
+}
 
 
-def make_dataset(actor: Actor, spooled: Any, rows: list[dict[str, Any]] | None = None, name: str = "faq") -> DatasetVersion:
+def make_dataset(
+    actor: Actor, spooled: Any, rows: list[dict[str, Any]] | None = None, name: str = "faq"
+) -> DatasetVersion:
     """A data set version through the real gate."""
     rows = rows or [{"question": f"How many is {n}?", "answer": f"It is {n}."} for n in range(5)]
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

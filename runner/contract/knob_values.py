@@ -35,7 +35,7 @@ class BadValue(ValueError):
 
 
 def read_value(knob: Knob, value: Any) -> Any:
-    """A given value in the knob's type. Raises BadValue (wrong_type, not_a_choice, out_of_range) with what is allowed."""
+    """A given value in the knob's type. Raises BadValue (wrong_type, not_a_choice, out_of_range)."""
     if value is None:
         return list(knob.default) if knob.type == "list" else knob.default
     if knob.type == "bool":

@@ -376,7 +376,9 @@ def _unknown_problem(name: str, value: Any, recipe: str, method: str, known: Map
     elsewhere = next((knob for knob in KNOBS if knob.name == name), None)
     if elsewhere is not None:
         takers = ", ".join(elsewhere.recipes) + (f" with {', '.join(elsewhere.methods)}" if elsewhere.methods else "")
-        return KnobProblem(name, value, f"{recipe} with method {method} does not take it (taken by {takers})", "unknown_field")
+        return KnobProblem(
+            name, value, f"{recipe} with method {method} does not take it (taken by {takers})", "unknown_field"
+        )
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
     return KnobProblem(name, value, f"unknown hyperparameter; {hint}", "unknown_field")

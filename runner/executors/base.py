@@ -19,7 +19,7 @@ class LaunchRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One attempt to start. ``name`` is unique for ever and is the attempt's id; ``owner_id`` >= 1 is the tenant's number."""
+    """One attempt to start. ``name``: the attempt's id, unique for ever; ``owner_id``: the tenant's number, from 1 on."""
 
     name: str
     run_folder: Path

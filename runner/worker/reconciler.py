@@ -84,7 +84,9 @@ class Reconciler:
         """The executor does not know the attempt: not started yet, to be stopped, or lost."""
         now = timezone.now()
         if attempt.run.state == RunState.STOPPING and attempt.observed_at is None:
-            finish_attempt(attempt=attempt, reason=EndReason(attempt.run.stop_reason), message="Stopped before it started.")
+            finish_attempt(
+                attempt=attempt, reason=EndReason(attempt.run.stop_reason), message="Stopped before it started."
+            )
         elif attempt.observed_at is None:
             due = attempt.not_before or attempt.created_at + LAUNCH_AGAIN_AFTER
             if now >= due:
@@ -136,7 +138,9 @@ class Reconciler:
     def sweep_outbox(self) -> None:
         """Do the scheduler's work for wake-ups that the queue never heard of, and for runs whose time has come."""
         now = timezone.now()
-        stale = list(Outbox.objects.filter(created_at__lt=now - timedelta(seconds=2)).values_list("pk", flat=True)[:1000])
+        stale = list(
+            Outbox.objects.filter(created_at__lt=now - timedelta(seconds=2)).values_list("pk", flat=True)[:1000]
+        )
         due = now - self.last_schedule > timedelta(seconds=2) and waiting_runs().exists()
         if stale or due:
             self.last_schedule = now

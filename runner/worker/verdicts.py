@@ -35,11 +35,14 @@ def verdict_of(seen: Observation, said: str) -> Verdict:
         # A stop that a user asked for overrides this: the run is STOPPING then.
         return Verdict(EndReason.INFRASTRUCTURE, "The executor ended it though nobody had asked for that.")
     if seen.cause == "time_limit":
-        return Verdict(EndReason.TIME_LIMIT, "The time limit was reached. Raise it, or resume from the last checkpoint.")
+        return Verdict(
+            EndReason.TIME_LIMIT, "The time limit was reached. Raise it, or resume from the last checkpoint."
+        )
     if seen.cause == "out_of_memory":
         used = f" after {seen.max_memory_mib} MiB" if seen.max_memory_mib else ""
         return Verdict(
-            EndReason.OUT_OF_MEMORY, f"The run used more memory than it asked for{used}. Ask for more, or lower the batch size."
+            EndReason.OUT_OF_MEMORY,
+            f"The run used more memory than it asked for{used}. Ask for more, or lower the batch size.",
         )
     if seen.cause == "command_not_found" or code in (126, 127):
         return Verdict(EndReason.COMMAND_NOT_FOUND, said or "The command could not be executed.")

@@ -262,10 +262,10 @@ def test_what_is_in_use_stays_and_says_by_what(alice: Actor, home: Path, spooled
         resources={},
         output_model_name="tuned",
     )
-    with pytest.raises(Conflict, match="version 1 of data set 'qa' is used by .*'tuner'") as refused:
+    with pytest.raises(Conflict, match=r"version 1 of data set 'qa' is used by .*'tuner'") as refused:
         services.delete_version(actor=alice, version=version)
     assert refused.value.code == "in_use"
-    with pytest.raises(Conflict, match="data set 'qa' is used by .*'tuner'"):
+    with pytest.raises(Conflict, match=r"data set 'qa' is used by .*'tuner'"):
         services.delete_dataset(actor=alice, dataset=version.dataset)
     assert left_behind(home) == before
     assert storage_usage(alice) == usage

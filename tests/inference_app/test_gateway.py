@@ -217,7 +217,8 @@ def test_the_portals_session_asks_with_its_csrf_token_only(service, alice_user, 
 
 
 @pytest.mark.parametrize(
-    ("body", "code"), [(b"{", "malformed_json"), (b"[]", "wrong_type"), (b"{}", "required"), (b"[" * 100_000, "malformed_json")]
+    ("body", "code"),
+    [(b"{", "malformed_json"), (b"[]", "wrong_type"), (b"{}", "required"), (b"[" * 100_000, "malformed_json")],
 )
 def test_a_body_that_is_no_request_is_refused_in_words(service, alice, body, code):
     exchange = Exchange("POST", "/openai/v1/chat/completions", key_of(alice), body)

@@ -71,7 +71,13 @@ def test_only_folders_below_an_allowed_path_of_the_server_are_taken(engine, alic
         place.mkdir(parents=True)
     (allowed / "way-out").symlink_to(secret)
     settings.MODEL_PATHS = [allowed]
-    for location in (str(secret), str(allowed / "way-out"), str(allowed / ".." / "secret"), "qwen", str(allowed / "none")):
+    for location in (
+        str(secret),
+        str(allowed / "way-out"),
+        str(allowed / ".." / "secret"),
+        "qwen",
+        str(allowed / "none"),
+    ):
         with pytest.raises(Invalid) as refusal:
             register_model(actor=alice, name="m", source="path", location=location)
         assert refusal.value.code == "path_outside_root"

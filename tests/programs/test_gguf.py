@@ -161,7 +161,7 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
                     "type": "Sequence",
                     "pretokenizers": [
                         {"type": "Split", "pattern": {"Regex": "a+"}, "behavior": "Isolated", "invert": False},
-                        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+                        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
                     ],
                 }
             },

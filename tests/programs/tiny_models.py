@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -58,7 +58,7 @@ def write_tiny_model(folder: Path, shape: Literal["qwen2", "llama", "qwen3"], te
     return folder
 
 
-def write_tiny_tokenizer(folder: Path, template: str | None = CHATML):  # type: ignore[no-untyped-def]
+def write_tiny_tokenizer(folder: Path, template: str | None = CHATML) -> Any:
     """Train a byte-level BPE of up to 600 tokens with Qwen2's splitting rule and save it; returns the tokenizer."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -79,7 +79,8 @@ def write_tiny_tokenizer(folder: Path, template: str | None = CHATML):  # type: 
         show_progress=False,
     )
     backend.train_from_iterator(TRAINING_TEXT, trainer)
-    tokenizer = PreTrainedTokenizerFast(
+    make_tokenizer: Any = PreTrainedTokenizerFast
+    tokenizer = make_tokenizer(
         tokenizer_object=backend,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -107,5 +108,5 @@ def write_tiny_adapter(folder: Path, model_folder: Path, seed: int = 11) -> Path
         init_lora_weights=False,
         task_type="CAUSAL_LM",
     )
-    get_peft_model(model, config).save_pretrained(folder)
+    get_peft_model(model, config).save_pretrained(str(folder))
     return folder

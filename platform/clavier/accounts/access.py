@@ -40,7 +40,9 @@ def require_change(actor: Actor, owned: TenantOwned, *, noun: str) -> None:
     """Raises Forbidden unless the actor created the object or manages the tenant."""
     require_write(actor)
     if owned.created_by_id != actor.user_id and not actor.manages_tenant:
-        raise Forbidden(f"This {noun} belongs to another member of {actor.tenant_name}; owners and admins may change it.")
+        raise Forbidden(
+            f"This {noun} belongs to another member of {actor.tenant_name}; owners and admins may change it."
+        )
 
 
 def require_tenant_admin(actor: Actor) -> None:

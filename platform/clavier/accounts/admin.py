@@ -1,9 +1,15 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
+from django.http import HttpRequest
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
 from clavier.accounts.models import ApiKey, Membership, Tenant, User
+from clavier.accounts.services import next_tenant_number
 
 
 class MembershipInline(TabularInline):
@@ -21,14 +27,21 @@ class TenantAdmin(ModelAdmin):
     inlines = (MembershipInline,)
     show_full_result_count = False
 
-    def save_model(self, request, obj, form, change):
+    def save_model(self, request: HttpRequest, obj: Tenant, form: Any, change: bool) -> None:
+        """A new tenant gets the next number."""
         if not change:
-            obj.number = (Tenant.objects.order_by("-number").values_list("number", flat=True).first() or 0) + 1
+            obj.number = next_tenant_number()
         super().save_model(request, obj, form, change)
 
 
+if TYPE_CHECKING:
+    UserAdminBase = DjangoUserAdmin[User]
+else:
+    UserAdminBase = DjangoUserAdmin
+
+
 @admin.register(User)
-class UserAdmin(DjangoUserAdmin, ModelAdmin):
+class UserAdmin(UserAdminBase, ModelAdmin):
     form = UserChangeForm
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
@@ -56,5 +69,6 @@ class ApiKeyAdmin(ModelAdmin):
     list_select_related = ("user", "tenant")
     show_full_result_count = False
 
-    def has_add_permission(self, request):
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Keys are made by their users, who alone see the secret."""
         return False

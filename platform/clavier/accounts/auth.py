@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from clavier.accounts.models import ApiKey, Membership, Tenant, User
 from clavier.core.actor import Actor
-from clavier.core.errors import NotAuthenticated
+from clavier.core.errors import Forbidden, NotAuthenticated
 
 KEY_PREFIX = "clv_"
 LAST_USED_RESOLUTION = timedelta(minutes=1)
@@ -34,7 +34,7 @@ def actor_of_key(secret: str) -> tuple[User, Actor]:
         raise NotAuthenticated("The API key was revoked. Make a new one under Settings.", code="invalid_token")
     if key.expires_at is not None and key.expires_at <= now:
         raise NotAuthenticated("The API key has expired. Make a new one under Settings.", code="invalid_token")
-    membership = Membership.objects.filter(tenant=key.tenant, user=key.user).first()
+    membership = Membership.objects.select_related("tenant").filter(tenant=key.tenant, user=key.user).first()
     if membership is None or not key.user.is_active or not key.tenant.is_active:
         raise NotAuthenticated("The API key's user or tenant is no longer active.", code="invalid_token")
     if key.last_used_at is None or now - key.last_used_at > LAST_USED_RESOLUTION:
@@ -66,8 +66,11 @@ def build_actor(
     )
 
 
-def actor_in_tenant(user: User, tenant: Tenant) -> Actor:
-    """An operator acting for a tenant, with the rights of its owner."""
+def operator_in_tenant(request: HttpRequest, tenant: Tenant) -> Actor:
+    """The operator of an admin request acting for a tenant, with the rights of its owner. Raises Forbidden."""
+    user = request.user
+    if not isinstance(user, User) or not user.is_staff:
+        raise Forbidden("Only operators act for other tenants.")
     return Actor(
         user_id=user.pk,
         username=user.username,

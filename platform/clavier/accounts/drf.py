@@ -38,7 +38,7 @@ class ApiKeyAuthentication(BaseAuthentication):
 class SessionLogin(SessionAuthentication):
     """The portal's session, with CSRF; sets ``request.auth`` to the Actor."""
 
-    def authenticate(self, request: Request) -> tuple[User, Actor] | None:  # type: ignore[override]
+    def authenticate(self, request: Request) -> tuple[User, Actor] | None:
         """The signed-in user and actor, or None."""
         found = super().authenticate(request)
         if found is None:

@@ -32,8 +32,7 @@ def create_tenant(*, name: str, display_name: str = "") -> Tenant:
     with transaction.atomic():
         if Tenant.objects.filter(name=name).exists():
             raise Conflict(f"The tenant {quoted(name)} exists.", code="already_exists", field="tenant")
-        highest = Tenant.objects.aggregate(highest=Max("number"))["highest"] or 0
-        return Tenant.objects.create(number=highest + 1, name=name, display_name=display_name or name)
+        return Tenant.objects.create(number=next_tenant_number(), name=name, display_name=display_name or name)
 
 
 def create_user(
@@ -179,6 +178,12 @@ def ensure_first_operator() -> str | None:
         password = secrets.token_urlsafe(12)
         create_user(username=OPERATOR_NAME, tenant_name=OPERATOR_TENANT, password=password, is_operator=True)
     return password
+
+
+def next_tenant_number() -> int:
+    """The number of a new tenant, from 1 on; numbers are not used twice while the highest one stays."""
+    highest = Tenant.objects.aggregate(highest=Max("number"))["highest"]
+    return int(highest or 0) + 1
 
 
 def check_username(username: str) -> None:

@@ -36,7 +36,7 @@ def production_is_safe(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     problems: list[CheckMessage] = []
     if settings.DEBUG:
         problems.append(Error("DEBUG is on in production.", hint="Unset DEBUG.", id="clavier.E010"))
-    if settings.SECRET_KEY == stored_key() or len(settings.SECRET_KEY) < 50:
+    if stored_key() == settings.SECRET_KEY or len(settings.SECRET_KEY) < 50:
         hint = "Set SECRET_KEY to 50 or more random characters, the same for all processes."
         problems.append(Error("SECRET_KEY is not set for production.", hint=hint, id="clavier.E011"))
     if settings.ALLOW_CUSTOM_CODE and settings.CLAVIER_EXECUTOR == "local_process":

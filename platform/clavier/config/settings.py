@@ -189,10 +189,12 @@ _REDIS_OPTIONS: dict[str, Any] = {
     "retry": Retry(ExponentialBackoff(cap=2, base=0.1), 60),
     "health_check_interval": 30,
 }
-RQ_QUEUES: dict[str, dict[str, Any]] = {"default": {"HOST": "localhost", "PORT": 0, "REDIS_CLIENT_KWARGS": _REDIS_OPTIONS}}
+RQ_QUEUES: dict[str, dict[str, Any]] = {
+    "default": {"HOST": "localhost", "PORT": 0, "REDIS_CLIENT_KWARGS": _REDIS_OPTIONS}
+}
 if REDIS_URL:
     # django-rq ignores the client options of a URL, so its parts are given one by one.
-    _parts: dict[str, Any] = dict(parse_url(REDIS_URL))
+    _parts: dict[str, Any] = dict(parse_url(REDIS_URL))  # type: ignore[no-untyped-call]
     RQ_QUEUES["default"] |= {"HOST": _parts.pop("host", "localhost"), "PORT": _parts.pop("port", 6379)}
     RQ_QUEUES["default"]["DB"] = _parts.pop("db", 0)
     _REDIS_OPTIONS |= {name: value for name, value in _parts.items() if name in ("username", "password")}
@@ -280,7 +282,10 @@ CONTENT_SECURITY_POLICY = {
 
 # --- API --------------------------------------------------------------------------------------------------------
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["clavier.accounts.drf.ApiKeyAuthentication", "clavier.accounts.drf.SessionLogin"],
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "clavier.accounts.drf.ApiKeyAuthentication",
+        "clavier.accounts.drf.SessionLogin",
+    ],
     "DEFAULT_PERMISSION_CLASSES": ["clavier.accounts.drf.HasTenant"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],

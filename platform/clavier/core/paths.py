@@ -31,7 +31,12 @@ def parse_path(text: str, *, field: str = "path") -> tuple[str, ...]:
 def parse_name(name: str, *, field: str = "name") -> str:
     """One file or folder name in NFC. Raises Invalid (``bad_name``)."""
     name = unicodedata.normalize("NFC", name)
-    if name in ("", ".", "..") or "/" in name or "\\" in name or any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
+    if (
+        name in ("", ".", "..")
+        or "/" in name
+        or "\\" in name
+        or any(unicodedata.category(c) in ("Cc", "Cs") for c in name)
+    ):
         raise Invalid(
             f"{field} {quoted(name)} is no file name. Slashes, backslashes and control characters are not allowed.",
             code="bad_name",

@@ -57,7 +57,7 @@ class Story:
             rows = 0
             for name, file in (("corpus", "corpus.txt"), ("faq", "faq.jsonl"), ("questions", "faq_questions.jsonl")):
                 dataset = self.client.upload_dataset(f"demo-{name}-{self.suffix}", MATERIAL / file)
-                version = dataset["latest_version"]
+                version = dataset["newest_version"]
                 ids.append(version["id"])
                 rows += version["num_samples"]
             step.result = f"3 data sets, {rows:,} rows"
@@ -93,7 +93,7 @@ class Story:
         offset, losses = 0, []
         while True:
             page = self.client.get(f"{path}/metrics", offset=offset)
-            losses += [event["train/loss"] for event in page["events"] if "train/loss" in event]
+            losses += [event["train/loss"] for event in page["items"] if "train/loss" in event]
             if page["next_offset"] == offset:
                 break
             offset = page["next_offset"]
@@ -113,7 +113,7 @@ class Story:
             self.client.wait_for_run(path, lambda status: self.report(title, status), limit_s=STEP_LIMIT_S)
             scores = self.client.get(path)["scores"]
             base, best = (scores["exact_match"][label]["value"] for label in ("base", "tuned"))
-            samples = self.client.get(f"{path}/samples", offset=0)["samples"]
+            samples = self.client.get(f"{path}/samples", offset=0)["items"]
             step.result = f"exact match {base:.2f} -> {best:.2f} on {len(samples)} questions"
         self.facts |= {"base_exact_match": base, "tuned_exact_match": best, "scores": scores}
         if best <= base:

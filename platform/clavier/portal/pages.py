@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec
+from typing import Concatenate, ParamSpec, cast
 
 from django.contrib.auth.views import redirect_to_login
 from django.forms import Form
@@ -62,10 +62,11 @@ def _view(
     def decorate(view: View[P]) -> DjangoView[P]:
         @require_http_methods(list(methods or ("GET",)))
         @wraps(view)
-        def wrapped(request: Any, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
+        def wrapped(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
+            signed_in = cast(PortalRequest, request)
             try:
-                request.actor = _actor(request)
-                return view(request, *args, **kwargs)
+                signed_in.actor = _actor(request)
+                return view(signed_in, *args, **kwargs)
             except DomainError as error:
                 return refuse(request, error)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 
 from django.db import IntegrityError, transaction
-from django.db.models import ExpressionWrapper, F, Q
 from django.db.models import DateTimeField as DateTime
+from django.db.models import ExpressionWrapper, F, Q
 from django.db.models.functions import Now
 
 from clavier.runs.models import Lease

@@ -40,7 +40,7 @@ def read_log(run_id: UUID, offset: int = 0, limit: int = MAX_READ_BYTES) -> Chun
 
 
 def read_metrics(run_id: UUID, offset: int = 0, limit: int = MAX_READ_BYTES) -> tuple[list[dict[str, Any]], int]:
-    """Events of the program from a byte offset on, and the next offset. Lines that are no JSON object are passed over."""
+    """Events of the program from a byte offset on, and the next offset. What is no JSON object is passed over."""
     chunk = read_lines(run_id, folder.METRICS, offset, limit)
     events = []
     for line in chunk.data.splitlines():

@@ -100,9 +100,7 @@ def stop_run(*, run: Run, actor_name: str, by_operator: bool = False) -> Run:
             done = transition(run, RunState.STOPPED, reason=reason, message=message, actor_name=actor_name)
         else:
             with transaction.atomic():
-                done = transition(
-                    run, RunState.STOPPING, message=message, actor_name=actor_name, stop_reason=reason
-                )
+                done = transition(run, RunState.STOPPING, message=message, actor_name=actor_name, stop_reason=reason)
                 if done:
                     announce(run)
         if done:
@@ -208,7 +206,8 @@ def require_schedulable(spec: RunSpec) -> None:
         shortages += short
     detail = f"; the nearest node: {shortages[0]}" if shortages else ": it has no node"
     raise Unprocessable(
-        f"No node of the resource group {spec.resource_group!r} can take this run{detail}. Ask for less, or for another group.",
+        f"No node of the resource group {spec.resource_group!r} can take this run{detail}. "
+        "Ask for less, or for another group.",
         code="unschedulable",
         field="resources",
     )
@@ -218,7 +217,7 @@ def checked_resources(given: Mapping[str, Any]) -> dict[str, int]:
     """cpu_milli, memory_mib and gpus of the request, with defaults. Raises InvalidFields."""
     bounds = {"cpu_milli": (100, 1_024_000), "memory_mib": (128, 64 * 1024 * 1024), "gpus": (0, 64)}
     problems = [
-        FieldProblem(f"resources.{name}", "unknown_field", f"resources.{name} is unknown; {', '.join(bounds)} are known.")
+        FieldProblem(f"resources.{name}", "unknown_field", f"resources.{name} is none of {', '.join(bounds)}.")
         for name in given
         if name not in bounds
     ]

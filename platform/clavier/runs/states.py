@@ -56,7 +56,7 @@ ACTIVE_STATES = LIVE_STATES - {S.PENDING}
 
 #: Every reason leads to exactly one final state.
 FINAL_STATE_OF: dict[EndReason, RunState] = {
-    **{reason: S.FAILED for reason in EndReason},
+    **dict.fromkeys(EndReason, S.FAILED),
     EndReason.COMPLETED: S.COMPLETED,
     EndReason.STOPPED_BY_USER: S.STOPPED,
     EndReason.STOPPED_BY_OPERATOR: S.STOPPED,

@@ -6,7 +6,9 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from runner.contract import exits
 from runner.programs.lib.events import EXIT_STOPPED, ProgramContext, ProgramError
@@ -30,36 +32,19 @@ def download_huggingface(
 
     disable_progress_bars()
     address = endpoint or constants.ENDPOINT
-    patterns = list(MODEL_FILE_PATTERNS)
+    # Its return type depends on dry_run; partial loses that.
+    download: Any = partial(
+        snapshot_download, repository, endpoint=address, ignore_patterns=list(_IGNORED), local_dir=target
+    )
     try:
-        planned = snapshot_download(
-            repository,
-            revision=revision,
-            endpoint=address,
-            allow_patterns=patterns,
-            ignore_patterns=list(_IGNORED),
-            local_dir=target,
-            dry_run=True,
-        )
-        refuse_without_safetensors([entry.filename for entry in planned])
-        commit = planned[0].commit_hash
-        with _reported_bytes(context, target, sum(entry.file_size or 0 for entry in planned)):
-            snapshot_download(
-                repository,
-                revision=commit,
-                endpoint=address,
-                allow_patterns=patterns,
-                ignore_patterns=list(_IGNORED),
-                local_dir=target,
-            )
-    except errors.GatedRepoError:
-        raise _not_found(f"{repository} needs an accepted licence: accept it at {address} and set HF_TOKEN.") from None
-    except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        raise _not_found(f"{address} has no model {repository!r}, or it is private and HF_TOKEN is missing.") from None
-    except errors.RevisionNotFoundError:
-        raise _not_found(f"{repository} has no revision {revision!r}.", field="revision") from None
-    except (errors.DryRunError, errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
-        raise _unreachable(address, "endpoint or HF_ENDPOINT", error) from error
+        listed = download(revision=revision, dry_run=True)
+        refuse_without_safetensors([entry.filename for entry in listed])
+        commit = str(listed[0].commit_hash)
+        total_bytes = sum(entry.file_size or 0 for entry in listed if is_model_file(entry.filename))
+        with _reported_bytes(context, target, total_bytes):
+            download(revision=commit, allow_patterns=list(MODEL_FILE_PATTERNS))
+    except (errors.HTTPError, errors.DryRunError, ValueError, OSError) as error:  # type: ignore[attr-defined]
+        raise _huggingface_error(error, address, repository, revision) from error
     return commit
 
 
@@ -99,6 +84,21 @@ def download_modelscope(
     except (HubError, OSError) as error:
         raise _unreachable(address, "endpoint or MODELSCOPE_ENDPOINT", error) from error
     return wanted
+
+
+def _huggingface_error(error: BaseException, address: str, repository: str, revision: str | None) -> ProgramError:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.DryRunError) and error.__cause__:
+        # A dry run hides the hub's answer behind an error of its own.
+        error = error.__cause__
+    if isinstance(error, errors.GatedRepoError):
+        return _not_found(f"{repository} needs an accepted licence: accept it at {address} and set HF_TOKEN.")
+    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
+        return _not_found(f"{address} has no model {repository!r}, or it is private and HF_TOKEN is missing.")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return _not_found(f"{repository} has no revision {revision!r}.", field="revision")
+    return _unreachable(address, "endpoint or HF_ENDPOINT", error)
 
 
 @contextmanager
@@ -142,8 +142,8 @@ def _not_found(message: str, field: str = "location") -> ProgramError:
     return ProgramError("model_not_found", message, field=field)
 
 
-def _unreachable(address: str, setting: str, error: Exception) -> ProgramError:
-    root: BaseException = error
+def _unreachable(address: str, setting: str, error: BaseException) -> ProgramError:
+    root = error
     while (deeper := root.__cause__ or root.__context__) is not None:
         root = deeper
     reason = str(root).split("\n")[0][:200]

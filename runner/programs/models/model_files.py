@@ -46,8 +46,7 @@ def check_model_folder(folder: Path, *, allow_pickles_beside: bool) -> None:
         raise _refused("config_invalid", "config.json names no architecture under 'architectures'.")
     _refuse_code(folder)
     _check_weights(folder, allow_pickles_beside)
-    # Reads tokenizer and template the way training and serving will; its errors say what is missing.
-    Renderer.from_folder(folder)
+    _check_tokenizer(folder)
 
 
 def refuse_without_safetensors(names: list[str]) -> None:
@@ -134,6 +133,16 @@ def _tensor_names(path: Path) -> set[str]:
             "weights_damaged",
             f"{path.name} ({path.stat().st_size} bytes) is damaged or cut off: {error}. Copy or download it again.",
         ) from None
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Read tokenizer and template the way training and serving will."""
+    try:
+        Renderer.from_folder(folder)
+    except ProgramError as error:
+        raise _refused(error.code, error.message) from None
+    except Exception as error:  # the tokenizers library has no exception class of its own
+        raise _refused("tokenizer_invalid", f"tokenizer.json can not be read: {error}.") from error
 
 
 def _read_json(path: Path, must_be_object: bool = True) -> Any:

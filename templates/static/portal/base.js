@@ -1,6 +1,4 @@
 // On every page: destructive forms ask first, "copy" buttons copy, a sent form is not sent twice.
-"use strict";
-
 const dialog = document.getElementById("confirm");
 
 async function confirmed(question) {

@@ -1,6 +1,4 @@
 // The loss curve: train and validation loss over steps, the learning rate on request, values under the pointer.
-"use strict";
-
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 280;
 const PAD = { left: 46, right: 52, top: 10, bottom: 28 };

@@ -1,6 +1,4 @@
 // The chat: one question to one, two or three services; each answer streams into its own pane.
-"use strict";
-
 const root = document.getElementById("chat");
 const form = document.getElementById("ask");
 const stopButton = document.getElementById("stop");

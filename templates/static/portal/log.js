@@ -1,6 +1,4 @@
 // The live log: read on by byte offset, follow the end, pause, filter by level, search with highlight.
-"use strict";
-
 const TAIL_BYTES = 200 * 1024;
 const MOST_LINES = 5000;
 const POLL_MS = 1500;

@@ -1,6 +1,4 @@
 // The form of a new model: a preset fills it in for the chosen hub.
-"use strict";
-
 const form = document.getElementById("model-form");
 let preset = null;
 

@@ -1,6 +1,4 @@
 // The form of a new task: shows what fits the recipe and method, fills in a complexity, sums up before the start.
-"use strict";
-
 const form = document.getElementById("task-form");
 const complexities = JSON.parse(form.dataset.complexities);
 const kinds = JSON.parse(form.dataset.kinds);

@@ -1,6 +1,4 @@
 // Upload forms: files can be dropped, and the progress is shown. Without this script the form is sent as it is.
-"use strict";
-
 function bindDrop(form) {
   const zone = form.querySelector(".drop");
   const input = zone.querySelector('input[type="file"]');

@@ -28,7 +28,11 @@ def test_a_storm_of_threads_is_granted_exactly_the_cap(home, alice):
         for _ in range(5):
             attempt_id = uuid4()
             shortage = reserve(
-                attempt_id=attempt_id, tenant_id=alice.tenant_id, user_id=alice.user_id, node=node, resources=Resources()
+                attempt_id=attempt_id,
+                tenant_id=alice.tenant_id,
+                user_id=alice.user_id,
+                node=node,
+                resources=Resources(),
             )
             if shortage is None:
                 granted.append(attempt_id)

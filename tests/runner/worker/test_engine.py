@@ -211,7 +211,9 @@ def test_an_unknown_program_is_left_alone_for_its_grace_and_then_ended(engine, a
     Run.objects.filter(pk=run.pk).delete()
     engine.reconciler.run_pass()
     assert engine.executor.list()[0].state == "running"
-    engine.reconciler.orphans_since = dict.fromkeys(engine.reconciler.orphans_since, timezone.now() - timedelta(minutes=2))
+    engine.reconciler.orphans_since = dict.fromkeys(
+        engine.reconciler.orphans_since, timezone.now() - timedelta(minutes=2)
+    )
     engine.reconciler.run_pass()
     engine.reconciler.run_pass()
     assert engine.executor.list() == []

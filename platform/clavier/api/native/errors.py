@@ -82,7 +82,7 @@ def handle(exc: Exception, context: dict[str, Any]) -> Response:
     request = context["request"]
     error = domain_error(exc, context)
     if error is None:
-        logger.exception("request %s failed: %s %s", request_id(request), request.method, request.path, exc_info=exc)
+        logger.error("request %s failed: %s %s", request_id(request), request.method, request.path, exc_info=exc)
         return Response(internal_error(request), status=500)
     response = Response(error_body(error, request), status=error.status)
     if error.status == 401:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 from rest_framework import serializers
 
@@ -89,13 +90,11 @@ class Identifier(serializers.UUIDField):
         "invalid": "needs an id (a UUID), got {given}.",
     }
 
-    def to_internal_value(self, data: Any) -> Any:
+    def to_internal_value(self, data: Any) -> UUID:
         """Raises ValidationError for what is no UUID in text."""
-        if not isinstance(data, str):
-            self.fail("invalid", given=quoted(data, 60))
         try:
-            return super().to_internal_value(data)
-        except serializers.ValidationError:
+            return UUID(data if isinstance(data, str) else "")
+        except ValueError:
             self.fail("invalid", given=quoted(data, 60))
 
 

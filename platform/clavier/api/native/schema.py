@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema, inline_serializer
@@ -95,32 +95,24 @@ def operation(
     statuses besides those that follow from the rest; ``is_public``: no credentials are needed.
     """
 
+    content = _page(cast(Any, page_of)) if page_of else answer
+    takes_body = bool(body or form)
+
     def decorate(handler: Handler) -> Handler:
-        described: list[Any] = [*parameters, *([query] if query else []), *(_PAGE_PARAMETERS if page_of else [])]
-        statuses = {401, 403, *errors}
-        if body or form or query or page_of:
-            statuses.add(400)
-        if body or form:
-            statuses |= {413, 415}
-        if getattr(handler, "is_idempotent", False):
-            described.append(_IDEMPOTENCY)
-            statuses |= {400, 409}
-        response = _page(page_of) if page_of else answer
-        found = OpenApiResponse(response, "Done." if response is None else "")
-        responses: dict[Any, Any] = {(status, media_type) if response is not None else status: found}
-        responses |= {code: OpenApiResponse(Error, _SAID[code]) for code in sorted(statuses)}
-        decorated: Handler = extend_schema(
+        is_idempotent = getattr(handler, "is_idempotent", False)
+        reads = takes_body or query or page_of or is_idempotent
+        statuses = {401, 403, *errors, *([400] if reads else []), *([413, 415] if takes_body else [])}
+        described = [*parameters, *([query] if query else []), *(_PAGE_PARAMETERS if page_of else [])]
+        return extend_schema(
             operation_id=operation_id,
             tags=[tag],
             summary=summary,
-            description=summary,
-            parameters=described,
+            parameters=[*described, *([_IDEMPOTENCY] if is_idempotent else [])],
             request=_request(body, form),
-            responses=responses,
+            responses=_responses(status, media_type, content, statuses | ({409} if is_idempotent else set())),
             examples=list(examples) or None,
             auth=[] if is_public else None,
         )(handler)
-        return decorated
 
     return decorate
 
@@ -128,6 +120,12 @@ def operation(
 def listed(name: str, item: serializers.Field[Any, Any, Any, Any], **more: Any) -> Any:
     """The serializer of ``{"items": [...]}``, with further fields."""
     return inline_serializer(name, {"items": item, **more})
+
+
+def _responses(status: int, media_type: str, content: Any, errors: set[int]) -> dict[Any, Any]:
+    done = OpenApiResponse(content, "Done.") if content is None else content
+    failures = {code: OpenApiResponse(Error, _SAID[code]) for code in sorted(errors)}
+    return {status if content is None else (status, media_type): done, **failures}
 
 
 def _request(body: Any, form: Any) -> Any:

@@ -118,7 +118,9 @@ def wait_until_ready(origin: str, limit_s: float, child: subprocess.Popen[bytes]
 
 def demo_account() -> tuple[str, str | None]:
     """A new key of the demo user, and its password when the user is new."""
-    membership = Membership.objects.select_related("user", "tenant").filter(user__username=USER, is_default=True).first()
+    membership = (
+        Membership.objects.select_related("user", "tenant").filter(user__username=USER, is_default=True).first()
+    )
     password = None
     if membership is None:
         password = secrets.token_urlsafe(9)
@@ -130,7 +132,9 @@ def demo_account() -> tuple[str, str | None]:
 
 def portal_words(origin: str, password: str | None, is_self_started: bool) -> str:
     """Where a person goes from here."""
-    account = f"user {USER}, password {password}" if password else f"user {USER}, with the password shown at its first demo"
+    account = (
+        f"user {USER}, password {password}" if password else f"user {USER}, with the password shown at its first demo"
+    )
     if is_self_started:
         return f"portal: `make up`, then http://127.0.0.1:8000 ({account})"
     return f"portal: {origin} ({account})"

@@ -50,6 +50,7 @@ class Command(BaseCommand):
                 refuse_port_in_use(host, port)
                 self._prepare()
                 supervisor = Supervisor(platform_children(host, port, workers), log_folder(), sys.stdout)
+                note_origin(host, port)
                 code = supervisor.run(partial(answers_ok, host, port, "/readyz"), banner(host, port))
         except (AlreadyRunning, FileNotFoundError) as error:
             raise CommandError(str(error)) from None
@@ -84,6 +85,11 @@ def refuse_port_in_use(host: str, port: int) -> None:
         raise CommandError(
             f"Can not listen on {host}:{port} ({reason}). Choose another port: make up PORT=8001"
         ) from None
+
+
+def note_origin(host: str, port: int) -> None:
+    """Leave the address for programs on this machine that look for the platform, such as the demo."""
+    (settings.CLAVIER_RUN_DIR / "origin").write_text(origin(host, port))
 
 
 def make_private_folder(folder: Path) -> None:
@@ -188,6 +194,12 @@ def reachable(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
+def origin(host: str, port: int) -> str:
+    """The platform's address for a browser on this machine."""
+    name = reachable(host)
+    return f"http://{f'[{name}]' if ':' in name else name}:{port}"
+
+
 def log_folder() -> Path:
     """Where every child has its log file."""
     return Path(settings.CLAVIER_HOME) / "logs"
@@ -195,8 +207,7 @@ def log_folder() -> Path:
 
 def banner(host: str, port: int) -> str:
     """What a person needs to know once everything runs."""
-    name = reachable(host)
-    address = f"http://{f'[{name}]' if ':' in name else name}:{port}"
+    address = origin(host, port)
     return f"""
   Clavier is ready.
 

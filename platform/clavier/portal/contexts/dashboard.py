@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 from django.conf import settings
+from django.utils.translation import gettext_lazy as _
 
 from clavier.core.actor import Actor
 from clavier.files.queries import storage_usage
@@ -96,8 +97,8 @@ def system_gauges() -> list[Gauge]:
     """Memory and disk of this machine, in bytes."""
     memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(settings.CLAVIER_HOME))
     return [
-        Gauge("memory", memory.total - memory.available, memory.total),
-        Gauge("disk", disk.used, disk.used + disk.free),
+        Gauge(_("Memory"), memory.total - memory.available, memory.total),
+        Gauge(_("Disk"), disk.used, disk.used + disk.free),
     ]
 
 

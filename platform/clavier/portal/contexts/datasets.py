@@ -16,6 +16,7 @@ from datasets_app.preview import read_rows
 from datasets_app.queries import versions_of
 
 PREVIEW_ROWS = 20
+PREVIEW_COUNTS = (10, 20, 50, 100)
 MOST_PREVIEW_ROWS = 200
 MAX_SHOWN_COLUMNS = 30
 
@@ -45,6 +46,7 @@ class Preview:
     rows: list[tuple[int, list[Any]]]
     start: int
     count: int
+    counts: tuple[int, ...]
     first: int
     last: int
     previous_start: int | None
@@ -106,6 +108,7 @@ def preview(request: HttpRequest, version: DatasetVersion) -> Preview:
         rows=[(start + number, [row.get(name) for name in columns]) for number, row in enumerate(rows, start=1)],
         start=start,
         count=count,
+        counts=tuple(sorted({*PREVIEW_COUNTS, count})),
         first=start + 1 if rows else 0,
         last=end,
         previous_start=max(0, start - count) if start else None,

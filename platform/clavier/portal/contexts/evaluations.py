@@ -63,6 +63,7 @@ class EvaluationNew:
 class Answer:
     """What one candidate said; ``is_right`` None when exact match was not asked for."""
 
+    label: str
     text: str
     is_right: bool | None
     scores: list[tuple[str, float]]
@@ -179,7 +180,7 @@ def sample_of(sample: dict[str, Any], labels: list[str]) -> Sample:
     for label in labels:
         given = sample["answers"].get(label, {})
         scores = [(name, value) for name, value in given.items() if name != "text"]
-        answers.append(Answer(str(given.get("text", "")), is_right(given), scores))
+        answers.append(Answer(label, str(given.get("text", "")), is_right(given), scores))
     return Sample(sample["index"] + 1, sample["question"], sample["reference"], answers)
 
 

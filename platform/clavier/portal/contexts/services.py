@@ -80,10 +80,11 @@ class ServiceDetail:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """One to three services that answer the same question."""
+    """One to three services that answer the same question. ``others``: what may stand beside, and whether it does."""
 
+    first: ServiceRow
     services: list[ServiceRow]
-    others: list[ServiceRow]
+    others: list[tuple[ServiceRow, bool]]
     questions: list[str]
     completions_path: str
 
@@ -143,8 +144,9 @@ def chat(request: HttpRequest, actor: Actor, service_id: UUID) -> Chat:
     beside = [row for row in ready if str(row.service.pk) in wanted]
     version = first.version.model_version if first.version else None
     return Chat(
+        first=first,
         services=[first, *beside],
-        others=ready,
+        others=[(row, row in beside) for row in ready],
         questions=sample_questions(version.dataset_version) if version else [],
         completions_path=COMPLETIONS_PATH,
     )

@@ -136,7 +136,7 @@ class Rows(serializers.Serializer[Any]):
 
 
 class DatasetsView(NativeView):
-    parser_classes = (StrictJsonParser, MultiPartParser)  # type: ignore[assignment]
+    parser_classes = (StrictJsonParser, MultiPartParser)
 
     @operation("list_datasets", "datasets", "List data sets", query=DatasetFilters, page_of=DatasetItem)
     def get(self, request: Request) -> Response:

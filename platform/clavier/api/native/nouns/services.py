@@ -81,7 +81,7 @@ class ReplicaLogQuery(LogQuery):
         min_value=1,
         max_value=2**31 - 1,
         required=False,
-        help_text="Number of the service's version; absent: the newest.",
+        help_text="Number of the version; absent: the newest.",
     )
 
 

@@ -1,0 +1,131 @@
+"""Idempotency-Key: what is sent twice happens once."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.utils import timezone
+from rest_framework.test import APIClient
+
+from clavier.accounts.models import User
+from clavier.api.native import idempotency
+from clavier.api.native.models import IdempotentRequest
+from datasets_app.models import Dataset
+from finetune_app.models import FineTuneTask
+from tests.api.conftest import client_of
+from tests.api.native.conftest import World, error_of
+
+URL = "/api/v1/datasets"
+
+
+def create(client: APIClient, key: str, name: str = "faq", **body: Any) -> Any:
+    """A create with a key."""
+    return client.post(URL, {"name": name, **body}, "json", HTTP_IDEMPOTENCY_KEY=key)
+
+
+def test_the_second_copy_gets_the_first_answer(alice_client: APIClient) -> None:
+    first, second = create(alice_client, "k"), create(alice_client, "k")
+    assert first.status_code == second.status_code == 201
+    assert first.json() == second.json()
+    assert "Idempotent-Replay" not in first
+    assert second["Idempotent-Replay"] == "true"
+    assert Dataset.objects.count() == 1
+
+
+def test_the_same_json_in_another_order_is_the_same_body(alice_client: APIClient) -> None:
+    bodies = ['{"name": "a", "task": "b"}', '{ "task":"b","name":"a" }']
+    answers = [alice_client.generic("POST", URL, body, "application/json", HTTP_IDEMPOTENCY_KEY="k") for body in bodies]
+    assert answers[0].json() == answers[1].json()
+
+
+def test_another_body_or_route_with_the_same_key_is_a_409(alice_client: APIClient) -> None:
+    create(alice_client, "k")
+    assert error_of(create(alice_client, "k", "other"))["code"] == "idempotency_mismatch"
+    response = alice_client.post("/api/v1/api-keys", {"name": "faq"}, "json", HTTP_IDEMPOTENCY_KEY="k")
+    assert (response.status_code, error_of(response)["code"]) == (409, "idempotency_mismatch")
+
+
+def test_keys_of_others_do_not_meet(alice_client: APIClient, bob_client: APIClient, charlie_client: APIClient) -> None:
+    create(alice_client, "k")
+    assert error_of(create(bob_client, "k"))["code"] == "already_exists", "the same tenant has a data set of that name"
+    assert create(charlie_client, "k").status_code == 201
+
+
+def test_a_refused_request_may_be_sent_again_with_its_key(alice_client: APIClient) -> None:
+    dataset = create(alice_client, "a").json()
+    assert create(alice_client, "b").status_code == 409
+    assert alice_client.delete(f"{URL}/{dataset['id']}").status_code == 204
+    assert create(alice_client, "b").status_code == 201
+
+
+def test_a_copy_that_comes_meanwhile_is_told_to_come_back(
+    alice_client: APIClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idempotency, "WAIT_S", 0.0)
+    create(alice_client, "k")
+    IdempotentRequest.objects.update(status=None, response=None)
+    response = create(alice_client, "k")
+    assert (response.status_code, error_of(response)["code"]) == (409, "busy")
+    assert response["Retry-After"] == "1"
+
+
+def test_a_claim_whose_process_died_is_taken_over(alice_client: APIClient) -> None:
+    create(alice_client, "k")
+    Dataset.objects.all().delete()
+    long_ago = timezone.now() - timedelta(minutes=11)
+    IdempotentRequest.objects.update(status=None, response=None, created_at=long_ago)
+    assert create(alice_client, "k").status_code == 201
+
+
+def test_a_key_is_forgotten_after_a_day(alice_client: APIClient) -> None:
+    create(alice_client, "k")
+    IdempotentRequest.objects.update(created_at=timezone.now() - timedelta(hours=25))
+    assert error_of(create(alice_client, "k"))["code"] == "already_exists", "it was taken for a new request"
+    assert not IdempotentRequest.objects.exists()
+
+
+@pytest.mark.parametrize("key", ["", "a b", "x" * 256, "中"])
+def test_a_key_that_is_none_is_refused(alice_client: APIClient, key: str) -> None:
+    error = error_of(create(alice_client, key))
+    assert (error["code"], error["field"]) == ("bad_header", "Idempotency-Key")
+
+
+def test_a_task_and_its_answer_are_one_transaction(
+    alice_client: APIClient, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("the disk is gone")
+
+    monkeypatch.setattr(idempotency, "store", broken)
+    body = {
+        "name": "twice", "recipe": "sft", "method": "lora", "base_model": str(world.base.pk),
+        "train_dataset": str(world.dataset_version.pk),
+    }  # fmt: skip
+    response = alice_client.post("/api/v1/fine-tune-tasks", body, "json", HTTP_IDEMPOTENCY_KEY="k")
+    assert response.status_code == 500
+    assert not FineTuneTask.objects.filter(name="twice").exists()
+    assert not IdempotentRequest.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_copies_sent_at_the_same_time_all_get_the_one_object(alice_user: User) -> None:
+    client, answers = client_of(alice_user), []
+
+    def send() -> None:
+        fresh = APIClient(raise_request_exception=False)
+        fresh.credentials(**client._credentials)
+        answers.append(create(fresh, "k"))
+        connection.close()
+
+    threads = [threading.Thread(target=send) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert Dataset.objects.count() == 1
