@@ -240,6 +240,7 @@ def checked_hyperparameters(recipe: str, method: str, given: Mapping[str, Any], 
     except HyperparametersInvalid as error:
         problems = []
         for problem in error.problems:
-            field = problem.field if problem.field in ("recipe", "method") else f"hyperparameters.{problem.field}"
+            is_choice = problem.code == "not_a_choice" and problem.field in ("recipe", "method")
+            field = problem.field if is_choice else f"hyperparameters.{problem.field}"
             problems.append(FieldProblem(field, problem.code, f"{field}: {problem.message}."))
         raise InvalidFields(problems) from error

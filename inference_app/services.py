@@ -23,9 +23,11 @@ from models_app.services import access_model_version, require_usable
 from runner.contract import exits
 from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
 
-SERVE_CPU = "runner.programs.serve.cpu"
-SERVE_VLLM = "runner.programs.serve.vllm"
+PROGRAM = "runner.programs.serve.replica"
 DEFAULT_RESOURCES = {"cpu_milli": 500, "memory_mib": 2048, "gpus": 0}
+DEFAULT_CONTEXT_TOKENS = 2048
+MIN_CONTEXT_TOKENS = 16
+MAX_CONTEXT_TOKENS = 1_048_576
 MAX_RESTARTS = 8
 FIRST_BACK_OFF_S = 1
 LONGEST_BACK_OFF_S = 120
@@ -41,7 +43,7 @@ def create_service(
     name: str,
     model_version: UUID | str,
     num_replicas: int = 1,
-    context_tokens: int = 2048,
+    context_tokens: int | None = None,
     parallel: int = 4,
     resources: Mapping[str, Any] | None = None,
     description: str = "",
@@ -52,10 +54,11 @@ def create_service(
     check_service_name(name)
     version = access_model_version(actor, model_version)
     require_usable(version)
-    bounds = {"num_replicas": (num_replicas, 1, 64), "context_tokens": (context_tokens, 64, 1_048_576)}
-    for field, (value, lowest, highest) in (bounds | {"parallel": (parallel, 1, 256)}).items():
-        if not lowest <= value <= highest:
-            raise Invalid(f"{field} {value} is not from {lowest} to {highest}.", code="out_of_range", field=field)
+    longest = longest_context(version)
+    context_tokens = min(DEFAULT_CONTEXT_TOKENS, longest) if context_tokens is None else context_tokens
+    require_in_range("num_replicas", num_replicas, 1, 64)
+    require_in_range("context_tokens", context_tokens, MIN_CONTEXT_TOKENS, longest)
+    require_in_range("parallel", parallel, 1, 256)
     with transaction.atomic():
         if InferenceService.objects.filter(tenant_id=actor.tenant_id, name=name).exists():
             raise Conflict(f"A service {quoted(name)} exists.", code="already_exists", field="name")
@@ -162,8 +165,9 @@ def run_spec_of(version: ServiceVersion) -> RunSpec:
     resources = Resources(**version.resources)
     return RunSpec(
         kind="replica",
-        program=SERVE_VLLM if resources.gpus else SERVE_CPU,
+        program=PROGRAM,
         parameters={
+            "server": "vllm" if resources.gpus else "llama.cpp",
             "model": model,
             "adapter": adapter,
             "served_name": version.service.name,
@@ -188,6 +192,18 @@ def folders_of(version: ModelVersion) -> tuple[str, str | None]:
 def live_runs_of(service: InferenceService) -> list[Run]:
     """Runs of the service that have not ended."""
     return [run for run in Run.objects.filter(kind="replica", subject_id=service.pk) if not run.is_final]
+
+
+def longest_context(version: ModelVersion) -> int:
+    """How many tokens prompt and answer may have together: what the model was built for."""
+    model = version.base_version if version.format == "adapter" and version.base_version else version
+    return int(model.facts.get("context_tokens") or MAX_CONTEXT_TOKENS)
+
+
+def require_in_range(field: str, value: int, lowest: int, highest: int) -> None:
+    """Raises Invalid (``out_of_range``)."""
+    if not lowest <= value <= highest:
+        raise Invalid(f"{field} {value} is not from {lowest} to {highest}.", code="out_of_range", field=field)
 
 
 def check_service_name(name: str) -> None:

@@ -44,7 +44,7 @@ class RunSpec:
 
     ``program``: a module below ``runner.programs`` started as ``python -m <program> RUN_FOLDER``, or None with
     ``argv`` for a user's own command. ``parameters`` is the program's own input (documented in each program).
-    ``ready_file``: the run counts as PREPARING until the program has written ``ready.json``.
+    ``ready_file``: the run counts as PREPARING until the program has written ``work/ready.json``.
     """
 
     kind: RunKind

@@ -52,7 +52,7 @@ def test_a_service_is_ready_when_its_server_says_so_and_stops_when_asked(engine,
     assert state(alice) == "READY"
     spec = Run.objects.get().run_spec()
     assert spec.parameters["adapter"]
-    assert spec.program == "runner.programs.serve.cpu"
+    assert spec.parameters["server"] == "llama.cpp"
     stop_service(actor=alice, service=service)
     assert state(alice) == "STOPPING"
     engine.step(2)

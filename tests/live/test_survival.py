@@ -25,7 +25,7 @@ def training(platform: Platform, account):
     client = platform.client_of(account["api_key"])
     name = secrets.token_hex(3)
     dataset = client.upload_dataset(name, REPOSITORY / "examples" / "demo" / "corpus.txt")
-    knobs = json.loads((REPOSITORY / "examples" / "demo" / "pretrain.json").read_text()) | {"max_steps": 40}
+    knobs = json.loads((REPOSITORY / "examples" / "demo" / "pretrain.json").read_text())["hyperparameters"]
     task = client.post(
         "/api/v1/fine-tune-tasks",
         {"name": name, "recipe": "pretrain", "method": "full", "hyperparameters": knobs,

@@ -74,8 +74,12 @@ def started(
     try:
         yield Started(run_folder, process)
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()
+        try:
+            process.wait(10)
+        finally:
+            process.kill()
+            process.wait()
 
 
 def last_error(run_folder: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from runner.programs.serve.vllm import LaunchFacts, vllm_command, vllm_environme
 from tests.programs.servers import Started, last_error, started
 
 STAND_IN = """
-import argparse, http.server, json, os, signal, socketserver, sys
+import argparse, http.server, json, os, signal, socketserver, subprocess, sys
 from runner.programs.lib.render import Renderer
 
 parser = argparse.ArgumentParser()
@@ -35,6 +35,7 @@ if os.environ.get("STAND_IN_FAILS"):
     sys.exit("CUDA is not available")
 if os.environ.get("STAND_IN_IS_STUBBORN"):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", options.uds])
 renderer = Renderer.from_folder(options.tokenizer)
 names = [options.served_model_name] + [pair.split("=")[0] for pair in (options.lora_modules or "").split() if pair]
 health_checks = 0
@@ -163,7 +164,7 @@ def test_sigterm_ends_program_and_child(serving: Started) -> None:
 
 
 @pytest.mark.slow
-def test_a_child_that_ignores_sigterm_is_killed_within_five_seconds(
+def test_a_child_that_ignores_sigterm_is_killed_with_its_workers_within_five_seconds(
     parameters: dict[str, Any], environment: dict[str, str], tmp_path: Path
 ) -> None:
     stubborn = {**environment, "STAND_IN_IS_STUBBORN": "1"}

@@ -70,7 +70,8 @@ def test_lora_learns_and_leaves_an_adapter_that_loads_on_its_base(
     manifest = json.loads((output / folder.MANIFEST).read_text(encoding="utf-8"))
     names = {entry["path"] for entry in manifest["files"]}
     expected = {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "generation_config.json"}
-    assert {f"model/{name}" for name in expected} | {"model_card.md", "bundle.json"} <= names
+    assert {f"model/{name}" for name in (*expected, "model_card.md", "bundle.json")} <= names
+    assert "model/README.md" not in names
     assert manifest["facts"]["format"] == "adapter"
     assert manifest["facts"]["render_hash"] == Renderer.from_folder(tiny_model_folder).render_hash
     assert manifest["facts"]["base_fingerprint"] == hash_folder(tiny_model_folder)
@@ -93,11 +94,11 @@ def test_full_training_leaves_a_whole_model_with_card_and_bundle(
     facts = json.loads((output / folder.MANIFEST).read_text(encoding="utf-8"))["facts"]
     assert (facts["format"], facts["architecture"], facts["dtype"]) == ("full", "Qwen2ForCausalLM", "float32")
     assert facts["context_tokens"] == 1024
-    bundle = json.loads((output / "bundle.json").read_text(encoding="utf-8"))
+    bundle = json.loads((output / "model/bundle.json").read_text(encoding="utf-8"))
     assert bundle["data_sha256"] == {"train.jsonl": hash_file(Path(train_data))}
     assert bundle["render_hash"] == facts["render_hash"]
     assert bundle["artifact_sha256"]["model.safetensors"] == hash_file(output / "model" / "model.safetensors")
-    card = (output / "model_card.md").read_text(encoding="utf-8")
+    card = (output / "model/model_card.md").read_text(encoding="utf-8")
     assert card.startswith("# piano\n")
     assert "| base_model | tiny\\|v1 |" in card
 

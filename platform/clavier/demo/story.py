@@ -43,8 +43,8 @@ class Story:
     def run(self) -> dict[str, Any]:
         """Every step. Raises StepFailed at the first that does not work."""
         corpus, faq, questions = self.upload_data()
-        base = self.train("pretrain the base", "demo-base", "pretrain", "full", corpus, None)
-        tuned = self.train("tune with LoRA", "demo-tuned", "sft", "lora", faq, base)
+        base = self.train("pretrain the base", "demo-base", "pretrain", corpus, None)
+        tuned = self.train("tune with LoRA", "demo-tuned", "sft", faq, base)
         samples = self.judge(tuned, questions)
         self.deploy(tuned)
         self.ask(samples)
@@ -63,18 +63,16 @@ class Story:
             step.result = f"3 data sets, {rows:,} rows"
         return ids[0], ids[1], ids[2]
 
-    def train(self, title: str, name: str, recipe: str, method: str, data: str, base: str | None) -> str:
+    def train(self, title: str, name: str, recipe: str, data: str, base: str | None) -> str:
         """The id of the model version that the task has made."""
         with self.step(title) as step:
             task = self.client.post(
                 "/api/v1/fine-tune-tasks",
                 {
                     "name": f"{name}-{self.suffix}",
-                    "recipe": recipe,
-                    "method": method,
                     "train_dataset": data,
                     **({"base_model": base} if base else {}),
-                    "hyperparameters": json.loads((MATERIAL / f"{recipe}.json").read_text()),
+                    **json.loads((MATERIAL / f"{recipe}.json").read_text()),
                 },
             )
             path = f"/api/v1/fine-tune-tasks/{task['id']}"

@@ -63,12 +63,13 @@ def read_lines(run_id: UUID, name: str, offset: int, limit: int) -> Chunk:
         size = os.fstat(stream.fileno()).st_size
         start = max(0, size + offset) if offset < 0 else min(offset, size)
         stream.seek(start)
-        data = stream.read(max(1, min(limit, MAX_READ_BYTES)))
+        most = max(1, min(limit, MAX_READ_BYTES))
+        data = stream.read(most)
     if offset < 0 and start > 0:
         cut = data.find(b"\n") + 1
         data, start = data[cut:], start + cut
     end = data.rfind(b"\n") + 1
-    if end or len(data) < MAX_READ_BYTES:
+    if end or len(data) < most:
         data = data[:end] if end else b""
     return Chunk(data, start + len(data), size)
 

@@ -17,7 +17,7 @@ PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "jinja
 
 
 def write_bundle(
-    output_folder: Path,
+    model_folder: Path,
     *,
     recipe: str,
     method: str,
@@ -29,9 +29,9 @@ def write_bundle(
     device_name: str,
 ) -> None:
     """Write ``bundle.json``: resolved configuration and the hashes of code, data, base, render spec and artifacts."""
-    model_files = sorted(path for path in (output_folder / "model").iterdir() if path.is_file())
+    model_files = sorted(path for path in model_folder.iterdir() if path.is_file())
     write_json_durably(
-        output_folder / "bundle.json",
+        model_folder / "bundle.json",
         {
             "recipe": recipe,
             "method": method,
@@ -50,7 +50,7 @@ def write_bundle(
 
 
 def write_model_card(
-    output_folder: Path,
+    model_folder: Path,
     *,
     name: str,
     recipe: str,
@@ -73,7 +73,8 @@ def write_model_card(
         lines += [f"## {title}", "", "| | |", "|---|---|"]
         lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in values.items()]
         lines.append("")
-    (output_folder / "model_card.md").write_text("\n".join(lines), encoding="utf-8")
+    (model_folder / "README.md").unlink(missing_ok=True)  # PEFT's own, an empty form
+    (model_folder / "model_card.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def code_hash() -> str:

@@ -53,12 +53,12 @@ def finish(
     device: Device,
     base: Path | None,
 ) -> None:
-    """Write card, bundle and manifest beside ``output/model`` and tell the summary."""
-    output = context.output
+    """Write card, bundle and manifest and tell the summary."""
+    model = context.output / "model"
     base_fingerprint = hash_folder(base) if base else None
-    facts = {**model_facts(output / "model"), "base_fingerprint": base_fingerprint, "recipe": recipe, "method": method}
+    facts = {**model_facts(model), "base_fingerprint": base_fingerprint, "recipe": recipe, "method": method}
     write_model_card(
-        output,
+        model,
         name=str(context.parameters.get("model_name") or "model"),
         recipe=recipe,
         method=method,
@@ -68,7 +68,7 @@ def finish(
         metrics=metrics,
     )
     write_bundle(
-        output,
+        model,
         recipe=recipe,
         method=method,
         hyperparameters=knobs,

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,7 +115,8 @@ def main(context: ProgramContext) -> None:
 @contextmanager
 def _child(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[Callable[[], None]]:
     """Run the server beside the block; yields a function that raises ProgramError once the server has ended."""
-    process = subprocess.Popen(command, env=dict(environment), stdin=subprocess.DEVNULL)
+    # A process group of its own: vLLM's engine and workers are processes too, and outlive a killed API server.
+    process = subprocess.Popen(command, env=dict(environment), stdin=subprocess.DEVNULL, process_group=0)
 
     def still_alive() -> None:
         code = process.poll()
@@ -126,11 +128,11 @@ def _child(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[C
         yield still_alive
     finally:
         process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with suppress(ProcessLookupError):  # nobody is left
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _prompt_token_ids(client: readiness.ServerClient, settings: Settings, messages: Sequence[Message]) -> list[int]:

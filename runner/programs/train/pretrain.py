@@ -2,7 +2,7 @@
 
 ``python -m runner.programs.train.pretrain RUN_FOLDER``. Parameters: ``base_model`` (folder or null), ``train_data``
 (list of .txt or JSONL files), ``validation_data`` (one file or null), ``hyperparameters`` (see contract/knobs.py),
-``model_name``, ``lineage`` (copied to the card). Result: ``output/model/``, ``model_card.md``, ``bundle.json``.
+``model_name``, ``lineage`` (copied to the card). Result: ``output/model/`` with card and bundle.
 """
 
 from __future__ import annotations

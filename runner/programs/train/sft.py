@@ -2,7 +2,7 @@
 
 ``python -m runner.programs.train.sft RUN_FOLDER``. Parameters: ``base_model`` (folder), ``method`` (full | lora),
 ``train_data`` and ``validation_data`` (JSONL; the second may be null), ``hyperparameters`` (see contract/knobs.py),
-``model_name``, ``lineage`` (copied to the card). Result: ``output/model/``, ``model_card.md``, ``bundle.json``.
+``model_name``, ``lineage`` (copied to the card). Result: ``output/model/`` with card and bundle.
 """
 
 from __future__ import annotations

@@ -83,8 +83,9 @@ def end(run: Run, state: RunState = RunState.FAILED, reason: EndReason = EndReas
 
 def write(run: Run, name: str, content: bytes) -> None:
     """A file of the run folder, as the program leaves it."""
-    run_folder(run.pk).mkdir(parents=True, exist_ok=True)
-    (run_folder(run.pk) / name).write_bytes(content)
+    path = run_folder(run.pk) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 def error_of(response: Any) -> dict[str, Any]:
@@ -95,6 +96,11 @@ def error_of(response: Any) -> dict[str, Any]:
     assert body["error"]["request_id"] == response["X-Request-Id"]
     found: dict[str, Any] = body["error"]
     return found
+
+
+def names(client: APIClient, url: str, query: dict[str, str], field: str = "name") -> list[str]:
+    """One field of each item of a list."""
+    return [item[field] for item in client.get(url, query).json()["items"]]
 
 
 @pytest.fixture

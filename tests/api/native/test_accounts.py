@@ -76,7 +76,7 @@ def test_a_key_never_gets_more_than_the_key_that_makes_it(alice_client: APIClien
 
 
 def test_an_idempotent_key_creation_never_stores_the_secret(alice_client: APIClient) -> None:
-    headers = {"HTTP_IDEMPOTENCY_KEY": "k1"}
+    headers: dict[str, Any] = {"HTTP_IDEMPOTENCY_KEY": "k1"}
     first = alice_client.post("/api/v1/api-keys", {"name": "a"}, "json", **headers)
     second = alice_client.post("/api/v1/api-keys", {"name": "a"}, "json", **headers)
     assert second.json() == {**first.json(), "secret": None}

@@ -9,7 +9,7 @@ from typing import Any
 from django.core.files.uploadedfile import SimpleUploadedFile
 from rest_framework.test import APIClient
 
-from tests.api.native.conftest import QUESTIONS, World, error_of
+from tests.api.native.conftest import QUESTIONS, World, error_of, names
 from tests.api.native.test_files import content_of
 
 URL = "/api/v1/datasets"
@@ -37,7 +37,7 @@ def test_a_data_set_is_created_and_gets_versions(alice_client: APIClient) -> Non
 
 
 def test_a_form_makes_data_set_and_first_version_or_neither(alice_client: APIClient) -> None:
-    made = upload(alice_client, URL, name="faq.jsonl", tags=["a", "b"], **{"purpose": "sft"})
+    made = upload(alice_client, URL, name="faq.jsonl", tags=["a", "b"], purpose="sft")
     assert error_of(made)["code"] == "required"
     made = alice_client.post(
         URL, {"name": "faq", "tags": ["a", "b"], "purpose": "sft", "file": SimpleUploadedFile("q.jsonl", b'{"x": 1}')},
@@ -85,11 +85,10 @@ def test_the_uploaded_file_comes_back_byte_for_byte(alice_client: APIClient, bob
 def test_search_and_tag(alice_client: APIClient) -> None:
     alice_client.post(URL, {"name": "one", "tags": ["客服", "zh"]}, "json")
     alice_client.post(URL, {"name": "two", "tags": ["客服2"], "description": "one more"}, "json")
-    found = lambda query: [item["name"] for item in alice_client.get(URL, query).json()["items"]]  # noqa: E731
-    assert found({"search": "one"}) == ["two", "one"]
-    assert found({"search": "客服"}) == ["two", "one"]
-    assert found({"tag": "客服"}) == ["one"]
-    assert found({"tag": "zh", "search": "two"}) == []
+    assert names(alice_client, URL, {"search": "one"}) == ["two", "one"]
+    assert names(alice_client, URL, {"search": "客服"}) == ["two", "one"]
+    assert names(alice_client, URL, {"tag": "客服"}) == ["one"]
+    assert names(alice_client, URL, {"tag": "zh", "search": "two"}) == []
 
 
 def test_change_and_delete_are_for_the_owner(

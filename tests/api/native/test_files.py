@@ -146,13 +146,14 @@ def test_move_rename_and_delete(alice_client: APIClient, world: World) -> None:
 
 
 def test_an_upload_sent_twice_with_a_key_is_stored_once(alice_client: APIClient) -> None:
-    headers = {"HTTP_IDEMPOTENCY_KEY": "up-1"}
-    body = lambda content: {"file": SimpleUploadedFile("a.txt", content)}  # noqa: E731
-    first = alice_client.post(URL, body(b"1"), "multipart", **headers)
-    second = alice_client.post(URL, body(b"1"), "multipart", **headers)
+    def send_with_key(content: bytes) -> Any:
+        body = {"file": SimpleUploadedFile("a.txt", content)}
+        return alice_client.post(URL, body, "multipart", HTTP_IDEMPOTENCY_KEY="up-1")
+
+    first, second = send_with_key(b"1"), send_with_key(b"1")
     assert (second.status_code, second.json()) == (201, first.json())
     assert second["Idempotent-Replay"] == "true"
-    other = alice_client.post(URL, body(b"2"), "multipart", **headers)
+    other = send_with_key(b"2")
     assert (other.status_code, error_of(other)["code"]) == (409, "idempotency_mismatch")
 
 

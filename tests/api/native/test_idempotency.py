@@ -113,15 +113,13 @@ def test_a_task_and_its_answer_are_one_transaction(
 
 @pytest.mark.django_db(transaction=True)
 def test_copies_sent_at_the_same_time_all_get_the_one_object(alice_user: User) -> None:
-    client, answers = client_of(alice_user), []
+    answers = []
 
-    def send() -> None:
-        fresh = APIClient(raise_request_exception=False)
-        fresh.credentials(**client._credentials)
-        answers.append(create(fresh, "k"))
+    def send(client: APIClient) -> None:
+        answers.append(create(client, "k"))
         connection.close()
 
-    threads = [threading.Thread(target=send) for _ in range(8)]
+    threads = [threading.Thread(target=send, args=[client_of(alice_user)]) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -29,7 +29,8 @@ def walk(client: APIClient, word: str, cursor: str | None, limit: int = 3) -> tu
     names: list[str] = []
     other = "previous" if word == "next" else "next"
     while True:
-        page = client.get(URL, {"limit": limit, **({"cursor": cursor} if cursor else {})}).json()
+        query = {"limit": str(limit)} | ({"cursor": cursor} if cursor else {})
+        page = client.get(URL, query).json()
         found = [item["name"] for item in page["items"]]
         names = names + found if word == "next" else found + names
         if page[word] is None:

@@ -23,6 +23,9 @@ from models_app.queries import visible_models
 
 RECENT_TASKS = 6
 
+# The first reading has nothing to compare with and says 0: take it now.
+psutil.cpu_percent(interval=None)
+
 
 @dataclass(frozen=True, slots=True)
 class Gauge:

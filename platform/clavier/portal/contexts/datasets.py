@@ -39,18 +39,17 @@ class DatasetForms:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """Some rows as a table; ``start`` counts from 0."""
+    """Some rows as a table; rows are numbered from 1."""
 
     version: DatasetVersion
     columns: list[str]
     rows: list[tuple[int, list[Any]]]
-    start: int
     count: int
     counts: tuple[int, ...]
     first: int
     last: int
-    previous_start: int | None
-    next_start: int | None
+    previous_row: int | None
+    next_row: int | None
     problem: str
 
 
@@ -61,6 +60,7 @@ class DatasetDetail:
     dataset: Dataset
     versions: list[DatasetVersion]
     version: DatasetVersion | None
+    warnings: list[dict[str, Any]]
     preview: Preview | None
     form: Form
     findings: list[str]
@@ -85,6 +85,7 @@ def dataset_detail(
         dataset=dataset,
         versions=versions,
         version=version,
+        warnings=version.findings.get("items", []) if version else [],
         preview=preview(request, version) if version else None,
         form=form,
         findings=findings or [],
@@ -93,9 +94,9 @@ def dataset_detail(
 
 
 def preview(request: HttpRequest, version: DatasetVersion) -> Preview:
-    """The rows that ``?start=`` and ``?count=`` ask for."""
+    """The rows that ``?row=`` (from 1) and ``?count=`` ask for."""
     count = whole_number(request, "count", PREVIEW_ROWS, least=1, most=MOST_PREVIEW_ROWS)
-    start = whole_number(request, "start", 0, most=max(0, version.num_samples - 1))
+    start = whole_number(request, "row", 1, least=1, most=max(1, version.num_samples)) - 1
     try:
         rows, problem = read_rows(version, start, count), ""
     except DomainError as error:
@@ -106,12 +107,11 @@ def preview(request: HttpRequest, version: DatasetVersion) -> Preview:
         version=version,
         columns=columns,
         rows=[(start + number, [row.get(name) for name in columns]) for number, row in enumerate(rows, start=1)],
-        start=start,
         count=count,
         counts=tuple(sorted({*PREVIEW_COUNTS, count})),
         first=start + 1 if rows else 0,
         last=end,
-        previous_start=max(0, start - count) if start else None,
-        next_start=end if rows and end < version.num_samples else None,
+        previous_row=max(1, start + 1 - count) if start else None,
+        next_row=end + 1 if rows and end < version.num_samples else None,
         problem=problem,
     )

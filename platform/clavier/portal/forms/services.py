@@ -21,7 +21,10 @@ class ServiceForm(forms.Form):
     description = forms.CharField(label=_("Description"), required=False, widget=forms.Textarea(attrs={"rows": 2}))
     num_replicas = forms.IntegerField(label=_("Replicas"), initial=1, widget=forms.NumberInput(attrs=_NUMBER))
     context_tokens = forms.IntegerField(
-        label=_("Longest conversation (tokens)"), initial=2048, widget=forms.NumberInput(attrs=_NUMBER)
+        label=_("Longest conversation (tokens)"),
+        required=False,
+        help_text=_("Empty: 2048, or what the model was built for."),
+        widget=forms.NumberInput(attrs=_NUMBER),
     )
     parallel = forms.IntegerField(
         label=_("Requests at once, each replica"), initial=4, widget=forms.NumberInput(attrs=_NUMBER)

@@ -53,6 +53,11 @@ class Service(Owned):
         return state_of(service)
 
 
+class Parity(serializers.Serializer[Any]):
+    conversations = serializers.IntegerField()
+    tokens = serializers.IntegerField()
+
+
 class Replica(serializers.Serializer[Any]):
     """One server of a service."""
 
@@ -64,9 +69,7 @@ class Replica(serializers.Serializer[Any]):
     message = serializers.CharField(help_text="How it ended.")
     restarts = serializers.IntegerField(help_text="Ends in a row that nobody asked for.")
     engine = serializers.CharField(allow_null=True, help_text="What serves: llama.cpp or vLLM.")
-    parity = serializers.JSONField(
-        allow_null=True, help_text="Whether the server's token ids equal the trainer's, and on how many texts."
-    )
+    parity = Parity(allow_null=True, help_text="The server's token ids equal the trainer's on all of these.")
     started_at = serializers.DateTimeField(allow_null=True)
     progress = serializers.DictField(help_text="While PREPARING: how far it is.")
 
@@ -90,7 +93,9 @@ class NewService(Strict):
     description = Text(required=False, allow_blank=True, max_length=20_000)
     model_version = Identifier(help_text="Id of a ready model version; an adapter is served on its base.")
     num_replicas = WholeNumber(min_value=1, max_value=64, required=False, help_text="Default 1.")
-    context_tokens = WholeNumber(min_value=64, max_value=1_048_576, required=False, help_text="Default 2048.")
+    context_tokens = WholeNumber(
+        min_value=16, max_value=1_048_576, required=False, help_text="Absent: 2048, or what the model was built for."
+    )
     parallel = WholeNumber(min_value=1, max_value=256, required=False, help_text="Default 4.")
     resources = Resources(required=False)
     start = Flag(default=True, help_text="false: only save it as a draft.")
