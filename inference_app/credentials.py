@@ -9,7 +9,7 @@ from django.conf import settings
 from django.contrib.auth import get_user
 from django.contrib.sessions.backends.db import SessionStore
 from django.http import HttpRequest, HttpResponse
-from django.middleware.csrf import CsrfViewMiddleware
+from rest_framework.authentication import CSRFCheck
 
 from clavier.accounts.auth import actor_of_key, actor_of_user
 from clavier.accounts.models import User
@@ -55,7 +55,7 @@ def actor_of_session(scope: Any, headers: dict[bytes, bytes]) -> Actor:
 
 def require_csrf(request: HttpRequest) -> None:
     """Raises Forbidden unless the X-CSRFToken header fits the cookie."""
-    check = CsrfViewMiddleware(lambda request: HttpResponse())
+    check = CSRFCheck(lambda request: HttpResponse())
     check.process_request(request)
     if check.process_view(request, lambda request: HttpResponse(), (), {}) is not None:
         raise Forbidden("The CSRF token is missing or wrong; reload the page.", code="csrf_failed")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from django.conf import settings as django_settings
 from django.core.files.uploadedfile import TemporaryUploadedFile
 from pytest_django import Settings
 
@@ -28,6 +29,14 @@ def actor_of(user: User) -> Actor:
     )
 
 
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """SQLite on the disk: tests race threads against each other, and a database in memory locks whole tables."""
+    database = django_settings.DATABASES["default"]
+    if database["ENGINE"].endswith("sqlite3"):
+        database["TEST"]["NAME"] = str(tmp_path_factory.mktemp("database") / "test.sqlite3")
+
+
 @pytest.fixture
 def home(tmp_path: Path, settings: Settings) -> Path:
     """Everything that the platform keeps on the disk lies in here."""
@@ -40,6 +49,8 @@ def home(tmp_path: Path, settings: Settings) -> Path:
     settings.CLAVIER_EXECUTOR_FOLDER = folder / "executors"
     settings.FILE_UPLOAD_TEMP_DIR = str(folder / "uploads")
     settings.DISK_RESERVE_MIB = 0
+    plain = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}  # needs no collectstatic
+    settings.STORAGES = {**settings.STORAGES, "staticfiles": plain}
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # the real one takes 0.3 s each
     return folder
 

@@ -20,6 +20,9 @@ from clavier.core.errors import DomainError, Forbidden, NotAuthenticated
 
 P = ParamSpec("P")
 
+#: Fields that forms show in another unit than services take.
+SHOWN_AS = {"cpu_milli": "cpu_cores", "memory_mib": "memory_gib"}
+
 
 class PortalRequest(HttpRequest):
     """A request of a signed-in member of a tenant."""
@@ -50,10 +53,11 @@ def show(request: PortalRequest, template: str, context: object, *, status: int 
 
 def add_problems(form: Form, error: DomainError) -> None:
     """Put a refusal beside the fields at fault; what belongs to no field of the form goes above it."""
-    problems = error.problems or [error]
-    for problem in problems:
-        field = problem.field if problem.field in form.fields else None
-        form.add_error(field, problem.message)
+    for problem in error.problems or [error]:
+        # Services name a part of a value by its path: hyperparameters.lora_r, resources.cpu_milli.
+        name = (problem.field or "").rpartition(".")[2]
+        name = SHOWN_AS.get(name, name)
+        form.add_error(name if name in form.fields else None, problem.message)
 
 
 def _view(

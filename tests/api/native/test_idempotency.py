@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db.models import QuerySet
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from clavier.accounts.models import User
 from clavier.api.native import idempotency
 from clavier.api.native.models import IdempotentRequest
 from datasets_app.models import Dataset
 from finetune_app.models import FineTuneTask
-from tests.api.conftest import client_of
 from tests.api.native.conftest import World, error_of
 
 URL = "/api/v1/datasets"
@@ -111,19 +108,31 @@ def test_a_task_and_its_answer_are_one_transaction(
     assert not IdempotentRequest.objects.exists()
 
 
-@pytest.mark.django_db(transaction=True)
-def test_copies_sent_at_the_same_time_all_get_the_one_object(alice_user: User) -> None:
-    answers = []
+def test_a_copy_that_comes_meanwhile_waits_for_the_answer_of_the_first(
+    alice_client: APIClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = create(alice_client, "k").json()
+    IdempotentRequest.objects.update(status=None, response=None)
 
-    def send(client: APIClient) -> None:
-        answers.append(create(client, "k"))
-        connection.close()
+    def first_copy_answers(seconds: float) -> None:
+        IdempotentRequest.objects.update(status=201, response=first)
 
-    threads = [threading.Thread(target=send, args=[client_of(alice_user)]) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert {answer.status_code for answer in answers} == {201}
-    assert len({answer.json()["id"] for answer in answers}) == 1
+    monkeypatch.setattr("clavier.api.native.idempotency.time.sleep", first_copy_answers)
+    response = create(alice_client, "k")
+    assert (response.status_code, response.json()) == (201, first)
+    assert response["Idempotent-Replay"] == "true"
+
+
+def test_of_two_copies_that_both_saw_no_claim_the_second_gets_the_answer_of_the_first(
+    alice_client: APIClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = create(alice_client, "k").json()
+    look, blind = QuerySet.first, [True]
+
+    def blind_once(rows: QuerySet[Any]) -> Any:
+        return None if rows.model is IdempotentRequest and blind and blind.pop() else look(rows)
+
+    monkeypatch.setattr(QuerySet, "first", blind_once)
+    assert create(alice_client, "k").json() == first
+    assert not blind
     assert Dataset.objects.count() == 1

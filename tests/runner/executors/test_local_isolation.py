@@ -23,6 +23,7 @@ from tests.runner.executors.local_bench import (
     USER,
     alive_in,
     as_root,
+    open_the_way,
     run,
     told,
     weaken,
@@ -159,8 +160,7 @@ def test_weaker_isolations_work_and_root_is_said_in_the_log(
 
 @as_root
 def test_an_ordinary_user_can_run_the_executor(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+    open_the_way(tmp_path)
     home = tmp_path / "home"
     home.mkdir()
     os.chown(home, 65534, 65534)

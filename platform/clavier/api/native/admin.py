@@ -8,7 +8,7 @@ from clavier.core.admin import ReadOnly
 
 
 @admin.register(IdempotentRequest)
-class IdempotentRequestAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+class IdempotentRequestAdmin(ReadOnly, ModelAdmin):
     """What was answered to creates that carried a key; rows go after a day."""
 
     list_display = ("created_at", "route", "key", "status", "tenant", "user")

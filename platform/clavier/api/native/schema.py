@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema, inline_serializer
@@ -88,28 +88,24 @@ def operation(
     parameters: Sequence[OpenApiParameter] = (),
     is_public: bool = False,
 ) -> Callable[[Handler], Handler]:
-    """Document a handler.
+    """Document a handler; its docstring becomes the description.
 
-    ``answer``: serializer of the response, None for an empty one; ``body``: serializer of a JSON body, ``form``: of a
-    multipart one; ``query``: serializer of the query string; ``page_of``: the answer is a page of these; ``errors``:
-    statuses besides those that follow from the rest; ``is_public``: no credentials are needed.
+    ``answer``, ``body`` (JSON), ``form`` (multipart), ``query``: serializers; ``page_of``: the answer is a page of
+    these; ``errors``: statuses besides those that follow from the rest; ``is_public``: no credentials are needed.
     """
-
-    content = _page(cast(Any, page_of)) if page_of else answer
-    takes_body = bool(body or form)
 
     def decorate(handler: Handler) -> Handler:
         is_idempotent = getattr(handler, "is_idempotent", False)
-        reads = takes_body or query or page_of or is_idempotent
-        statuses = {401, 403, *errors, *([400] if reads else []), *([413, 415] if takes_body else [])}
-        described = [*parameters, *([query] if query else []), *(_PAGE_PARAMETERS if page_of else [])]
+        reads = body or form or query or page_of or is_idempotent
+        statuses = {*errors, *([400] if reads else []), *([413, 415] if body or form else [])}
+        named = [*parameters, *([query] if query else []), *(_PAGE_PARAMETERS if page_of else [])]
         return extend_schema(
             operation_id=operation_id,
             tags=[tag],
             summary=summary,
-            parameters=[*described, *([_IDEMPOTENCY] if is_idempotent else [])],
+            parameters=[*named, *([_IDEMPOTENCY] if is_idempotent else [])],
             request=_request(body, form),
-            responses=_responses(status, media_type, content, statuses | ({409} if is_idempotent else set())),
+            responses=_responses(status, media_type, page_of, answer, {401, 403, *statuses}),
             examples=list(examples) or None,
             auth=[] if is_public else None,
         )(handler)
@@ -122,7 +118,8 @@ def listed(name: str, item: serializers.Field[Any, Any, Any, Any], **more: Any) 
     return inline_serializer(name, {"items": item, **more})
 
 
-def _responses(status: int, media_type: str, content: Any, errors: set[int]) -> dict[Any, Any]:
+def _responses(status: int, media_type: str, page_of: Any, answer: Any, errors: set[int]) -> dict[Any, Any]:
+    content = _page(page_of) if page_of else answer
     done = OpenApiResponse(content, "Done.") if content is None else content
     failures = {code: OpenApiResponse(Error, _SAID[code]) for code in sorted(errors)}
     return {status if content is None else (status, media_type): done, **failures}

@@ -177,7 +177,7 @@ class ApiKeysView(NativeView):
         return self.page(own_api_keys(self.actor), Key)
 
     @operation("create_api_key", "accounts", "Create an API key; its secret is shown once", body=NewKey,
-               answer=KeyWithSecret, status=201, examples=(
+               answer=KeyWithSecret, status=201, errors=(409,), examples=(
                    OpenApiExample("For a program that only asks", {"name": "chat", "scopes": ["read", "inference"]},
                                   request_only=True),
                ))  # fmt: skip

@@ -1,0 +1,224 @@
+"""Forms create through the services, and say beside the field what is wrong."""
+
+from __future__ import annotations
+
+import re
+
+from django.core.files.uploadedfile import SimpleUploadedFile
+
+from clavier.accounts.models import ApiKey, Membership
+from clavier.files.models import StoredFile
+from clavier.portal.complexity import COMPLEXITIES
+from clavier.portal.forms.tasks import TaskForm
+from datasets_app.models import Dataset, DatasetVersion
+from evaluation_app.models import EvaluationTask
+from finetune_app.models import FineTuneTask
+from inference_app.models import InferenceService
+from models_app.models import ModelVersion
+from runner.contract.knobs import KNOBS, check_hyperparameters
+
+ROWS = b'{"question": "a?", "answer": "b"}\n{"question": "c?", "answer": "d"}\n'
+
+
+def task_data(world, **changes):
+    """The form as a browser sends it: every field with what it shows at first."""
+    form = TaskForm()
+    shown = {name: field.initial for name, field in form.fields.items() if field.initial is not None}
+    given = {"name": "from-form", "recipe": "sft", "method": "lora", "base_model": str(world.base.pk)}
+    return {**shown, **given, "train_dataset": str(world.data.pk), **changes}
+
+
+def errors_of(response):
+    return re.findall(r'<p class="(?:error|note bad)"[^>]*>([^<]*)', response.content.decode())
+
+
+def test_a_task_is_created_and_started(alice_browser, world):
+    response = alice_browser.post("/tasks/new", task_data(world, lora_r="8", learning_rate="3e-4", start=""))
+    task = FineTuneTask.objects.get(name="from-form")
+    assert response["Location"] == f"/tasks/{task.pk}"
+    assert (task.hyperparameters["lora_r"], task.hyperparameters["learning_rate"]) == (8, 3e-4)
+    assert task.run is not None
+    assert task.resources == {"cpu_milli": 1000, "memory_mib": 4096, "gpus": 0}
+
+
+def test_a_task_can_be_saved_without_starting_and_started_later(alice_browser, world):
+    alice_browser.post("/tasks/new", task_data(world, save=""))
+    task = FineTuneTask.objects.get(name="from-form")
+    assert task.run is None
+    alice_browser.post(f"/tasks/{task.pk}/start")
+    task.refresh_from_db()
+    assert task.run is not None
+
+
+def test_the_form_starts_with_the_defaults_of_the_knob_table(alice_browser, world):
+    alice_browser.post("/tasks/new", task_data(world))
+    assert FineTuneTask.objects.get(name="from-form").hyperparameters == check_hyperparameters("sft", "lora", {})
+
+
+def test_a_pretraining_takes_its_own_knobs_only(alice_browser, alice, spooled, world):
+    from tests.worlds import make_dataset
+
+    text = make_dataset(alice, spooled, [{"text": "once upon a time"}], name="text")
+    data = task_data(
+        world, recipe="pretrain", method="full", base_model="", train_dataset=str(text.pk), lora_r="999999"
+    )
+    response = alice_browser.post("/tasks/new", data)
+    assert response.status_code == 302, errors_of(response)
+    assert "lora_r" not in FineTuneTask.objects.get(name="from-form").hyperparameters
+
+
+def test_every_bad_knob_is_named_beside_its_field(alice_browser, world):
+    response = alice_browser.post("/tasks/new", task_data(world, learning_rate="7", lora_r="many", warmup_ratio="2"))
+    html = response.content.decode()
+    assert response.status_code == 400
+    form = response.context["page"].form
+    assert set(form.errors) == {"learning_rate", "lora_r", "warmup_ratio"}
+    assert "many" in form.errors["lora_r"][0]
+    assert 'value="many"' in html
+    assert "<details open>" in html
+    assert not FineTuneTask.objects.filter(name="from-form").exists()
+
+
+def test_a_bad_name_and_missing_data_are_told(alice_browser, world):
+    assert errors_of(alice_browser.post("/tasks/new", task_data(world, name="")))
+    assert errors_of(alice_browser.post("/tasks/new", task_data(world, train_dataset="")))
+    assert errors_of(alice_browser.post("/tasks/new", task_data(world, base_model="")))
+
+
+def test_charlie_can_not_train_on_the_data_of_alice(charlie_browser, world):
+    response = charlie_browser.post("/tasks/new", task_data(world))
+    assert response.status_code == 404
+    assert not FineTuneTask.objects.filter(name="from-form").exists()
+
+
+def test_vera_the_viewer_can_not_create_a_task(vera_browser, world):
+    assert vera_browser.post("/tasks/new", task_data(world)).status_code == 403
+
+
+def test_each_complexity_is_a_valid_set_of_knobs():
+    for values in COMPLEXITIES.values():
+        assert check_hyperparameters("sft", "lora", values)
+
+
+def test_every_knob_has_a_field_with_help():
+    form = TaskForm()
+    for knob in KNOBS:
+        assert form.fields[knob.name].help_text == knob.help_en
+
+
+def test_a_dataset_is_uploaded_with_its_facts(alice_browser):
+    file = SimpleUploadedFile("faq.jsonl", ROWS)
+    response = alice_browser.post("/datasets/new", {"name": "mine", "file": file, "tags": "a, b", "languages": ["zh"]})
+    dataset = Dataset.objects.get(name="mine")
+    assert response["Location"] == f"/datasets/{dataset.pk}"
+    assert (dataset.tags, dataset.languages) == (["a", "b"], ["zh"])
+    page = alice_browser.get(f"/datasets/{dataset.pk}").content.decode()
+    assert "question_answer" in page
+    assert "c?" in page
+
+
+def test_a_bad_file_is_refused_with_line_numbers_and_nothing_is_stored(alice_browser):
+    file = SimpleUploadedFile("faq.jsonl", ROWS + b'{"question": "e?"}\nnot json\n')
+    response = alice_browser.post("/datasets/new", {"name": "mine", "file": file, "purpose": "sft"})
+    html = response.content.decode()
+    assert response.status_code == 400
+    assert "line 3" in html
+    assert "line 4" in html
+    assert not Dataset.objects.exists()
+
+
+def test_a_further_version_is_uploaded_and_deleted(alice_browser, world):
+    dataset = world.data.dataset
+    file = SimpleUploadedFile("more.jsonl", ROWS)
+    assert alice_browser.post(f"/datasets/{dataset.pk}", {"file": file}).status_code == 302
+    version = DatasetVersion.objects.get(dataset=dataset, number=2)
+    assert alice_browser.post(f"/datasets/versions/{version.pk}/delete").status_code == 302
+    assert alice_browser.post(f"/datasets/versions/{world.data.pk}/delete").status_code == 409
+
+
+def test_the_preview_pages_through_rows(alice_browser, world):
+    html = alice_browser.get(f"/datasets/versions/{world.data.pk}/rows?row=4&count=1").content.decode()
+    assert "How many is 3?" in html
+    assert "How many is 2?" not in html
+    assert "row=3" in html
+    assert "row=5" in html
+
+
+def test_a_model_is_registered_and_its_import_waits(alice_browser, node):
+    data = {"name": "qwen", "source": "huggingface", "location": "Qwen/Qwen2.5-0.5B-Instruct", "tags": "base"}
+    response = alice_browser.post("/models/new", data)
+    version = ModelVersion.objects.get(model__name="qwen")
+    assert response["Location"] == f"/models/{version.model_id}"
+    assert version.model.tags == ["base"]
+    assert "Importing" in alice_browser.get(response["Location"]).content.decode()
+
+
+def test_a_bad_location_is_told_beside_the_field(alice_browser, node):
+    data = {"name": "qwen", "source": "path", "location": "/etc"}
+    assert "no folder below an allowed path" in errors_of(alice_browser.post("/models/new", data))[0]
+
+
+def test_an_evaluation_is_created(alice_browser, world):
+    data = {
+        "name": "again", "model_version": world.tuned.pk, "dataset_version": world.data.pk, "metrics": ["exact_match"],
+        "max_new_tokens": "32", "limit": "",
+    }  # fmt: skip
+    response = alice_browser.post("/evaluations/new", data)
+    task = EvaluationTask.objects.get(name="again")
+    assert response["Location"] == f"/evaluations/{task.pk}"
+    assert (task.metrics, task.limit, task.decoding) == (["exact_match"], None, {"max_new_tokens": 32})
+    assert errors_of(alice_browser.post("/evaluations/new", data | {"max_new_tokens": "99999"}))
+
+
+def test_a_service_is_deployed_or_saved_as_a_draft(alice_browser, world):
+    data = {
+        "name": "second", "model_version": world.tuned.pk,
+        "num_replicas": "1", "context_tokens": "512", "parallel": "2",
+        "cpu_cores": "0.5", "memory_gib": "1", "gpus": "0",
+    }  # fmt: skip
+    assert alice_browser.post("/services/new", data).status_code == 302
+    assert InferenceService.objects.get(name="second").desired_state == "running"
+    assert "exists" in errors_of(alice_browser.post("/services/new", data))[0]
+    alice_browser.post("/services/new", data | {"name": "third", "save": ""})
+    assert InferenceService.objects.get(name="third").desired_state == "draft"
+
+
+def test_files_are_uploaded_listed_and_deleted(alice_browser):
+    alice_browser.post("/files/folders", {"area": "private", "folder": "", "name": "data"})
+    upload = {"area": "private", "folder": "data", "file": SimpleUploadedFile("训练.txt", b"hello")}
+    assert alice_browser.post("/files/upload", upload)["Location"] == "/files?area=private&folder=data"
+    assert "训练.txt" in alice_browser.get("/files?area=private&folder=data").content.decode()
+    again = upload | {"file": SimpleUploadedFile("训练.txt", b"hello")}
+    assert "exists" in errors_of(alice_browser.post("/files/upload", again))[0]
+    row = StoredFile.objects.get(name="训练.txt")
+    assert b"".join(alice_browser.get(f"/files/{row.pk}/download").streaming_content) == b"hello"
+    alice_browser.post(f"/files/{row.pk}/delete")
+    assert not StoredFile.objects.filter(name="训练.txt").exists()
+
+
+def test_the_secret_of_a_key_is_shown_once_and_the_key_can_be_revoked(alice_browser):
+    data = {"name": "ci", "scopes": ["read"], "expires_in_days": "30"}
+    response = alice_browser.post("/settings/keys", data)
+    secret = re.search(r'id="secret">\s*(clv_[\w-]+)', response.content.decode()).group(1)
+    key = ApiKey.objects.get(name="ci")
+    assert secret.startswith(key.prefix)
+    assert (key.scopes, response["Cache-Control"]) == (["read"], "no-store")
+    assert secret not in alice_browser.get("/settings").content.decode()
+    alice_browser.post(f"/settings/keys/{key.pk}/revoke")
+    key.refresh_from_db()
+    assert key.revoked_at is not None
+
+
+def test_members_are_added_changed_and_removed(alice_browser, charlie_user):
+    alice_browser.post("/settings/members", {"username": "charlie", "role": "viewer"})
+    membership = Membership.objects.get(user=charlie_user, tenant__name="one")
+    alice_browser.post("/settings/members/charlie/role", {"role": "member"})
+    membership.refresh_from_db()
+    assert membership.role == "member"
+    alice_browser.post("/settings/members/charlie/remove")
+    assert not Membership.objects.filter(pk=membership.pk).exists()
+    assert "no user" in errors_of(alice_browser.post("/settings/members", {"username": "nobody", "role": "member"}))[0]
+
+
+def test_bob_can_not_make_himself_an_owner(bob_browser):
+    assert bob_browser.post("/settings/members/bob/role", {"role": "owner"}).status_code == 403
