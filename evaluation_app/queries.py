@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from django.db.models import QuerySet
 
 from clavier.core.actor import Actor
-from clavier.runs.outputs import read_lines
+from clavier.runs.outputs import read_objects
 from evaluation_app.models import EvaluationTask
-
-SAMPLE_BYTES = 1024 * 1024
 
 
 def visible_evaluations(actor: Actor, *, search: str = "") -> QuerySet[EvaluationTask]:
@@ -36,5 +33,4 @@ def samples(task: EvaluationTask, offset: int) -> tuple[list[dict[str, Any]], in
     """Per-sample results from a byte offset on, and the next offset."""
     if task.run_id is None:
         return [], 0
-    chunk = read_lines(task.run_id, "output/samples.jsonl", offset, SAMPLE_BYTES)
-    return [json.loads(line) for line in chunk.data.splitlines()], chunk.next_offset
+    return read_objects(task.run_id, "output/samples.jsonl", offset)

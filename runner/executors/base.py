@@ -19,7 +19,7 @@ class LaunchRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One attempt to start. ``name``: the attempt's id, unique for ever; ``owner_id``: the tenant's number, from 1 on."""
+    """One attempt to start. ``name``: the attempt's id, unique for ever; ``owner_id``: the tenant's number, >= 1."""
 
     name: str
     run_folder: Path

@@ -34,14 +34,24 @@ def run_folder(run_id: UUID) -> Path:
     return Path(settings.CLAVIER_RUNS) / str(run_id)
 
 
-def read_log(run_id: UUID, offset: int = 0, limit: int = MAX_READ_BYTES) -> Chunk:
-    """The log from a byte offset on; a negative offset counts from the end. Whole lines unless a line is too long."""
-    return read_lines(run_id, folder.LOG, offset, limit)
+def read_log(run_id: UUID, offset: int = 0, limit: int = MAX_READ_BYTES, *, to_end: bool = False) -> Chunk:
+    """The log from a byte offset on; a negative offset counts from the end. Whole lines unless a line is too long.
+
+    ``to_end``: the run has ended, so a last line without a newline is whole too.
+    """
+    return read_lines(run_id, folder.LOG, offset, limit, to_end=to_end)
 
 
 def read_metrics(run_id: UUID, offset: int = 0, limit: int = MAX_READ_BYTES) -> tuple[list[dict[str, Any]], int]:
     """Events of the program from a byte offset on, and the next offset. What is no JSON object is passed over."""
-    chunk = read_lines(run_id, folder.METRICS, offset, limit)
+    return read_objects(run_id, folder.METRICS, offset, limit)
+
+
+def read_objects(
+    run_id: UUID, name: str, offset: int = 0, limit: int = MAX_READ_BYTES
+) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects of a file of lines from a byte offset on, and the next offset."""
+    chunk = read_lines(run_id, name, offset, limit)
     events = []
     for line in chunk.data.splitlines():
         try:
@@ -53,7 +63,7 @@ def read_metrics(run_id: UUID, offset: int = 0, limit: int = MAX_READ_BYTES) -> 
     return events, chunk.next_offset
 
 
-def read_lines(run_id: UUID, name: str, offset: int, limit: int) -> Chunk:
+def read_lines(run_id: UUID, name: str, offset: int, limit: int, *, to_end: bool = False) -> Chunk:
     """Whole lines of a file of the run folder; an absent file is empty."""
     try:
         descriptor = open_regular(run_id, parse_path(name))
@@ -69,8 +79,9 @@ def read_lines(run_id: UUID, name: str, offset: int, limit: int) -> Chunk:
         cut = data.find(b"\n") + 1
         data, start = data[cut:], start + cut
     end = data.rfind(b"\n") + 1
-    if end or len(data) < most:
-        data = data[:end] if end else b""
+    is_whole = to_end and start + len(data) == size
+    if not is_whole and (end or len(data) < most):
+        data = data[:end]
     return Chunk(data, start + len(data), size)
 
 

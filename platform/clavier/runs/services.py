@@ -252,7 +252,7 @@ def retry_attempt(run: Run, ended: Attempt, reason: EndReason, message: str) -> 
     RunEvent.objects.create(
         run=run,
         reason=reason,
-        message=f"{message} The platform was at fault; attempt {following.number} starts in {wait.total_seconds():g} s.",
+        message=f"{message} The platform was at fault: attempt {following.number} in {wait.total_seconds():g} s.",
     )
 
 

@@ -108,7 +108,7 @@ class RunView(NativeView):
     def log(self, object_id: Any, form: type[LogQuery] = LogQuery) -> Response:
         """The log from a byte on."""
         run, query = self.run_of(object_id), self.query(form)
-        chunk = read_log(run.pk, query["offset"], query["limit"]) if run else Chunk(b"", 0, 0)
+        chunk = read_log(run.pk, query["offset"], query["limit"], to_end=run.is_final) if run else Chunk(b"", 0, 0)
         return Response(log_of(chunk))
 
     def log_file(self, request: Request, object_id: Any) -> HttpResponseBase:
