@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clavier.portal.contexts.tasks import remaining_s
+from clavier.portal.contexts.tasks import newest_numbers, remaining_s
 from finetune_app.models import FineTuneTask
 from inference_app.models import InferenceService
 from runner.contract import folder
@@ -38,6 +38,12 @@ def test_a_finished_task_leads_to_its_model_version(alice_browser, world):
     assert f"/services/new?model_version={world.tuned.pk}" in html
     assert f"/evaluations/new?model_version={world.tuned.pk}" in html
     assert "hx-trigger" not in html
+
+
+def test_the_training_loss_stays_when_the_newest_event_is_a_validation():
+    events = [METRICS[2], {"kind": "metric", "step": 2, "epoch": 0.5, "eval/loss": 1.75}]
+    numbers = newest_numbers(events)
+    assert (numbers["train_loss"], numbers["eval_loss"], numbers["epoch"]) == (2.0, 1.75, 0.5)
 
 
 def test_a_waiting_task_says_its_place(alice_browser, world):

@@ -183,6 +183,24 @@ def test_the_catalogue_is_compiled_and_complete():
             assert translated == (compiled.gettext(source) if "warning" not in source else translated) != ""
 
 
+def test_the_sign_in_leads_on_and_locks_after_too_many_wrong_passwords(anonymous, alice_user, settings):
+    settings.AXES_FAILURE_LIMIT = 3
+    right = {"username": "alice", "password": "alice-secret-1", "next": "/tasks"}
+    assert anonymous.post("/accounts/login", right)["Location"] == "/tasks"
+    anonymous.post("/accounts/logout")
+    wrong = right | {"password": "guess"}
+    assert "wrong" in anonymous.post("/accounts/login", wrong).content.decode()
+    anonymous.post("/accounts/login", wrong)
+    locked = anonymous.post("/accounts/login", wrong)
+    assert locked.status_code == 429
+    assert "Too many wrong passwords" in locked.content.decode()
+
+
+def test_the_sign_in_never_leads_to_another_site(anonymous, alice_user):
+    data = {"username": "alice", "password": "alice-secret-1", "next": "https://evil.example/"}
+    assert anonymous.post("/accounts/login", data)["Location"] == "/"
+
+
 def test_a_user_without_a_tenant_is_told_so(db, home):
     from clavier.accounts.models import User
     from tests.portal.conftest import browser_of

@@ -114,7 +114,7 @@ def task_status(actor: Actor, task: FineTuneTask) -> TaskStatus:
     """State, progress, speed and what can be done now."""
     live = live_status(task)
     state = live["state"]
-    recent = metrics(task, -RECENT_BYTES)[0] if state == RunState.RUNNING else []
+    recent = metrics(task, -RECENT_BYTES)[0]
     found = live["progress"]
     step = found.get("progress", {}).get("step")
     is_live = state in LIVE_STATES
@@ -136,7 +136,7 @@ def task_status(actor: Actor, task: FineTuneTask) -> TaskStatus:
         total_steps=found.get("progress", {}).get("total_steps"),
         eta_s=remaining_s(recent),
         duration_s=duration_s(task.run),
-        numbers={key.replace("/", "_"): value for key, value in found.get("metric", {}).items()},
+        numbers=newest_numbers(recent),
         output=output_version(task) if state == RunState.COMPLETED else None,
     )
 
@@ -156,6 +156,15 @@ def task_new(actor: Actor, form: TaskForm) -> TaskNew:
     """The form with what can be chosen; ``kinds``: which rows fit which recipe, for the page's script."""
     kinds = {kind for group in DATA_KINDS.values() for kind in group}
     return TaskNew(form, base_model_options(actor), dataset_options(actor, *kinds), json.dumps(DATA_KINDS))
+
+
+def newest_numbers(recent: list[dict[str, Any]]) -> dict[str, Any]:
+    """The newest value of each measured name, as templates can ask for it: ``train_loss``."""
+    numbers: dict[str, Any] = {}
+    for event in recent:
+        if event.get("kind") == "metric":
+            numbers |= {key.replace("/", "_"): value for key, value in event.items()}
+    return numbers
 
 
 def remaining_s(recent: list[dict[str, Any]]) -> float | None:
