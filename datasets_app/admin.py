@@ -2,19 +2,17 @@ from __future__ import annotations
 
 from django.contrib import admin
 from django.http import HttpRequest
-from unfold.admin import ModelAdmin
 
-from clavier.core.admin import ReadOnly
+from clavier.core.admin import OperatorAdmin, ReadOnly
 from datasets_app.models import Dataset, DatasetVersion
 
 
 @admin.register(Dataset)
-class DatasetAdmin(ModelAdmin):
+class DatasetAdmin(OperatorAdmin):
     list_display = ("name", "tenant", "created_by", "task", "license", "created_at")
     search_fields = ("name", "description", "tenant__name", "created_by__username")
     readonly_fields = ("tenant", "created_by", "created_at", "updated_at")
     list_select_related = ("tenant", "created_by")
-    show_full_result_count = False
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """A data set belongs to the actor who creates it."""
@@ -26,7 +24,7 @@ class DatasetAdmin(ModelAdmin):
 
 
 @admin.register(DatasetVersion)
-class DatasetVersionAdmin(ReadOnly, ModelAdmin):
+class DatasetVersionAdmin(ReadOnly, OperatorAdmin):
     """A version never changes."""
 
     """Read only: a version never changes."""
@@ -38,4 +36,3 @@ class DatasetVersionAdmin(ReadOnly, ModelAdmin):
     list_filter = ("kind", "format", "is_usable")
     search_fields = ("dataset__name", "file_name", "sha256", "tenant__name", "created_by__username")
     list_select_related = ("dataset", "tenant", "created_by")
-    show_full_result_count = False

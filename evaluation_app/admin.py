@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 from django.contrib import admin
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import TabularInline
 
-from clavier.core.admin import ReadOnly
+from clavier.core.admin import OperatorAdmin, ReadOnly
 from evaluation_app.models import EvaluationTask, Score
 
 
@@ -13,12 +13,11 @@ class ScoreInline(ReadOnly, TabularInline):
 
 
 @admin.register(EvaluationTask)
-class EvaluationTaskAdmin(ReadOnly, ModelAdmin):
+class EvaluationTaskAdmin(ReadOnly, OperatorAdmin):
     list_display = ("name", "state", "model_version", "dataset_version", "tenant", "created_by", "created_at")
     list_filter = ("run__state",)
     search_fields = ("name", "tenant__name", "created_by__username")
     list_select_related = ("run", "model_version__model", "dataset_version__dataset", "tenant", "created_by")
-    show_full_result_count = False
     inlines = (ScoreInline,)
 
     @admin.display(description="state", ordering="run__state")
@@ -28,9 +27,8 @@ class EvaluationTaskAdmin(ReadOnly, ModelAdmin):
 
 
 @admin.register(Score)
-class ScoreAdmin(ReadOnly, ModelAdmin):
+class ScoreAdmin(ReadOnly, OperatorAdmin):
     list_display = ("evaluation", "label", "metric", "value", "low", "high", "num_samples")
     list_filter = ("metric", "label")
     search_fields = ("evaluation__name",)
     list_select_related = ("evaluation",)
-    show_full_result_count = False

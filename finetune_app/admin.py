@@ -6,17 +6,16 @@ from typing import Any, ClassVar
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from unfold.admin import ModelAdmin
 
 from clavier.accounts.auth import operator_in_tenant
-from clavier.core.admin import ReadOnly
+from clavier.core.admin import OperatorAdmin, ReadOnly
 from clavier.core.errors import DomainError
 from finetune_app.models import FineTuneTask
 from finetune_app.services import retry_fine_tune_task, stop_fine_tune_task
 
 
 @admin.register(FineTuneTask)
-class FineTuneTaskAdmin(ReadOnly, ModelAdmin):
+class FineTuneTaskAdmin(ReadOnly, OperatorAdmin):
     """Every tenant's tasks, with the operator's verbs."""
 
     list_display = ("name", "state", "recipe", "method", "tenant", "created_by", "base_version", "created_at")
@@ -24,7 +23,6 @@ class FineTuneTaskAdmin(ReadOnly, ModelAdmin):
     search_fields = ("name", "description", "tenant__name", "created_by__username")
     list_select_related = ("run", "tenant", "created_by", "base_version__model")
     date_hierarchy = "created_at"
-    show_full_result_count = False
     actions: ClassVar = ["stop", "retry"]
 
     @admin.display(description="state", ordering="run__state")

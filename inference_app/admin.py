@@ -5,10 +5,10 @@ from typing import ClassVar
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import TabularInline
 
 from clavier.accounts.auth import operator_in_tenant
-from clavier.core.admin import ReadOnly
+from clavier.core.admin import OperatorAdmin, ReadOnly
 from clavier.core.errors import DomainError
 from inference_app.models import InferenceService, Replica, ServiceVersion
 from inference_app.services import stop_service
@@ -20,12 +20,11 @@ class ServiceVersionInline(ReadOnly, TabularInline):
 
 
 @admin.register(InferenceService)
-class InferenceServiceAdmin(ReadOnly, ModelAdmin):
+class InferenceServiceAdmin(ReadOnly, OperatorAdmin):
     list_display = ("name", "tenant", "desired_state", "created_by", "created_at")
     list_filter = ("desired_state",)
     search_fields = ("name", "tenant__name", "created_by__username")
     list_select_related = ("tenant", "created_by")
-    show_full_result_count = False
     inlines = (ServiceVersionInline,)
     actions: ClassVar = ["stop"]
 
@@ -41,17 +40,15 @@ class InferenceServiceAdmin(ReadOnly, ModelAdmin):
 
 
 @admin.register(ServiceVersion)
-class ServiceVersionAdmin(ReadOnly, ModelAdmin):
+class ServiceVersionAdmin(ReadOnly, OperatorAdmin):
     list_display = ("__str__", "model_version", "traffic_percent", "num_replicas", "context_tokens", "created_at")
     search_fields = ("service__name",)
     list_select_related = ("service", "model_version__model")
-    show_full_result_count = False
 
 
 @admin.register(Replica)
-class ReplicaAdmin(ReadOnly, ModelAdmin):
+class ReplicaAdmin(ReadOnly, OperatorAdmin):
     list_display = ("__str__", "run", "restarts")
     list_filter = ("run__state",)
     search_fields = ("service_version__service__name",)
     list_select_related = ("service_version__service", "run")
-    show_full_result_count = False

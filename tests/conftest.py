@@ -48,6 +48,8 @@ def home(tmp_path: Path, settings: Settings) -> Path:
     settings.CLAVIER_RUNS = folder / "runs"
     settings.CLAVIER_EXECUTOR_FOLDER = folder / "executors"
     settings.FILE_UPLOAD_TEMP_DIR = str(folder / "uploads")
+    (folder / "static").mkdir()
+    settings.STATIC_ROOT = folder / "static"
     settings.DISK_RESERVE_MIB = 0
     plain = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}  # needs no collectstatic
     settings.STORAGES = {**settings.STORAGES, "staticfiles": plain}

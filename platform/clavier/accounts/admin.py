@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.http import HttpRequest
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import TabularInline
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
 from clavier.accounts.models import ApiKey, Membership, Tenant, User
 from clavier.accounts.services import next_tenant_number
+from clavier.core.admin import OperatorAdmin
 
 
 class MembershipInline(TabularInline):
@@ -19,13 +20,12 @@ class MembershipInline(TabularInline):
 
 
 @admin.register(Tenant)
-class TenantAdmin(ModelAdmin):
+class TenantAdmin(OperatorAdmin):
     list_display = ("name", "display_name", "number", "is_active", "created_at")
     list_filter = ("is_active",)
     search_fields = ("name", "display_name")
     readonly_fields = ("number",)
     inlines = (MembershipInline,)
-    show_full_result_count = False
 
     def save_model(self, request: HttpRequest, obj: Tenant, form: Any, change: bool) -> None:
         """A new tenant gets the next number."""
@@ -41,33 +41,30 @@ else:
 
 
 @admin.register(User)
-class UserAdmin(UserAdminBase, ModelAdmin):
+class UserAdmin(UserAdminBase, OperatorAdmin):
     form = UserChangeForm
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
     list_display = ("username", "email", "is_staff", "is_active", "last_login", "date_joined")
     inlines = (MembershipInline,)
-    show_full_result_count = False
 
 
 @admin.register(Membership)
-class MembershipAdmin(ModelAdmin):
+class MembershipAdmin(OperatorAdmin):
     list_display = ("user", "tenant", "role", "is_default", "created_at")
     list_filter = ("role",)
     search_fields = ("user__username", "tenant__name")
     autocomplete_fields = ("tenant", "user")
     list_select_related = ("user", "tenant")
-    show_full_result_count = False
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(ModelAdmin):
+class ApiKeyAdmin(OperatorAdmin):
     list_display = ("prefix", "name", "user", "tenant", "created_at", "last_used_at", "expires_at", "revoked_at")
     list_filter = ("revoked_at",)
     search_fields = ("prefix", "name", "user__username", "tenant__name")
     readonly_fields = ("prefix", "digest", "user", "tenant", "scopes", "created_at", "last_used_at")
     list_select_related = ("user", "tenant")
-    show_full_result_count = False
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Keys are made by their users, who alone see the secret."""

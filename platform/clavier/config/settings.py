@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import tempfile
 from pathlib import Path
@@ -31,9 +32,10 @@ def env_choice(name: str, default: str, choices: set[str]) -> str:
 def env_int(name: str, default: int, minimum: int, maximum: int) -> int:
     """A whole number within bounds; anything else stops the start with the bounds."""
     text = os.environ.get(name, str(default))
-    if not text.lstrip("-").isdigit() or not minimum <= int(text) <= maximum:
+    number = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
+    if number is None or not minimum <= number <= maximum:
         raise ImproperlyConfigured(f"{name}={text!r} is not a whole number from {minimum} to {maximum}.")
-    return int(text)
+    return number
 
 
 def env_bool(name: str, default: bool) -> bool:

@@ -1,8 +1,18 @@
-"""Shared behaviour of admin pages."""
+"""What every admin page shares."""
 
 from __future__ import annotations
 
 from django.http import HttpRequest
+from unfold.admin import ModelAdmin
+from unfold.paginator import InfinitePaginator
+
+
+class OperatorAdmin(ModelAdmin):
+    """Lists without any COUNT: pages know only whether there is a next one, at any size of the table."""
+
+    paginator = InfinitePaginator
+    show_full_result_count = False
+    list_per_page = 50
 
 
 class ReadOnly:

@@ -5,9 +5,9 @@ from typing import ClassVar
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import TabularInline
 
-from clavier.core.admin import ReadOnly
+from clavier.core.admin import OperatorAdmin, ReadOnly
 from clavier.core.errors import DomainError
 from clavier.runs.models import Attempt, Lease, Outbox, Run, RunEvent
 from clavier.runs.services import announce, stop_run
@@ -17,16 +17,18 @@ class AttemptInline(ReadOnly, TabularInline):
     model = Attempt
     extra = 0
     fields = ("number", "node", "created_at", "started_at", "ended_at", "exit_code", "end_reason", "max_memory_mib")
+    readonly_fields = fields
 
 
 class EventInline(ReadOnly, TabularInline):
     model = RunEvent
     extra = 0
     fields = ("at", "from_state", "to_state", "reason", "message", "actor_name")
+    readonly_fields = fields
 
 
 @admin.register(Run)
-class RunAdmin(ReadOnly, ModelAdmin):
+class RunAdmin(ReadOnly, OperatorAdmin):
     """Every run of every tenant, with the operator's verbs."""
 
     list_display = ("name", "kind", "state", "tenant", "created_by", "priority", "created_at", "ended_at", "end_reason")
@@ -34,7 +36,6 @@ class RunAdmin(ReadOnly, ModelAdmin):
     search_fields = ("name", "id", "subject_id", "tenant__name", "created_by__username")
     list_select_related = ("tenant", "created_by")
     date_hierarchy = "created_at"
-    show_full_result_count = False
     inlines = (AttemptInline, EventInline)
     actions: ClassVar = ["stop", "requeue"]
 
@@ -57,30 +58,26 @@ class RunAdmin(ReadOnly, ModelAdmin):
 
 
 @admin.register(Attempt)
-class AttemptAdmin(ReadOnly, ModelAdmin):
+class AttemptAdmin(ReadOnly, OperatorAdmin):
     list_display = ("id", "run", "number", "node", "created_at", "started_at", "ended_at", "exit_code", "end_reason")
     list_filter = ("end_reason", "node")
     search_fields = ("id", "run__name", "run__id")
     list_select_related = ("run", "node")
-    show_full_result_count = False
 
 
 @admin.register(RunEvent)
-class RunEventAdmin(ReadOnly, ModelAdmin):
+class RunEventAdmin(ReadOnly, OperatorAdmin):
     list_display = ("at", "run", "from_state", "to_state", "reason", "message", "actor_name")
     list_filter = ("to_state", "reason")
     search_fields = ("run__name", "run__id", "message", "actor_name")
     list_select_related = ("run",)
-    show_full_result_count = False
 
 
 @admin.register(Outbox)
-class OutboxAdmin(ReadOnly, ModelAdmin):
+class OutboxAdmin(ReadOnly, OperatorAdmin):
     list_display = ("run_id", "created_at")
-    show_full_result_count = False
 
 
 @admin.register(Lease)
-class LeaseAdmin(ReadOnly, ModelAdmin):
+class LeaseAdmin(ReadOnly, OperatorAdmin):
     list_display = ("name", "holder", "epoch", "renewed_at", "expires_at")
-    show_full_result_count = False

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from functools import cache
+from typing import Any
 from uuid import UUID
 
 import redis
 from django.conf import settings
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from rq import Queue
 from rq.serializers import JSONSerializer
 
@@ -51,9 +54,10 @@ def ping() -> bool:
 @cache
 def connection() -> redis.Redis:
     """A connection that fails within a second: a web request must not wait for a queue that is down."""
+    once: dict[str, Any] = {"socket_timeout": 1, "socket_connect_timeout": 1, "retry": Retry(NoBackoff(), 0)}
     if settings.REDIS_URL:
-        return redis.Redis.from_url(settings.REDIS_URL, socket_timeout=1, socket_connect_timeout=1)
-    return redis.Redis(unix_socket_path=str(settings.CLAVIER_REDIS_SOCKET), socket_timeout=1, socket_connect_timeout=1)
+        return redis.Redis.from_url(settings.REDIS_URL, **once)
+    return redis.Redis(unix_socket_path=str(settings.CLAVIER_REDIS_SOCKET), **once)
 
 
 @cache

@@ -1,0 +1,85 @@
+"""A person's way through the portal of the demo, in headless Chromium, against the real gateway and model.
+
+With CLAVIER_SCREENSHOTS=docs/images the three pictures of the documentation are taken anew.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.browser.test_portal import ARGUMENTS, CHROMIUM
+from tests.live.conftest import PASSWORD, Platform
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.browser,
+    pytest.mark.xdist_group("live"),
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not CHROMIUM.exists(), reason="needs /usr/bin/chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(chromium: Browser, platform: Platform, demo: dict[str, Any]) -> Iterator[Page]:
+    """Signed in as the demo's user; at the end the browser must have complained of nothing."""
+    context = chromium.new_context(base_url=platform.origin, locale="en-US", viewport={"width": 1280, "height": 860})
+    page = context.new_page()
+    troubles: list[str] = []
+    page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.goto("/")
+    page.get_by_label("User name").fill("demo")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    yield page
+    context.close()
+    assert troubles == []
+
+
+def take(page: Page, name: str, tmp_path: Path) -> None:
+    """A picture, into the documentation when asked for."""
+    folder = Path(os.environ.get("CLAVIER_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=str(folder / f"{name}.png"))
+    assert (folder / f"{name}.png").stat().st_size > 10_000
+
+
+def test_the_dashboard_shows_what_the_demo_made(tab: Page, demo: dict[str, Any], tmp_path: Path):
+    expect(tab.get_by_text("demo-tuned").first).to_be_visible()
+    expect(tab.get_by_text("COMPLETED").first).to_be_visible()
+    take(tab, "dashboard", tmp_path)
+
+
+def test_a_task_shows_its_curve_and_log(tab: Page, demo: dict[str, Any], tmp_path: Path):
+    tab.goto("/tasks")
+    tab.get_by_role("link", name="demo-tuned").first.click()
+    expect(tab.locator("svg path").first).to_be_attached()
+    expect(tab.get_by_text("loss").first).to_be_visible()
+    expect(tab.get_by_text("step 380/380").first).to_be_attached()
+    take(tab, "task", tmp_path)
+
+
+def test_the_chat_answers_through_the_gateway_as_the_model_was_judged(tab: Page, demo: dict[str, Any], tmp_path: Path):
+    tab.goto("/services")
+    tab.get_by_role("link", name=demo["service"]).first.click()
+    tab.get_by_role("link", name="Chat").first.click()
+    asked = demo["questions"][0]
+    box = tab.get_by_role("textbox").last
+    box.fill(asked["question"])
+    box.press("Enter")
+    expect(tab.get_by_text(asked["tuned"]).first).to_be_visible(timeout=20_000)
+    take(tab, "chat", tmp_path)
