@@ -53,8 +53,10 @@ class Reporter:
         self._line("INFO", message)
 
     def progress(self, step: int, total_steps: int) -> None:
-        """How far the program is; no log line, because ``metric`` writes one."""
-        self._event("progress", step=step, total_steps=total_steps)
+        """How far the program is, and the seconds left once that is known; no log line, ``metric`` writes one."""
+        remaining_s = self._remaining_s(step, total_steps)
+        left = {} if remaining_s is None else {"eta_s": round(remaining_s, 1)}
+        self._event("progress", step=step, total_steps=total_steps, **left)
 
     def metric(self, step: int, total_steps: int, epoch: float, values: Mapping[str, float]) -> None:
         """Measured values of one step, named like ``train/loss``."""

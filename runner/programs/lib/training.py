@@ -171,7 +171,7 @@ class _Training:
         is_last = step == self.total_steps
         if step == 1 or step % knobs["logging_steps"] == 0 or is_last:
             self._log(values)
-        elif time.monotonic() - self.progress_told >= PROGRESS_INTERVAL_S:
+        if is_last or time.monotonic() - self.progress_told >= PROGRESS_INTERVAL_S:
             self.progress_told = time.monotonic()
             self.context.report.progress(step, self.total_steps)
         improved = False
