@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 PROGRAM = "runner.programs.evaluate.questions"
 METRICS = ("exact_match", "rouge_l", "bleu")
-QUESTION_KINDS = ("messages", "instruction", "question_answer", "prompt_completion")
+QUESTION_KINDS = ("messages", "instruction", "question_answer", "question_reference", "prompt_completion")
 MAX_NEW_TOKENS = 4096
 
 

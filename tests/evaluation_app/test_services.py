@@ -17,6 +17,7 @@ from evaluation_app.services import (
     retry_evaluation_task,
     stop_evaluation_task,
 )
+from finetune_app.services import create_fine_tune_task
 from tests.engine import make_engine
 from tests.worlds import make_dataset, make_model_version, output_of, spec_on_disk
 
@@ -111,3 +112,15 @@ def test_a_failed_evaluation_has_no_scores_and_is_retried_or_deleted(engine, ask
     engine.step(2)
     delete_evaluation_task(actor=alice, task=access_evaluation_task(alice, task.pk))
     assert not Run.objects.exists()
+
+
+def test_questions_with_references_are_judged_and_never_trained_on(engine, asked, alice, spooled):
+    rows = [{"question": f"What is {n}?", "reference": str(n)} for n in range(3)]
+    questions = make_dataset(alice, spooled, rows, name="references")
+    assert questions.kind == "question_reference"
+    assert create_evaluation_task(**(asked | {"dataset_version": questions.pk})).run.state == "PENDING"
+    with pytest.raises(Invalid, match="question_reference"):
+        create_fine_tune_task(
+            actor=alice, name="t", recipe="sft", method="lora", base_model=make_model_version(alice).pk,
+            train_dataset=questions.pk,
+        )  # fmt: skip

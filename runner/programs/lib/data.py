@@ -14,7 +14,7 @@ Message = dict[str, str]
 
 ROLES = ("system", "user", "assistant", "tool")
 #: Which keys make a row, tried in this order: (name of the question, name of the answer).
-PAIRS = (("instruction", "output"), ("question", "answer"), ("prompt", "completion"))
+PAIRS = (("instruction", "output"), ("question", "answer"), ("question", "reference"), ("prompt", "completion"))
 #: A text file is handed on in pieces of about this many characters, cut at line ends.
 PIECE_CHARACTERS = 1 << 20
 
@@ -31,8 +31,8 @@ class TextPiece:
 def read_messages(path: Path | str) -> Iterator[tuple[int, list[Message]]]:
     """Yield (line number, messages) for each row of a JSONL file, of any of the shapes in the table of formats.
 
-    ``messages``; ``instruction``/``input``/``output``; ``question``/``answer``; ``prompt``/``completion``; each but the
-    first with an optional ``system_prompt``. Raises ProgramError with the line of the first bad row.
+    ``messages``; ``instruction``/``input``/``output``; ``question``/``answer``; ``question``/``reference``;
+    ``prompt``/``completion``; each but the first with an optional ``system_prompt``. Raises ProgramError with the line of the first bad row.
     """
     for line_number, row in read_rows(path):
         yield line_number, row_messages(row, f"{Path(path).name} line {line_number}")

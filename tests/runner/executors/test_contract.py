@@ -234,7 +234,7 @@ def test_a_program_over_its_memory_is_killed(real_bench: Bench, tmp_path: Path) 
     ended = wait_until_exited(executor, "a")
     assert (ended.exit_code, ended.cause) == (137, "out_of_memory")
     assert ended.max_memory_mib is not None
-    assert 150 <= ended.max_memory_mib < 200
+    assert 100 < ended.max_memory_mib < 200  # seen while it was still filling its 150 MiB, or after
     assert "more than the 100 MiB" in (launch.run_folder / "log.txt").read_text()
 
 

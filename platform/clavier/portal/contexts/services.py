@@ -25,7 +25,12 @@ SAMPLE_QUESTIONS = 6
 MAX_QUESTION_CHARACTERS = 200
 COMPLETIONS_PATH = "/openai/v1/chat/completions"
 #: Where the question is in a row of each kind.
-QUESTION_COLUMNS = {"instruction": "instruction", "question_answer": "question", "prompt_completion": "prompt"}
+QUESTION_COLUMNS = {
+    "instruction": "instruction",
+    "question_answer": "question",
+    "question_reference": "question",
+    "prompt_completion": "prompt",
+}
 
 
 @dataclass(frozen=True, slots=True)
