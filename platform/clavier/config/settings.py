@@ -197,7 +197,7 @@ if REDIS_URL:
     _parts: dict[str, Any] = dict(parse_url(REDIS_URL))  # type: ignore[no-untyped-call]
     RQ_QUEUES["default"] |= {"HOST": _parts.pop("host", "localhost"), "PORT": _parts.pop("port", 6379)}
     RQ_QUEUES["default"]["DB"] = _parts.pop("db", 0)
-    _REDIS_OPTIONS |= {name: value for name, value in _parts.items() if name in ("username", "password")}
+    RQ_QUEUES["default"] |= {name.upper(): _parts[name] for name in ("username", "password") if name in _parts}
     RQ_QUEUES["default"]["SSL"] = REDIS_URL.startswith("rediss:")
 else:
     _REDIS_OPTIONS["unix_socket_path"] = str(CLAVIER_REDIS_SOCKET)
