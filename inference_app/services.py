@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -13,7 +14,7 @@ from django.utils import timezone
 
 from clavier.accounts.access import access_object, require_change, require_write
 from clavier.core.actor import Actor
-from clavier.core.errors import Conflict, Invalid, quoted
+from clavier.core.errors import Conflict, Invalid, Unprocessable, quoted
 from clavier.runs.models import Attempt, Run
 from clavier.runs.services import checked_resources, delete_run, stop_run, submit_run
 from clavier.runs.states import EndReason, RunState
@@ -22,6 +23,8 @@ from models_app.models import ModelVersion
 from models_app.services import access_model_version, require_usable
 from runner.contract import exits
 from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
+
+logger = logging.getLogger(__name__)
 
 PROGRAM = "runner.programs.serve.replica"
 DEFAULT_RESOURCES = {"cpu_milli": 500, "memory_mib": 2048, "gpus": 0}
@@ -139,8 +142,12 @@ def on_run_finished(run: Run) -> None:
         return
     served = timezone.now() - run.started_at if run.started_at else timedelta(0)
     replica.restarts = 1 if served > HEALTHY_AFTER else replica.restarts + 1
-    if replica.restarts <= MAX_RESTARTS:
+    if replica.restarts > MAX_RESTARTS:
+        return
+    try:
         start_replica(replica, after_s=min(FIRST_BACK_OFF_S * 2 ** (replica.restarts - 1), LONGEST_BACK_OFF_S))
+    except Unprocessable as refusal:  # no node is large enough any more; the ended run must still end
+        logger.warning("%s is not started again: %s", replica, refusal.message)
 
 
 def start_replica(replica: Replica, *, after_s: float = 0) -> None:

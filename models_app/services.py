@@ -200,11 +200,11 @@ def delete_row(row: RegisteredModel | ModelVersion, what: str) -> None:
 
 
 def fill_from_manifest(version: ModelVersion, run: Run) -> dict[str, Any]:
-    """Take the facts of a completed run's manifest into the version."""
+    """Take the facts of a completed run's manifest into the version. Raises Invalid (``bad_output``)."""
     manifest, wrong = check_manifest(run.pk)
-    if manifest is None:
-        raise ValueError(f"run {run.pk} is complete but: {wrong}")
-    facts = manifest["facts"]
+    facts = manifest.get("facts") if manifest else None
+    if manifest is None or not isinstance(facts, dict) or facts.get("format") not in ("full", "adapter"):
+        raise Invalid(wrong or "The manifest does not say whether it is a model or an adapter.", code="bad_output")
     version.state = "ready"
     version.folder = f"runs/{run.pk}/{folder.OUTPUT}/model"
     version.format = facts["format"]

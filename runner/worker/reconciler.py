@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from django.conf import settings
 from django.utils import timezone
 
+from clavier.core.errors import DomainError
 from clavier.runs.models import Attempt, Outbox
 from clavier.runs.outputs import check_manifest, read_json, read_metrics, seal_output
 from clavier.runs.queries import TAIL_BYTES, waiting_runs
@@ -72,7 +73,7 @@ class Reconciler:
             )
         if seen.state == "exited":
             self.collect(attempt, seen)
-            engine.remove(seen.name)
+            self.forget(engine, seen)
         elif attempt.run.state == RunState.STOPPING:
             engine.stop(seen.name, attempt.run.run_spec().limits.stop_grace_s)
         elif seen.state == "starting":
@@ -104,25 +105,28 @@ class Reconciler:
         if verdict.reason == EndReason.COMPLETED and attempt.run.spec["ready_file"]:
             verdict = Verdict(EndReason.EXIT_NONZERO, "The server ended by itself.")
         elif verdict.reason == EndReason.COMPLETED:
+            seal_output(attempt.run_id, attempt.run.tenant.number)
             manifest, wrong = check_manifest(attempt.run_id)
             if manifest is None:
                 missing = wrong.startswith("The program ended without")
                 verdict = Verdict(EndReason.NO_OUTPUT if missing else EndReason.BAD_OUTPUT, wrong)
-            else:
-                seal_output(attempt.run_id, attempt.run.tenant.number)
-        finish_attempt(
-            attempt=attempt,
-            reason=verdict.reason,
-            message=verdict.message,
-            exit_code=seen.exit_code,
-            ended_at=as_time(seen.ended_at),
-            max_memory_mib=seen.max_memory_mib,
-        )
+        try:
+            finish(attempt, verdict, seen)
+        except DomainError as refusal:  # the domain can not use what the program made
+            finish(attempt, Verdict(EndReason.BAD_OUTPUT, refusal.message), seen)
+
+    def forget(self, engine: Executor, seen: Observation) -> None:
+        """Let the executor drop an exited attempt, but never before its end stands in the database."""
+        if not Attempt.objects.filter(pk=seen.name, ended_at=None).exists():
+            engine.remove(seen.name)
 
     def settle_orphan(self, engine: Executor, seen: Observation) -> None:
-        """No live attempt has this name: forget it when it has exited, end it after a grace when it runs."""
+        """No live attempt had this name: forget it when it has exited, end it after a grace when it runs.
+
+        An attempt that began after this pass had read the rows looks like an orphan too; the next pass settles it.
+        """
         if seen.state == "exited":
-            engine.remove(seen.name)
+            self.forget(engine, seen)
             self.orphans_since.pop(seen.name, None)
             return
         since = self.orphans_since.setdefault(seen.name, timezone.now())
@@ -146,6 +150,18 @@ class Reconciler:
             self.last_schedule = now
             scheduler.schedule_pass()
             Outbox.objects.filter(pk__in=stale).delete()
+
+
+def finish(attempt: Attempt, verdict: Verdict, seen: Observation) -> None:
+    """Write an attempt's end down. Raises DomainError when the domain's hook refuses."""
+    finish_attempt(
+        attempt=attempt,
+        reason=verdict.reason,
+        message=verdict.message,
+        exit_code=seen.exit_code,
+        ended_at=as_time(seen.ended_at),
+        max_memory_mib=seen.max_memory_mib,
+    )
 
 
 def last_error(attempt: Attempt) -> str:

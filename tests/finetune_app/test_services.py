@@ -170,3 +170,13 @@ def test_a_task_is_deleted_with_its_files_unless_it_runs_or_made_a_version(engin
         delete_fine_tune_task(actor=alice, task=task)
     delete_model_version(actor=alice, version=output_version(task))
     delete_fine_tune_task(actor=alice, task=task)
+
+
+def test_a_manifest_that_the_domain_can_not_use_fails_the_run_in_words(engine, asked):
+    engine.will(files=output_of({"format": "poem"}))
+    task = create_fine_tune_task(**asked)
+    engine.step(2)
+    run = access_fine_tune_task(asked["actor"], task.pk).run
+    assert (run.state, run.end_reason) == ("FAILED", "BAD_OUTPUT")
+    assert "model or an adapter" in run.message
+    assert_consistent()

@@ -8,6 +8,8 @@ import pytest
 from django.utils import timezone
 
 from clavier.core.errors import Conflict, Forbidden, Invalid, NotFound
+from clavier.quotas.models import Node
+from clavier.quotas.services import set_cap
 from clavier.runs.models import Run
 from clavier.runs.outputs import run_folder
 from inference_app.models import InferenceService, Replica
@@ -135,3 +137,12 @@ def test_a_service_is_deleted_only_when_nothing_of_it_lives(engine, service, ali
     delete_service(actor=alice, service=access_service(alice, service.pk))
     assert not place.exists()
     assert not Run.objects.exists()
+
+
+def test_a_server_that_no_node_can_take_any_more_ends_and_stays_ended(engine, service, alice):
+    become_ready(engine)
+    set_cap(scope="node", scope_id=Node.objects.get().pk, resource="cpu_milli", cap=100)
+    engine.executor.finish(str(Run.objects.get().attempts.get().pk), exit_code=1)
+    engine.step(2)
+    assert (Run.objects.get().state, state(alice)) == ("FAILED", "FAILED")
+    assert_consistent()

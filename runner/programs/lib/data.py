@@ -32,7 +32,8 @@ def read_messages(path: Path | str) -> Iterator[tuple[int, list[Message]]]:
     """Yield (line number, messages) for each row of a JSONL file, of any of the shapes in the table of formats.
 
     ``messages``; ``instruction``/``input``/``output``; ``question``/``answer``; ``question``/``reference``;
-    ``prompt``/``completion``; each but the first with an optional ``system_prompt``. Raises ProgramError with the line of the first bad row.
+    ``prompt``/``completion``; each but the first with an optional ``system_prompt``.
+    Raises ProgramError with the line of the first bad row.
     """
     for line_number, row in read_rows(path):
         yield line_number, row_messages(row, f"{Path(path).name} line {line_number}")

@@ -14,7 +14,7 @@ from clavier.runs.outputs import run_folder
 from clavier.runs.queries import position
 from clavier.runs.services import stop_run
 from runner.contract.run_spec import Limits, Resources
-from runner.worker import jobs
+from runner.worker import jobs, scheduler
 from runner.worker.reconciler import Reconciler
 from tests.engine import GOOD_OUTPUT, assert_consistent, make_engine
 
@@ -121,8 +121,6 @@ def test_a_stop_ends_the_program_and_the_run_whatever_the_exit_code_was(engine, 
 
 def test_a_run_that_is_stopped_before_its_launch_never_starts(engine, alice):
     run = engine.submit(alice)
-    from runner.worker import scheduler
-
     (attempt_id,) = scheduler.schedule_pass()
     stop_run(run=Run.objects.get(pk=run.pk), actor_name="alice")
     jobs.launch(str(attempt_id))
@@ -134,8 +132,6 @@ def test_a_run_that_is_stopped_before_its_launch_never_starts(engine, alice):
 
 
 def test_a_launch_that_the_queue_lost_is_made_up_by_the_reconciler(engine, alice):
-    from runner.worker import scheduler
-
     engine.will(runs_for_s=None)
     run = engine.submit(alice)
     scheduler.schedule_pass()  # and the queue forgets the launch
@@ -264,3 +260,32 @@ def test_what_can_never_run_is_refused_at_submission(engine, alice):
         engine.submit(alice, resources=Resources(gpus=64), limits=Limits())
     assert refusal.value.code == "unschedulable"
     assert Run.objects.count() == 0
+
+
+def test_a_run_that_begins_and_ends_during_a_pass_is_collected_by_the_next(engine, alice, monkeypatch):
+    rows_were_read = engine.executor.list
+
+    def start_one_then_list():
+        monkeypatch.setattr(engine.executor, "list", rows_were_read)
+        for attempt_id in scheduler.schedule_pass():
+            jobs.launch(str(attempt_id))
+        return rows_were_read()
+
+    run = engine.submit(alice)
+    monkeypatch.setattr(engine.executor, "list", start_one_then_list)
+    engine.reconciler.run_pass()
+    engine.reconciler.run_pass()
+    run.refresh_from_db()
+    assert (run.state, run.attempts.count()) == ("COMPLETED", 1)
+    assert_consistent()
+
+
+def test_the_end_of_an_attempt_is_kept_until_it_could_be_written_down(engine, alice, monkeypatch):
+    run = engine.submit(alice)
+    with monkeypatch.context() as faster:
+        faster.setattr("runner.worker.reconciler.finish_attempt", lambda **facts: False)
+        engine.step(2)
+        assert len(engine.executor.list()) == 1
+    engine.step()
+    run.refresh_from_db()
+    assert (run.state, engine.executor.list()) == ("COMPLETED", [])
