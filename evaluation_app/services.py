@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 from uuid import UUID
 
@@ -21,8 +20,6 @@ from evaluation_app.models import EvaluationTask, Score
 from models_app.models import ModelVersion
 from models_app.services import access_model_version, check_model_name, require_usable
 from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
-
-logger = logging.getLogger(__name__)
 
 PROGRAM = "runner.programs.evaluate.questions"
 METRICS = ("exact_match", "rouge_l", "bleu")
@@ -116,15 +113,16 @@ def access_evaluation_task(actor: Actor, task_id: UUID | str) -> EvaluationTask:
 
 
 def on_run_finished(run: Run) -> None:
-    """A completed run's scores become rows."""
+    """A completed run's scores become rows. Raises Invalid (``bad_output``) when they can not be read."""
     if run.state != RunState.COMPLETED:
         return
     task = EvaluationTask.objects.select_related("model_version__base_version").filter(pk=run.subject_id).first()
     results = read_json(run.pk, "output/scores.json")
-    if task is None or results is None:
-        logger.error("run %s is complete but has no task or no output/scores.json", run.pk)
+    if task is None:
         return
     versions = dict(candidates_of(task.model_version))
+    if results is None or set(results.get("scores", ())) != set(versions):
+        raise Invalid("output/scores.json has no scores of every candidate.", code="bad_output")
     Score.objects.filter(evaluation=task).delete()
     Score.objects.bulk_create(
         Score(

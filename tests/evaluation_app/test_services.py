@@ -124,3 +124,13 @@ def test_questions_with_references_are_judged_and_never_trained_on(engine, asked
             actor=alice, name="t", recipe="sft", method="lora", base_model=make_model_version(alice).pk,
             train_dataset=questions.pk,
         )  # fmt: skip
+
+
+def test_results_without_a_candidate_fail_the_run(engine, asked):
+    lacking = RESULTS | {"scores": {"base": {"exact_match": 0.0}}}
+    engine.will(files=output_of({}, **{"scores.json": json.dumps(lacking), "samples.jsonl": SAMPLES}))
+    task = create_evaluation_task(**asked)
+    engine.step(2)
+    run = access_evaluation_task(asked["actor"], task.pk).run
+    assert (run.state, run.end_reason) == ("FAILED", "BAD_OUTPUT")
+    assert not Score.objects.exists()
