@@ -54,10 +54,12 @@ class Command(BaseCommand):
             finally:
                 screen.clear()
             facts = {**story.facts, "steps": [vars(step) for step in story.steps], "portal": origin, "error": failure}
+            is_ours = child is not None
+            words = portal_words(origin, password, is_self_started=is_ours, has_own_key=bool(options["api_key"]))
             if options["json"]:
                 self.stdout.write(json.dumps(facts, ensure_ascii=False))
             else:
-                self.stdout.write(table(story.steps, facts, portal_words(origin, password, child is not None)))
+                self.stdout.write(table(story.steps, facts, words))
             if child is not None:
                 wait_or_stop(child, story, keep=options["keep"])
         if failure:
@@ -130,8 +132,10 @@ def demo_account() -> tuple[str, str | None]:
     return create_api_key(user=user, tenant=tenant, name="demo")[1], password
 
 
-def portal_words(origin: str, password: str | None, is_self_started: bool) -> str:
+def portal_words(origin: str, password: str | None, *, is_self_started: bool, has_own_key: bool) -> str:
     """Where a person goes from here."""
+    if has_own_key:
+        return f"portal: {origin} (sign in as the user of the API key)"
     account = (
         f"user {USER}, password {password}" if password else f"user {USER}, with the password shown at its first demo"
     )
