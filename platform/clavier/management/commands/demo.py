@@ -51,6 +51,8 @@ class Command(BaseCommand):
                 story.run()
             except StepFailed as error:
                 failure = str(error)
+            except KeyboardInterrupt:
+                failure = "interrupted"
             finally:
                 screen.clear()
             facts = {**story.facts, "steps": [vars(step) for step in story.steps], "portal": origin, "error": failure}
