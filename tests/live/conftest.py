@@ -1,4 +1,4 @@
-"""A whole platform, started as a person starts it, on a home of its own; one for all tests of this folder."""
+"""A whole platform, started as a person starts it, on a home of its own; one for each file of tests (the Makefile spreads files, not tests)."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.live.conftest import REPOSITORY, Platform, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("live"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 TRAINING = "runner.programs.train.pretrain"
 
