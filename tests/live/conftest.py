@@ -1,4 +1,4 @@
-"""A whole platform, started as a person starts it, on a home of its own; one for each file of tests (the Makefile spreads files, not tests)."""
+"""A whole platform, started as a person starts it, on a home of its own: one per worker of pytest."""
 
 from __future__ import annotations
 
