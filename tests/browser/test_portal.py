@@ -104,6 +104,9 @@ def test_the_task_form_fills_in_a_complexity_and_sums_up(tab, world):  # noqa: F
     tab.get_by_role("button", name="Complex", exact=True).click()
     expect(tab.locator('[name="lora_r"]')).to_have_value("64")
     expect(tab.locator("#plan")).to_have_text("That makes about 5 optimizer steps.")
+    tab.get_by_label("Passes over the data").fill("many")
+    expect(tab.locator("#plan")).to_be_hidden()
+    tab.get_by_label("Passes over the data").fill("3")
     tab.get_by_label("Method").select_option("full")
     expect(tab.locator('[name="lora_r"]')).to_be_hidden()
     tab.get_by_label("Task name").fill("from-browser")
@@ -136,6 +139,39 @@ def test_the_chat_streams_an_answer(tab, world):  # noqa: F811
     assert [message["role"] for message in sent["messages"]] == ["user", "assistant", "user"]
     cookies = {cookie["name"]: cookie["value"] for cookie in tab.context.cookies()}
     assert asked[-1].headers["x-csrftoken"] == cookies["csrftoken"]
+
+
+def test_the_chat_says_in_words_that_a_conversation_is_too_long_and_that_an_answer_is_cut(tab, world):  # noqa: F811
+    too_long = {"message": "request (3311 tokens) exceeds the available context size", "n_ctx": 256}
+    cut = {"choices": [{"delta": {"content": "It"}, "finish_reason": "length"}]}
+    answers = [
+        {"status": 400, "json": {"error": too_long}},
+        {"status": 400, "json": {"error": {"message": "This model's maximum context length is 512 tokens. However"}}},
+        {"status": 503, "json": {"error": {"message": "The service 'faq-bot' is STOPPED."}}},
+        {"status": 200, "body": f"data: {json.dumps(cut)}\n\n"},
+    ]
+    # 503 would count as a failure of the page: the answers come from this list, not from the network.
+    tab.add_init_script(
+        "const answers = "
+        + json.dumps(answers)
+        + """;
+        const real = window.fetch;
+        window.fetch = async (url, options) => {
+          if (!String(url).includes("/completions")) return real(url, options);
+          const { status, json, body } = answers.shift();
+          return new Response(body ?? JSON.stringify(json), { status });
+        };"""
+    )
+    sign_in(tab, f"/services/{world.service.pk}/chat")
+    failed = tab.locator(".turn.failed")
+    for number, words in enumerate(("longer than the 256 tokens", "longer than the 512 tokens", "is STOPPED.")):
+        tab.get_by_label("Question", exact=True).fill("And now?")
+        tab.keyboard.press("Enter")
+        expect(failed.nth(number)).to_contain_text(words)
+    tab.get_by_label("Question", exact=True).fill("And now?")
+    tab.keyboard.press("Enter")
+    expect(tab.locator(".turn.assistant")).to_have_text("It")
+    expect(tab.locator(".meter")).to_contain_text("cut off")
 
 
 def test_a_file_is_uploaded_with_its_findings_beside_it(tab, world, tmp_path):  # noqa: F811

@@ -38,7 +38,7 @@ METRICS = [
     {"t": 1.0, "kind": "phase", "name": "train", "message": "training started"},
     {"t": 2.0, "kind": "progress", "step": 1, "total_steps": 4},
     {"t": 2.0, "kind": "metric", "step": 1, "total_steps": 4, "epoch": 0.25, "train/loss": 2.0},
-    {"t": 4.0, "kind": "progress", "step": 2, "total_steps": 4},
+    {"t": 4.0, "kind": "progress", "step": 2, "total_steps": 4, "eta_s": 75.0},
     {"t": 4.0, "kind": "metric", "step": 2, "total_steps": 4, "epoch": 0.5, "train/loss": 1.5, "eval/loss": 1.625},
 ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clavier.portal.contexts.tasks import newest_numbers, remaining_s
+from clavier.portal.contexts.tasks import newest_numbers, newest_phase
 from finetune_app.models import FineTuneTask
 from inference_app.models import InferenceService
 from runner.contract import folder
@@ -19,7 +19,6 @@ def test_a_running_task_shows_progress_and_can_be_stopped(alice_browser, world):
     html = page(alice_browser, f"/tasks/{world.live.pk}")
     assert "Running" in html
     assert "2 / 4" in html
-    assert "training started" in html
     assert "1.5000" in html
     alice_browser.post(f"/tasks/{world.live.pk}/stop")
     assert FineTuneTask.objects.get(pk=world.live.pk).run.state == "STOPPING"
@@ -68,10 +67,18 @@ def test_the_log_is_read_on_by_offset_and_downloaded_whole(alice_browser, world)
     assert whole["Content-Disposition"] == 'attachment; filename="tune-live.log"'
 
 
-def test_the_remaining_time_follows_the_speed_between_steps():
-    assert remaining_s(METRICS) == 4.0
-    assert remaining_s(METRICS[:2]) is None
-    assert remaining_s([]) is None
+def test_a_live_task_says_the_time_left_instead_of_the_phase_it_has_left(alice_browser, world):
+    html = page(alice_browser, f"/tasks/{world.live.pk}")
+    assert "<dt>Time left</dt><dd>1 min 15 s</dd>" in html
+    assert "training started" not in html
+
+
+def test_a_phase_is_shown_until_a_step_is_counted_after_it():
+    phase, counted = {"t": 1.0, "message": "loading"}, {"t": 2.0, "step": 1}
+    assert newest_phase({"phase": phase}) == "loading"
+    assert newest_phase({"phase": phase, "progress": counted}) == ""
+    assert newest_phase({"progress": counted, "phase": {"t": 3.0, "message": "saving"}}) == "saving"
+    assert newest_phase({}) == ""
 
 
 def test_the_evaluation_shows_base_beside_tuned_and_filters_samples(alice_browser, world):

@@ -74,6 +74,7 @@ def test_every_bad_knob_is_named_beside_its_field(alice_browser, world):
     form = response.context["page"].form
     assert set(form.errors) == {"learning_rate", "lora_r", "warmup_ratio"}
     assert "many" in form.errors["lora_r"][0]
+    assert form.errors["learning_rate"] == ["7 is outside 0 to 1."]
     assert 'value="many"' in html
     assert "<details open>" in html
     assert not FineTuneTask.objects.filter(name="from-form").exists()
@@ -113,7 +114,7 @@ def test_a_dataset_is_uploaded_with_its_facts(alice_browser):
     assert response["Location"] == f"/datasets/{dataset.pk}"
     assert (dataset.tags, dataset.languages) == (["a", "b"], ["zh"])
     page = alice_browser.get(f"/datasets/{dataset.pk}").content.decode()
-    assert "question_answer" in page
+    assert "questions and answers" in page
     assert "c?" in page
 
 

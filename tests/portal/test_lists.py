@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from clavier.portal.templatetags import portal_format
+from datasets_app.models import Dataset
 from models_app.models import ModelVersion, RegisteredModel
 from tests.portal.conftest import make_task
 
@@ -79,3 +81,21 @@ def test_an_empty_tenant_is_told_what_to_do_first(charlie_browser):
     assert "No tasks yet" in charlie_browser.get("/tasks").content.decode()
     assert "No evaluations yet" in charlie_browser.get("/evaluations").content.decode()
     assert "No services yet" in charlie_browser.get("/services").content.decode()
+
+
+def test_what_has_no_version_yet_is_listed_and_shown(alice_browser, alice):
+    owned = {"tenant_id": alice.tenant_id, "created_by_id": alice.user_id}
+    dataset = Dataset.objects.create(name="bare-data", **owned)
+    model = RegisteredModel.objects.create(name="bare-model", **owned)
+    for path in ("/datasets", f"/datasets/{dataset.pk}", "/models", f"/models/{model.pk}"):
+        response = alice_browser.get(path)
+        assert response.status_code == 200, path
+        assert "bare-" in response.content.decode()
+
+
+def test_numbers_are_written_as_people_read_them():
+    assert [portal_format.count(number) for number in (0, 7.5, 12099, 18730.4, None, "")] == [
+        "0", "7.5", "12,099", "18,730", "–", "–",
+    ]  # fmt: skip
+    assert [portal_format.score(number) for number in (0.98, 7.884, 92.9393, "")] == ["0.9800", "7.8840", "92.94", "–"]
+    assert [portal_format.signed(number) for number in (0.5, -92.9393, "")] == ["+0.5000", "-92.94", "–"]

@@ -43,6 +43,25 @@ SOURCES: dict[str, str | Promise] = {
     "modelscope": _("ModelScope"),
     "fine_tune": _("training task"),
 }
+KINDS: dict[str, str | Promise] = {
+    "messages": _("conversations"),
+    "preference": _("preferences"),
+    "instruction": _("instructions"),
+    "question_answer": _("questions and answers"),
+    "question_reference": _("questions and references"),
+    "prompt_completion": _("prompts and completions"),
+    "label": _("labelled texts"),
+    "text": _("plain text"),
+    "table": _("table"),
+}
+#: The knobs that most people look at; the others go by their names.
+KNOBS: dict[str, str | Promise] = {
+    "num_train_epochs": _("Passes over the data"),
+    "learning_rate": _("Learning rate"),
+    "per_device_train_batch_size": _("Batch size"),
+    "max_seq_length": _("Longest sample"),
+    "lora_r": _("LoRA rank"),
+}
 METRICS: dict[str, str | Promise] = {
     "exact_match": _("Exact match"),
     "rouge_l": _("ROUGE-L"),

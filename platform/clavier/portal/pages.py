@@ -57,7 +57,15 @@ def add_problems(form: Form, error: DomainError) -> None:
         # Services name a part of a value by its path: hyperparameters.lora_r, resources.cpu_milli.
         name = (problem.field or "").rpartition(".")[2]
         name = SHOWN_AS.get(name, name)
-        form.add_error(name if name in form.fields else None, problem.message)
+        if name in form.fields:
+            form.add_error(name, _without_path(problem.message, problem.field or ""))
+        else:
+            form.add_error(None, problem.message)
+
+
+def _without_path(message: str, path: str) -> str:
+    """``hyperparameters.lora_r: 0 is ...`` beside the field ``lora_r`` is ``0 is ...``."""
+    return message.removeprefix(f"{path}: ") if path else message
 
 
 def _view(

@@ -43,6 +43,9 @@ document.addEventListener("click", async (event) => {
   setTimeout(() => { button.textContent = before; }, 1500);
 });
 
+// On a small screen the sections are one line that scrolls.
+document.querySelector(".side nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+
 document.addEventListener("change", (event) => {
   if ("autosubmit" in event.target.dataset) event.target.form.requestSubmit();
 });

@@ -49,7 +49,13 @@ async function* serverEvents(stream) {
 
 async function refusal(response) {
   const answer = await response.json().catch(() => ({}));
-  return answer.error?.message || `${response.status} ${response.statusText}`;
+  return inWords(answer.error, `${response.status} ${response.statusText}`);
+}
+
+function inWords(error, otherwise) {
+  // llama.cpp names the limit, vLLM only writes it into its message.
+  const limit = error?.n_ctx ?? /maximum context length is (\d+)/.exec(error?.message)?.[1];
+  return limit ? root.dataset.tooLong.replace("%", limit) : error?.message || otherwise;
 }
 
 async function ask(pane, question, signal) {
@@ -59,7 +65,7 @@ async function ask(pane, question, signal) {
   const bubble = say(pane, "assistant", "");
   const meter = say(pane, "", "");
   meter.className = "meter";
-  const told = { text: "", tokens: 0, first: null };
+  const told = { text: "", tokens: 0, first: null, isCut: false };
   try {
     const response = await fetch(root.dataset.url, {
       method: "POST",
@@ -78,7 +84,7 @@ async function ask(pane, question, signal) {
 }
 
 function listen(event, told, started, bubble, meter, pane) {
-  if (event.error) throw new Error(event.error.message || root.dataset.failed);
+  if (event.error) throw new Error(inWords(event.error, root.dataset.failed));
   const piece = event.choices?.[0]?.delta?.content ?? "";
   if (piece) {
     told.first ??= performance.now();
@@ -86,6 +92,7 @@ function listen(event, told, started, bubble, meter, pane) {
     told.text += piece;
     bubble.textContent = told.text;
   }
+  told.isCut ||= event.choices?.[0]?.finish_reason === "length";
   // The server's own count, once it is there, is exact: a piece may hold several tokens.
   if (event.usage) told.tokens = event.usage.completion_tokens;
   meter.textContent = measured(told, started);
@@ -96,7 +103,7 @@ function measured(told, started) {
   const now = performance.now();
   const first = told.first ?? now;
   const rate = told.tokens > 1 && now > first ? ` · ${((1000 * (told.tokens - 1)) / (now - first)).toFixed(1)} tokens/s` : "";
-  return `${told.tokens} tokens · ${((now - started) / 1000).toFixed(2)} s${rate}`;
+  return `${told.tokens} tokens · ${((now - started) / 1000).toFixed(2)} s${rate}${told.isCut ? ` · ${root.dataset.cut}` : ""}`;
 }
 
 function fail(bubble, meter, told, error) {

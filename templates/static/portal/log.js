@@ -66,6 +66,9 @@ function drawn(line, controls) {
 }
 
 function levelOf(line) {
+  // llama.cpp marks its lines after the time: "0.00.009.803 W load: ...".
+  const mark = /^[\d.]+ ([WE]) /.exec(line);
+  if (mark) return mark[1] === "E" ? "ERROR" : "WARN";
   if (/\b(ERROR|CRITICAL|Traceback)\b/.test(line)) return "ERROR";
   return /\bWARN(ING)?\b/.test(line) ? "WARN" : "INFO";
 }

@@ -50,7 +50,8 @@ function steps() {
   if (Number(valueOf("max_steps")) > 0) return Number(valueOf("max_steps"));
   // Packed text has another length than its rows: only the trainer knows how many sequences it makes.
   if (!samples || !batch || valueOf("recipe") === "pretrain") return null;
-  return Math.ceil(Math.ceil(samples / batch) * valueOf("num_train_epochs"));
+  const count = Math.ceil(Math.ceil(samples / batch) * valueOf("num_train_epochs"));
+  return count > 0 ? count : null;
 }
 
 function sumUp() {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clavier.core.actor import Actor
+from clavier.portal import labels
 from datasets_app.models import DatasetVersion
 from models_app.queries import visible_versions
 
@@ -40,7 +41,7 @@ def dataset_options(actor: Actor, *kinds: str) -> list[Option]:
     return [
         Option(
             str(version.pk),
-            f"{version} · {version.num_samples:,} · {version.kind}",
+            f"{version} · {version.num_samples:,} · {labels.KINDS.get(version.kind, version.kind)}",
             {"samples": str(version.num_samples), "kind": version.kind},
         )
         for version in versions[:MOST_CHOICES]

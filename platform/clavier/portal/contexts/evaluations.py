@@ -90,6 +90,7 @@ class EvaluationDetail:
     can_retry: bool
     step: int | None
     total_steps: int | None
+    eta_s: float | None
     phase: str
     events: list[RunEvent]
     candidates: list[str]
@@ -136,6 +137,7 @@ def evaluation_detail(request: HttpRequest, actor: Actor, task: EvaluationTask) 
         can_retry=state in (RunState.FAILED, RunState.STOPPED),
         step=found.get("progress", {}).get("step"),
         total_steps=found.get("progress", {}).get("total_steps"),
+        eta_s=found.get("progress", {}).get("eta_s"),
         phase=found.get("phase", {}).get("message", "") or (run.why if run else ""),
         events=list(events(run)) if run else [],
         candidates=candidate_labels(task),

@@ -173,11 +173,13 @@ def run_of_service(actor: Actor, service_id: UUID, run_id: UUID) -> UUID:
 
 
 def sample_questions(version: DatasetVersion | None) -> list[str]:
-    """The first questions of the data on which a model was trained."""
+    """Questions from all over the data on which a model was trained: neighbours often ask the same."""
     if version is None:
         return []
+    stride = max(1, version.num_samples // SAMPLE_QUESTIONS)
+    numbers = range(0, version.num_samples, stride)[:SAMPLE_QUESTIONS]
     try:
-        rows = read_rows(version, 0, SAMPLE_QUESTIONS)
+        rows = [row for number in numbers for row in read_rows(version, number, 1)]
     except DomainError:
         return []
     questions = [question_of(version.kind, row) for row in rows]

@@ -21,7 +21,7 @@ from models_app.models import ModelVersion
 from runner.contract.knob_values import Knob
 from runner.contract.knobs import KNOBS
 
-#: The end of the metrics file from which speed and remaining time are read.
+#: The end of the metrics file in which the newest measured values are.
 RECENT_BYTES = 64 * 1024
 
 
@@ -131,10 +131,10 @@ def task_status(actor: Actor, task: FineTuneTask) -> TaskStatus:
         position=live["position"],
         message=live["message"],
         end_reason=live["end_reason"],
-        phase=found.get("phase", {}).get("message", ""),
+        phase=newest_phase(found),
         step=step,
         total_steps=found.get("progress", {}).get("total_steps"),
-        eta_s=remaining_s(recent),
+        eta_s=found.get("progress", {}).get("eta_s"),
         duration_s=duration_s(task.run),
         numbers=newest_numbers(recent),
         output=output_version(task) if state == RunState.COMPLETED else None,
@@ -158,6 +158,12 @@ def task_new(actor: Actor, form: TaskForm) -> TaskNew:
     return TaskNew(form, base_model_options(actor), dataset_options(actor, *kinds), json.dumps(DATA_KINDS))
 
 
+def newest_phase(found: dict[str, Any]) -> str:
+    """What the program does now; empty while it counts steps, for then the numbers tell more."""
+    phase, counted = found.get("phase", {}), found.get("progress", {})
+    return str(phase.get("message", "")) if phase.get("t", 0) >= counted.get("t", 0) else ""
+
+
 def newest_numbers(recent: list[dict[str, Any]]) -> dict[str, Any]:
     """The newest value of each measured name, as templates can ask for it: ``train_loss``."""
     numbers: dict[str, Any] = {}
@@ -165,18 +171,6 @@ def newest_numbers(recent: list[dict[str, Any]]) -> dict[str, Any]:
         if event.get("kind") == "metric":
             numbers |= {key.replace("/", "_"): value for key, value in event.items()}
     return numbers
-
-
-def remaining_s(recent: list[dict[str, Any]]) -> float | None:
-    """Seconds to the end at the speed between the first and last of the recent progress events."""
-    steps = [event for event in recent if event.get("kind") == "progress"]
-    if not steps:
-        return None
-    first, last = steps[0], steps[-1]
-    if last["step"] <= first["step"] or last["t"] <= first["t"]:
-        return None
-    per_step_s = (last["t"] - first["t"]) / (last["step"] - first["step"])
-    return float(per_step_s * (last["total_steps"] - last["step"]))
 
 
 def duration_s(run: Run | None) -> float | None:

@@ -79,7 +79,11 @@ def knob_field(knob: Knob) -> forms.Field:
     """A field of the knob's type with its default, range and help, marked with the recipes and methods that take it."""
     attributes = {"data-recipes": " ".join(knob.recipes), "data-methods": " ".join(knob.methods)}
     help_text = knob.help_zh if (get_language() or "").startswith("zh") else knob.help_en
-    common: dict[str, Any] = {"label": knob.name, "required": False, "help_text": help_text}
+    common: dict[str, Any] = {
+        "label": labels.KNOBS.get(knob.name, knob.name),
+        "required": False,
+        "help_text": help_text,
+    }
     if knob.type == "bool":
         # Not a checkbox: an absent one could not be told from "false".
         choices = [("false", _("no")), ("true", _("yes"))]
@@ -89,6 +93,7 @@ def knob_field(knob: Knob) -> forms.Field:
     else:
         common |= {"initial": _written(knob.default), "widget": forms.TextInput(attributes | _range(knob))}
     field = forms.CharField(**common)
+    field.code = knob.name if knob.name in labels.KNOBS else ""  # type: ignore[attr-defined]
     field.unit = knob.unit  # type: ignore[attr-defined]
     field.bounds = _bounds(knob)  # type: ignore[attr-defined]
     return field

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from django import template
 from django.utils import timezone
@@ -19,6 +19,8 @@ from clavier.portal import labels
 register = template.Library()
 
 EMPTY = "–"
+#: Templates hand over "" for what is not there, such as the size of no version.
+Number = float | Literal[""] | None
 
 
 @register.simple_tag
@@ -65,9 +67,9 @@ def clock(moment: datetime | None) -> SafeString | str:
 
 
 @register.filter
-def size(number: float | None) -> str:
+def size(number: Number) -> str:
     """Bytes in binary units: 1.5 GiB."""
-    if number is None:
+    if number is None or number == "":
         return EMPTY
     amount = float(number)
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -78,25 +80,27 @@ def size(number: float | None) -> str:
 
 
 @register.filter
-def count(number: float | None) -> str:
-    """A number with thousands apart; up to two places after the point."""
-    if number is None:
+def count(number: Number) -> str:
+    """A number with thousands apart; below a thousand up to two places after the point."""
+    if number is None or number == "":
         return EMPTY
-    return f"{number:,}" if isinstance(number, int) else f"{number:,.2f}".rstrip("0").rstrip(".")
+    if isinstance(number, int) or abs(number) >= 1000:
+        return f"{number:,.0f}"
+    return f"{number:.2f}".rstrip("0").rstrip(".")
 
 
 @register.filter
-def parameters(number: int | None) -> str:
+def parameters(number: Number) -> str:
     """The size of a model: 0.68 M, 7.62 B."""
-    if number is None:
+    if number is None or number == "":
         return EMPTY
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.2f} M"
 
 
 @register.filter
-def seconds(number: float | None) -> str:
+def seconds(number: Number) -> str:
     """A duration: 8 s, 3 min 20 s, 2 h 5 min."""
-    if number is None:
+    if number is None or number == "":
         return EMPTY
     whole = round(number)
     if whole < 60:
@@ -107,15 +111,15 @@ def seconds(number: float | None) -> str:
 
 
 @register.filter
-def score(number: float | None) -> str:
-    """A score or difference between -1 and 1, or a percentage-like one, with four places."""
-    return EMPTY if number is None else f"{number:.4f}"
+def score(number: Number) -> str:
+    """A loss or score with four places; from 10 on, as BLEU has it, two are enough."""
+    return EMPTY if number is None or number == "" else f"{number:.{_places(number)}f}"
 
 
 @register.filter
-def signed(number: float | None) -> str:
+def signed(number: Number) -> str:
     """A difference with its sign."""
-    return EMPTY if number is None else f"{number:+.4f}"
+    return EMPTY if number is None or number == "" else f"{number:+.{_places(number)}f}"
 
 
 @register.filter
@@ -134,6 +138,10 @@ def knob_value(value: Any) -> str:
     if isinstance(value, bool):
         return gettext("yes") if value else gettext("no")
     return f"{value:g}" if isinstance(value, float) else str(EMPTY if value is None else value)
+
+
+def _places(number: float) -> int:
+    return 2 if abs(number) >= 10 else 4
 
 
 def _time(moment: datetime, text: str) -> SafeString:

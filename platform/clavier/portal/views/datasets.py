@@ -8,6 +8,7 @@ from django.forms import Form
 from django.http import FileResponse, HttpResponse, HttpResponseRedirect
 from django.shortcuts import redirect
 from django.urls import reverse
+from django.utils.translation import ngettext
 
 from clavier.core.errors import DomainError
 from clavier.portal.contexts import datasets as contexts
@@ -106,7 +107,12 @@ def _refused(form: Form, error: DomainError) -> list[str]:
     """What was wrong with the file, line by line; everything else goes to its field."""
     findings = [problem.message for problem in error.problems if problem.field == "file"]
     if findings:
-        form.add_error("file", f"{len(findings)} findings, listed below. Nothing was stored.")
+        found = ngettext(
+            "%(number)s finding, listed below. Nothing was stored.",
+            "%(number)s findings, listed below. Nothing was stored.",
+            len(findings),
+        )
+        form.add_error("file", found % {"number": len(findings)})
     else:
         add_problems(form, error)
     return findings
