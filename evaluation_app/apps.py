@@ -5,3 +5,4 @@ class EvaluationConfig(AppConfig):
     """Evaluations and their scores."""
 
     name = "evaluation_app"
+    verbose_name = "Evaluation"

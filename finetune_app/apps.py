@@ -5,3 +5,4 @@ class FineTuneConfig(AppConfig):
     """Fine-tuning tasks."""
 
     name = "finetune_app"
+    verbose_name = "Fine-tuning"

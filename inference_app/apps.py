@@ -5,3 +5,4 @@ class InferenceConfig(AppConfig):
     """Services that answer."""
 
     name = "inference_app"
+    verbose_name = "Serving"

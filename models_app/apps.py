@@ -5,3 +5,4 @@ class ModelsConfig(AppConfig):
     """Registered models, their versions and lineage."""
 
     name = "models_app"
+    verbose_name = "Models"

@@ -5,6 +5,7 @@ class AccountsConfig(AppConfig):
     """Tenants, users, memberships, API keys."""
 
     name = "clavier.accounts"
+    verbose_name = "Accounts"
 
     def ready(self) -> None:
         """Register how the OpenAPI document names the credentials."""

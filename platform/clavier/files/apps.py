@@ -5,3 +5,4 @@ class FilesConfig(AppConfig):
     """The files of users and what they take up."""
 
     name = "clavier.files"
+    verbose_name = "Files"

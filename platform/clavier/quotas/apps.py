@@ -5,3 +5,4 @@ class QuotasConfig(AppConfig):
     """What may be used, what is used, and by which attempt."""
 
     name = "clavier.quotas"
+    verbose_name = "Quotas"

@@ -35,6 +35,7 @@ class RunAdmin(ReadOnly, OperatorAdmin):
     list_filter = ("state", "kind", "end_reason", "resource_group")
     search_fields = ("name", "id", "subject_id", "tenant__name", "created_by__username")
     list_select_related = ("tenant", "created_by")
+    ordering = ("-created_at",)
     date_hierarchy = "created_at"
     inlines = (AttemptInline, EventInline)
     actions: ClassVar = ["stop", "requeue"]
