@@ -26,6 +26,16 @@ MANIFEST = "MANIFEST.json"
 PROGRAM_FOLDERS = (CHECKPOINTS, OUTPUT, WORK)
 
 
+def log_name(rank: int) -> str:
+    """The log of one container: ``log.txt``, and ``log-1.txt`` and so on for further ranks of a multi-node run."""
+    return LOG if rank == 0 else f"log-{rank}.txt"
+
+
+def result_name(rank: int) -> str:
+    """How one container ended: ``result.json``, ``result-1.json`` and so on."""
+    return RESULT if rank == 0 else f"result-{rank}.json"
+
+
 def write_json_durably(path: Path, value: Any) -> None:
     """Write JSON so that a crash leaves either the old file or the whole new one (tmp, fsync, rename, fsync)."""
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from runner.contract.run_spec import RunSpec
+from runner.contract.run_spec import Resources, RunSpec
 
 
 class ExecutorError(Exception):
@@ -18,14 +18,49 @@ class LaunchRefused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Gang:
+    """Where a container of a multi-node run meets the others: PyTorch's ``torchrun`` rendezvous.
+
+    ``network``: a network of this run (executors with containers make and remove it), shared by all ranks.
+    ``master_address``: rank 0's address for the other ranks. ``master_port``: where its store listens.
+    """
+
+    rank: int
+    size: int
+    network: str
+    master_address: str
+    master_port: int = 29400
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
-    """One attempt to start. ``name``: the attempt's id, unique for ever; ``owner_id``: the tenant's number, >= 1."""
+    """One container to start. ``name``: unique for ever; ``owner_id``: the tenant's number, >= 1.
+
+    The name is the attempt's id; further ranks of a multi-node run append ``.RANK``. ``gpus``: UUIDs of the booked
+    devices (GPU-... or MIG-...). ``resources``: this container's own, when its role asks for other than the spec's.
+    """
 
     name: str
     run_folder: Path
     spec: RunSpec
     owner_id: int
     labels: dict[str, str]
+    gpus: tuple[str, ...] = ()
+    resources: Resources | None = None
+    gang: Gang | None = None
+
+    @property
+    def rank(self) -> int:
+        """0 for a run of one container."""
+        return self.gang.rank if self.gang else 0
+
+    @property
+    def wanted(self) -> Resources:
+        """What this container may use."""
+        return self.resources or self.spec.resources
+
+
+Cause = Literal["exit", "stopped", "time_limit", "out_of_memory", "lost", "command_not_found", "image_unavailable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +70,20 @@ class Observation:
     ``state``: ``starting`` (known, not yet running), ``running``, ``exited``.
     ``exit_code``: the program's, 128+n when a signal n ended it, None when unknown (the wrapper itself was killed).
     ``cause``: why it exited: ``exit`` by itself, ``stopped`` on request, ``time_limit``, ``out_of_memory``,
-    ``lost`` (killed by nobody we know, the host rebooted, the wrapper died), ``command_not_found``.
-    Times are seconds since the epoch.
+    ``lost`` (killed by nobody we know, the host rebooted, the wrapper died), ``command_not_found``,
+    ``image_unavailable`` (it can not be had, or not be run here).
+    Times are seconds since the epoch. ``warning``: worth telling the user, though the end stands as it is.
     """
 
     name: str
     state: Literal["starting", "running", "exited"]
     spec_digest: str
     exit_code: int | None = None
-    cause: Literal["exit", "stopped", "time_limit", "out_of_memory", "lost", "command_not_found"] | None = None
+    cause: Cause | None = None
     started_at: float | None = None
     ended_at: float | None = None
     max_memory_mib: int | None = None
+    warning: str = ""
 
 
 class Executor(Protocol):

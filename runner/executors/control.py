@@ -46,6 +46,7 @@ class Order:
     attempt: str
     spec_digest: str
     run_folder: str
+    rank: int
     argv: tuple[str, ...]
     environment: dict[str, str]
     isolation: Isolation

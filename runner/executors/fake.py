@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runner.contract import folder as names
-from runner.executors.base import ExecutorError, Launch, LaunchRefused, Observation
+from runner.executors.base import Cause, ExecutorError, Launch, LaunchRefused, Observation
 from runner.executors.launching import check_launch
 
 Call = Literal["start", "list", "stop", "remove"]
-Cause = Literal["exit", "stopped", "time_limit", "out_of_memory", "lost", "command_not_found"]
 _DEFAULT = "*"
 _TERM, _KILL = 143, 137
 
@@ -98,7 +97,7 @@ class FakeExecutor:
                 raise LaunchRefused(outcome.refused)
             world["starts"][launch.name] = 1
             world["attempts"][launch.name] = self._new_attempt(launch, outcome)
-            with open(launch.run_folder / names.LOG, "a", encoding="utf-8") as log:
+            with open(launch.run_folder / names.log_name(launch.rank), "a", encoding="utf-8") as log:
                 log.write(outcome.log)
 
     def list(self) -> list[Observation]:
@@ -136,6 +135,7 @@ class FakeExecutor:
         return {
             "name": launch.name,
             "run_folder": str(launch.run_folder),
+            "rank": launch.rank,
             "spec_digest": launch.spec.digest(),
             "time_limit_s": launch.spec.limits.time_limit_s,
             "stop_grace_s": launch.spec.limits.stop_grace_s,
@@ -176,7 +176,9 @@ class FakeExecutor:
             seen = asdict(_observation(attempt["name"], attempt))
             seen["attempt"] = seen.pop("name")
             seen.pop("state")
-            names.write_json_durably(run_folder / names.RESULT, seen | {"message": "", "log_truncated": False})
+            names.write_json_durably(
+                run_folder / names.result_name(attempt["rank"]), seen | {"message": "", "log_truncated": False}
+            )
 
     @contextmanager
     def _faulty(self, call: Call) -> Iterator[None]:

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 from runner.contract import folder as names
-from runner.contract.run_spec import RunSpec
-from runner.executors.base import Launch, LaunchRefused
+from runner.executors.base import Gang, Launch, LaunchRefused
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -48,9 +47,9 @@ def check_readable(launch: Launch, user_id: int) -> None:
             )
 
 
-def program_environment(spec: RunSpec, run_folder: str, python: str) -> dict[str, str]:
+def program_environment(launch: Launch, python: str) -> dict[str, str]:
     """The environment of a program, made from nothing: no secret of the platform can be in it."""
-    work = os.path.join(run_folder, names.WORK)
+    spec, work = launch.spec, os.path.join(os.path.abspath(launch.run_folder), names.WORK)
     environment = {
         "PATH": f"{os.path.dirname(python)}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": work,
@@ -61,16 +60,36 @@ def program_environment(spec: RunSpec, run_folder: str, python: str) -> dict[str
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": str(REPOSITORY),
-        "OMP_NUM_THREADS": str(max(1, spec.resources.cpu_milli // 1000)),
+        "OMP_NUM_THREADS": str(max(1, launch.wanted.cpu_milli // 1000)),
     }
     if spec.program is not None:
         # Files that a program leaves in its current folder must not hide modules.
         environment["PYTHONSAFEPATH"] = "1"
     if not spec.needs_network:
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    if spec.resources.gpus == 0:
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    return environment
+    environment["CUDA_VISIBLE_DEVICES"] = ",".join(launch.gpus)
+    return environment | gang_environment(launch.gang)
+
+
+def gang_environment(gang: Gang | None) -> dict[str, str]:
+    """How the containers of a multi-node run find each other.
+
+    ``PET_*`` are ``torchrun``'s own options by environment; the others are those of the usual operators of clusters,
+    counted in containers (``torchrun`` sets its own for each process).
+    """
+    if gang is None:
+        return {}
+    size, rank, port = str(gang.size), str(gang.rank), str(gang.master_port)
+    return {
+        "MASTER_ADDR": gang.master_address,
+        "MASTER_PORT": port,
+        "WORLD_SIZE": size,
+        "RANK": rank,
+        "PET_NNODES": size,
+        "PET_NODE_RANK": rank,
+        "PET_MASTER_ADDR": gang.master_address,
+        "PET_MASTER_PORT": port,
+    }
 
 
 def interpreter_folders(python: str) -> list[str]:
@@ -87,7 +106,9 @@ def _check_command(launch: Launch) -> None:
         raise LaunchRefused("A run has either a program or a command (argv); this one has both or none.")
     if spec.program is None:
         if spec.image is not None:
-            raise LaunchRefused(f"Image {spec.image}: this executor runs no images. Use a resource group with Docker.")
+            raise LaunchRefused(
+                f"Image {spec.image.id}: this executor runs no images. Use a resource group with Docker."
+            )
         if any("\0" in word for word in spec.argv) or not spec.argv[0]:
             raise LaunchRefused("The command (argv) has an empty first word or a zero byte.")
         return

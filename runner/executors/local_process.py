@@ -132,7 +132,7 @@ class LocalProcessExecutor:
     def _write_intent(self, folder: Path, launch: Launch) -> None:
         """The sub-folder appears whole, under its name, or not at all. Raises LaunchRefused for other work."""
         if not folder.exists():
-            if _result_of(launch.run_folder, launch.name) is not None:
+            if _result_of(launch.run_folder, launch.rank, launch.name) is not None:
                 raise LaunchRefused(f"Attempt {launch.name} has ended and was removed; a retry needs a new name.")
             order = self._order(launch)
             new = self._control / f".new-{secrets.token_hex(8)}"
@@ -166,13 +166,14 @@ class LocalProcessExecutor:
             attempt=launch.name,
             spec_digest=spec.digest(),
             run_folder=run_folder,
+            rank=launch.rank,
             argv=spec.argv or (self._python, "-m", str(spec.program), run_folder),
-            environment=program_environment(spec, run_folder, self._python) | self._environment | spec.environment,
+            environment=program_environment(launch, self._python) | self._environment | spec.environment,
             isolation=isolation,
             user_id=user_id,
             binds=tuple(binds),
             hidden=self._hidden,
-            memory_mib=spec.resources.memory_mib,
+            memory_mib=launch.wanted.memory_mib,
             time_limit_s=spec.limits.time_limit_s,
             stop_grace_s=spec.limits.stop_grace_s,
             max_processes=spec.limits.max_processes,
@@ -249,7 +250,7 @@ def _observe(folder: Path) -> Observation | None:
     except FileNotFoundError:
         return None
     if result is None and is_quiet:
-        result = _result_of(Path(order["run_folder"]), folder.name)
+        result = _result_of(Path(order["run_folder"]), order["rank"], folder.name)
     if result is not None:
         keys = ("exit_code", "cause", "started_at", "ended_at", "max_memory_mib")
         return replace(seen, state="exited", **{key: result[key] for key in keys})
@@ -265,9 +266,9 @@ def _is_decided(folder: Path) -> bool:
     return (folder / control.STARTED).exists() or (folder / control.RESULT).exists()
 
 
-def _result_of(run_folder: Path, name: str) -> dict[str, Any] | None:
+def _result_of(run_folder: Path, rank: int, name: str) -> dict[str, Any] | None:
     """The result in a run folder if it is this attempt's; an earlier attempt may have left its own."""
-    result = control.read_json(run_folder / names.RESULT)
+    result = control.read_json(run_folder / names.result_name(rank))
     return result if result is not None and result.get("attempt") == name else None
 
 

@@ -10,8 +10,8 @@ from contextlib import suppress
 from runner.contract import folder as names
 
 
-def prepare(path: str, user_id: int | None) -> int:
-    """Give the program its own folders and ``metrics.jsonl``; return the descriptor of the platform's ``log.txt``.
+def prepare(path: str, user_id: int | None, rank: int = 0) -> int:
+    """Give the program its own folders and ``metrics.jsonl``; return the descriptor of the platform's log of a rank.
 
     ``user_id`` None: all stays with the platform's user. Raises OSError, NotADirectoryError for a folder that is not.
     """
@@ -32,7 +32,7 @@ def prepare(path: str, user_id: int | None) -> int:
             os.fchown(metrics, user_id, user_id)
             os.fchmod(metrics, 0o644)
         os.close(metrics)
-        return _own_file(root, names.LOG)
+        return _own_file(root, names.log_name(rank))
     finally:
         os.close(root)
 

@@ -17,8 +17,7 @@ from typing import Any
 # Appended, not put first: nothing in the repository may hide a module of the standard library.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from runner.contract.folder import RESULT as RUN_RESULT
-from runner.contract.folder import WORK
+from runner.contract.folder import WORK, result_name
 from runner.executors import confine, control, process_tree
 from runner.executors.control import Order
 from runner.executors.keeper import Pipes, keep
@@ -72,7 +71,7 @@ class Wrapper:
             verdict = Verdict("stopped", None, f"stopped before it started, {stop['grace_s']:g} s grace")
             self._write_result(verdict, started_at=None, ended_at=now, log=None)
             return
-        log = ProgramLog(prepare(order.run_folder, order.user_id), order.max_log_mib << 20)
+        log = ProgramLog(prepare(order.run_folder, order.user_id, order.rank), order.max_log_mib << 20)
         for bind in order.binds:
             if bind.writable and order.user_id is not None and bind.path != order.run_folder:
                 lend(bind.path, order.user_id)
@@ -197,7 +196,7 @@ class Wrapper:
             _write_patiently(path, result)
 
     def _results(self) -> tuple[Path, Path]:
-        return Path(self._order.run_folder) / RUN_RESULT, self._folder / control.RESULT
+        return Path(self._order.run_folder) / result_name(self._order.rank), self._folder / control.RESULT
 
 
 def _reserve(path: Path) -> None:

@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
+from runner.contract.run_spec import Limits, Mount, Resources
 from runner.executors.base import ExecutorError, LaunchRefused
 from runner.executors.control import Isolation
 from runner.executors.launching import REPOSITORY, program_environment
@@ -231,7 +232,7 @@ def test_the_environment_of_a_program_has_no_secret_of_the_platform(
     source = "import json, os; print(json.dumps(dict(os.environ)))"
     launch = make_launch(tmp_path, "a", source, environment={"OWN": "2"}, resources=Resources(cpu_milli=3500))
     environment = told(executor, launch)
-    expected = program_environment(launch.spec, str(launch.run_folder), sys.executable)
+    expected = program_environment(launch, sys.executable)
     assert environment == {**expected, "FROM_OPERATOR": "1", "OWN": "2"} | {
         key: value for key, value in environment.items() if key == "LC_CTYPE"
     }
@@ -241,7 +242,8 @@ def test_the_environment_of_a_program_has_no_secret_of_the_platform(
     assert environment["HOME"] == str(launch.run_folder / "work")
 
 
-def test_the_network_and_gpus_open_only_what_they_need() -> None:
-    spec = RunSpec("fine_tune", None, {}, argv=("x",), resources=Resources(gpus=1), needs_network=True)
-    environment = program_environment(spec, "/run-folder", sys.executable)
-    assert not {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "CUDA_VISIBLE_DEVICES"} & set(environment)
+def test_the_network_and_gpus_open_only_what_they_need(tmp_path: Path) -> None:
+    launch = make_launch(tmp_path, "a", "pass", resources=Resources(gpus=1), needs_network=True)
+    environment = program_environment(replace(launch, gpus=("GPU-1", "GPU-2")), sys.executable)
+    assert not {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"} & set(environment)
+    assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-1,GPU-2"
