@@ -120,7 +120,7 @@ INSTALLED_APPS = [
     "clavier.files",
     "clavier.quotas",
     "clavier.runs",
-    "clavier.api.native",
+    "clavier.api.common",
     "clavier.portal",
     "datasets_app",
     "models_app",

@@ -10,8 +10,8 @@ from django.db.models import QuerySet
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from clavier.api.native import idempotency
-from clavier.api.native.models import IdempotentRequest
+from clavier.api.common.models import IdempotentRequest
+from clavier.api.common import idempotency
 from datasets_app.models import Dataset
 from finetune_app.models import FineTuneTask
 from tests.api.native.conftest import World, error_of
@@ -117,7 +117,7 @@ def test_a_copy_that_comes_meanwhile_waits_for_the_answer_of_the_first(
     def first_copy_answers(seconds: float) -> None:
         IdempotentRequest.objects.update(status=201, response=first)
 
-    monkeypatch.setattr("clavier.api.native.idempotency.time.sleep", first_copy_answers)
+    monkeypatch.setattr("clavier.api.common.idempotency.time.sleep", first_copy_answers)
     response = create(alice_client, "k")
     assert (response.status_code, response.json()) == (201, first)
     assert response["Idempotent-Replay"] == "true"

@@ -10,7 +10,7 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema, inline_serializer
 from rest_framework import serializers
 
-from clavier.api.native.idempotency import HEADER
+from clavier.api.common.idempotency import HEADER
 from clavier.api.native.paging import DEFAULT_LIMIT, MAX_LIMIT
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])

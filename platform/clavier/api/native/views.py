@@ -7,24 +7,15 @@ from typing import Any
 
 from django.db.models import QuerySet
 from rest_framework import serializers
-from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.parsers import BaseParser, MultiPartParser
-from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from clavier.api.common.json_body import StrictJsonParser
+from clavier.api.common.negotiation import AlwaysJson
 from clavier.api.native.fields import Form, Nothing, Strict
-from clavier.api.native.json_body import StrictJsonParser
 from clavier.api.native.paging import PARAMETERS, CreatedCursor
 from clavier.core.actor import Actor
-
-
-class AlwaysJson(DefaultContentNegotiation):
-    """Answers are JSON or a file, whatever Accept says: a download must not fail for asking for its own type."""
-
-    def select_renderer(self, request: Request, renderers: Any, format_suffix: str | None = None) -> Any:
-        """The one renderer there is."""
-        return renderers[0], renderers[0].media_type
 
 
 class NativeView(APIView):

@@ -16,8 +16,8 @@ from clavier.accounts.auth import actor_of_user
 from clavier.accounts.models import ApiKey, User
 from clavier.accounts.queries import members, own_api_keys
 from clavier.accounts.services import change_role, create_own_api_key, invite_member, remove_member, revoke_own_api_key
+from clavier.api.common.idempotency import idempotent
 from clavier.api.native.fields import Choice, Strict, Text
-from clavier.api.native.idempotency import idempotent
 from clavier.api.native.schema import operation
 from clavier.api.native.views import NativeView
 from clavier.core.actor import ROLES, SCOPES, Actor

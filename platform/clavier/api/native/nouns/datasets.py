@@ -12,10 +12,10 @@ from rest_framework.parsers import MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from clavier.api.common.idempotency import idempotent
+from clavier.api.common.json_body import StrictJsonParser
 from clavier.api.native.content import RANGE, send_file
 from clavier.api.native.fields import Choice, Form, Strict, Text, WholeNumber, Words
-from clavier.api.native.idempotency import idempotent
-from clavier.api.native.json_body import StrictJsonParser
 from clavier.api.native.nouns.common import Owned, Reference
 from clavier.api.native.schema import BINARY, operation
 from clavier.api.native.views import FormView, NativeView

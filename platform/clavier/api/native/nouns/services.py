@@ -10,8 +10,8 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from clavier.api.common.idempotency import idempotent
 from clavier.api.native.fields import Flag, Form, Identifier, Resources, Strict, Text, WholeNumber
-from clavier.api.native.idempotency import idempotent
 from clavier.api.native.nouns.common import Owned, Reference
 from clavier.api.native.run_parts import STATES, Log, LogQuery, RunView
 from clavier.api.native.schema import listed, operation

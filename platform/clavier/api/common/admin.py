@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from django.contrib import admin
 
-from clavier.api.native.models import IdempotentRequest
+from clavier.api.common.models import IdempotentRequest
 from clavier.core.admin import OperatorAdmin, ReadOnly
 
 

@@ -19,7 +19,7 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from clavier.api.native.models import IdempotentRequest
+from clavier.api.common.models import IdempotentRequest
 from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, Invalid, quoted
 
