@@ -23,6 +23,9 @@ class EvaluationTask(TenantOwned):
     decoding = models.JSONField()
     limit = models.PositiveIntegerField(null=True, blank=True, help_text="How many questions; empty: all.")
     run = models.ForeignKey(Run, on_delete=models.PROTECT, related_name="+", null=True, help_text="The newest run.")
+    submitted = models.JSONField(
+        default=dict, editable=False, help_text="The request as its client wrote it, secrets left out."
+    )
     fingerprint = models.CharField(max_length=64, blank=True, help_text="Only equal fingerprints may be ranked.")
 
     class Meta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -37,8 +38,12 @@ def create_evaluation_task(
     max_new_tokens: int = 64,
     limit: int | None = None,
     description: str = "",
+    submitted: Mapping[str, Any] | None = None,
 ) -> EvaluationTask:
-    """An evaluation, started at once. Raises Invalid, NotFound, Conflict, Forbidden."""
+    """An evaluation, started at once. ``submitted``: the request as its client wrote it.
+
+    Raises Invalid, NotFound, Conflict, Forbidden.
+    """
     require_write(actor)
     check_model_name(name)
     version = access_model_version(actor, model_version)
@@ -68,6 +73,7 @@ def create_evaluation_task(
             metrics=checked_metrics(metrics),
             decoding={"max_new_tokens": max_new_tokens},
             limit=limit,
+            submitted=dict(submitted or {}),
         )
         launch(actor, task)
     return task

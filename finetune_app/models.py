@@ -5,36 +5,62 @@ from __future__ import annotations
 from typing import ClassVar
 
 from django.db import models
+from django.db.models import Q
 
 from clavier.core.models import TenantOwned
 from clavier.runs.models import Run
 from datasets_app.models import DatasetVersion
 from models_app.models import ModelVersion
 
+CREATE_WAYS = ("system", "custom")
+
 
 class FineTuneTask(TenantOwned):
-    """What is tuned, on what, with which recipe, method and hyperparameters. Each start is a new run."""
+    """What is tuned, on what, with which recipe, method and hyperparameters. Each start is a new run.
+
+    A task of the way ``custom`` runs its owner's code: ``own_code`` says which, and its values stay as they were
+    written. Its recipe is ``pretrain`` or empty.
+    """
 
     name = models.CharField(max_length=100)
     description = models.TextField(blank=True)
-    recipe = models.CharField(max_length=20)
-    method = models.CharField(max_length=10)
+    create_way = models.CharField(max_length=6, choices=[(way, way) for way in CREATE_WAYS], default="system")
+    recipe = models.CharField(max_length=20, blank=True)
+    method = models.CharField(max_length=10, blank=True)
     base_version = models.ForeignKey(
         ModelVersion, on_delete=models.PROTECT, null=True, blank=True, related_name="fine_tune_tasks"
     )
-    train_dataset = models.ForeignKey(DatasetVersion, on_delete=models.PROTECT, related_name="fine_tune_tasks")
+    train_dataset = models.ForeignKey(
+        DatasetVersion, on_delete=models.PROTECT, null=True, blank=True, related_name="fine_tune_tasks"
+    )
     validation_dataset = models.ForeignKey(
         DatasetVersion, on_delete=models.PROTECT, null=True, blank=True, related_name="validated_tasks"
     )
+    own_code = models.JSONField(default=dict, blank=True, help_text="The fields of runs.own_code.OwnCode.")
     hyperparameters = models.JSONField()
     resources = models.JSONField()
     time_limit_s = models.PositiveIntegerField(null=True, blank=True)
     output_model_name = models.CharField(max_length=100)
     run = models.ForeignKey(Run, on_delete=models.PROTECT, related_name="+", null=True, help_text="The newest run.")
+    submitted = models.JSONField(
+        default=dict, editable=False, help_text="The request as its client wrote it, secrets left out."
+    )
 
     class Meta:
         ordering: ClassVar = ["-created_at"]
         indexes: ClassVar = [models.Index(fields=["tenant", "-created_at"], name="fine_tune_task_list")]
+        constraints: ClassVar = [
+            models.CheckConstraint(condition=Q(create_way__in=CREATE_WAYS), name="fine_tune_task_way_known"),
+            models.CheckConstraint(
+                condition=Q(create_way="custom") | (Q(train_dataset__isnull=False) & ~Q(recipe="") & ~Q(method="")),
+                name="fine_tune_task_system_is_whole",
+            ),
+        ]
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def is_pretrain(self) -> bool:
+        """It makes a base model rather than tunes one."""
+        return self.recipe == "pretrain"

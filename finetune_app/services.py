@@ -46,9 +46,10 @@ def create_fine_tune_task(
     time_limit_s: int | None = None,
     output_model_name: str = "",
     description: str = "",
+    submitted: Mapping[str, Any] | None = None,
     start: bool = True,
 ) -> FineTuneTask:
-    """A task, started at once unless ``start`` is False.
+    """A task, started at once unless ``start`` is False. ``submitted``: the request as its client wrote it.
 
     Raises InvalidFields with every bad field at once, NotFound for what the actor may not see, Forbidden,
     Unprocessable when no node could ever run it.
@@ -80,6 +81,7 @@ def create_fine_tune_task(
             resources=checked_resources(resources or {}),
             time_limit_s=time_limit_s or DEFAULT_TIME_LIMIT_S,
             output_model_name=output_model_name,
+            submitted=dict(submitted or {}),
         )
         if start:
             launch(actor, task)
@@ -164,6 +166,8 @@ def launch(actor: Actor, task: FineTuneTask) -> None:
 def run_spec_of(task: FineTuneTask) -> RunSpec:
     """Everything the program needs, as plain data."""
     base, train, validation = task.base_version, task.train_dataset, task.validation_dataset
+    if train is None:
+        raise ValueError(f"task {task.pk} of a recipe has no training data")
     train_path = str(rows_path(train))
     validation_path = str(rows_path(validation)) if validation else None
     mounts = [Mount(train_path)] + [Mount(path) for path in (validation_path, str(base.path) if base else None) if path]
@@ -197,9 +201,9 @@ def lineage_of(task: FineTuneTask) -> dict[str, Any]:
         "method": task.method,
         "base_model": str(base) if base else None,
         "base_fingerprint": base.fingerprint if base else None,
-        "dataset": str(train),
-        "dataset_sha256": train.sha256,
-        "num_samples": train.num_samples,
+        "dataset": str(train) if train else None,
+        "dataset_sha256": train.sha256 if train else None,
+        "num_samples": train.num_samples if train else None,
     }
 
 

@@ -25,6 +25,9 @@ class InferenceService(TenantOwned):
     name = models.CharField(max_length=63, validators=[service_name_validator])
     description = models.TextField(blank=True)
     desired_state = models.CharField(max_length=10, choices=[(s, s) for s in DESIRED_STATES], default="draft")
+    submitted = models.JSONField(
+        default=dict, editable=False, help_text="The request as its client wrote it, secrets left out."
+    )
 
     class Meta:
         ordering: ClassVar = ["-created_at"]
@@ -45,6 +48,9 @@ class ServiceVersion(models.Model):
     context_tokens = models.PositiveIntegerField(default=2048)
     parallel = models.PositiveIntegerField(default=4, help_text="Requests that a replica answers at once.")
     resources = models.JSONField()
+    submitted = models.JSONField(
+        default=dict, editable=False, help_text="The request as its client wrote it, secrets left out."
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

@@ -50,9 +50,14 @@ def create_service(
     parallel: int = 4,
     resources: Mapping[str, Any] | None = None,
     description: str = "",
+    submitted: Mapping[str, Any] | None = None,
+    version_submitted: Mapping[str, Any] | None = None,
     start: bool = True,
 ) -> InferenceService:
-    """A service with one version; a draft unless ``start``. Raises Invalid, Conflict, NotFound, Forbidden."""
+    """A service with one version; a draft unless ``start``. ``submitted``: what its client wrote of the service.
+
+    Raises Invalid, Conflict, NotFound, Forbidden.
+    """
     require_write(actor)
     check_service_name(name)
     version = access_model_version(actor, model_version)
@@ -66,7 +71,11 @@ def create_service(
         if InferenceService.objects.filter(tenant_id=actor.tenant_id, name=name).exists():
             raise Conflict(f"A service {quoted(name)} exists.", code="already_exists", field="name")
         service = InferenceService.objects.create(
-            tenant_id=actor.tenant_id, created_by_id=actor.user_id, name=name, description=description
+            tenant_id=actor.tenant_id,
+            created_by_id=actor.user_id,
+            name=name,
+            description=description,
+            submitted=dict(submitted or {}),
         )
         ServiceVersion.objects.create(
             service=service,
@@ -76,6 +85,7 @@ def create_service(
             context_tokens=context_tokens,
             parallel=parallel,
             resources=checked_resources({**DEFAULT_RESOURCES, **(resources or {})}),
+            submitted=dict(version_submitted or {}),
         )
         if start:
             start_service(actor=actor, service=service)

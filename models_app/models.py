@@ -23,6 +23,9 @@ class RegisteredModel(TenantOwned):
     description = models.TextField(blank=True)
     license = models.CharField(max_length=100, blank=True)
     tags = models.JSONField(default=list, blank=True)
+    submitted = models.JSONField(
+        default=dict, editable=False, help_text="The request as its client wrote it, secrets left out."
+    )
 
     class Meta:
         ordering: ClassVar = ["-created_at"]
@@ -60,6 +63,9 @@ class ModelVersion(TenantOwned):
     render_hash = models.CharField(max_length=64, blank=True, help_text="Hash of template, special tokens, stops.")
     facts = models.JSONField(default=dict, blank=True)
     metrics = models.JSONField(default=dict, blank=True)
+    submitted = models.JSONField(
+        default=dict, editable=False, help_text="The request as its client wrote it, secrets left out."
+    )
 
     class Meta:
         ordering: ClassVar = ["-created_at"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -43,11 +44,14 @@ def register_model(
     description: str = "",
     license: str = "",
     tags: list[str] | None = None,
+    submitted: Mapping[str, Any] | None = None,
+    model_submitted: Mapping[str, Any] | None = None,
 ) -> ModelVersion:
     """A base model whose first version is imported by a run. A known name gets a further version.
 
     ``location``: for ``folder`` a folder of the user's files (``private/models/qwen``), for ``path`` a folder of the
     server below MODEL_PATHS (used in place), else a hub id (``Qwen/Qwen2.5-0.5B-Instruct``).
+    ``submitted``: what the client wrote of the version; ``model_submitted``: of the model, kept when it is new.
     Raises Invalid, NotFound, Forbidden.
     """
     require_write(actor)
@@ -58,7 +62,14 @@ def register_model(
         )
     parameters = import_parameters(actor, source, location, revision)
     with transaction.atomic():
-        model = find_or_create_model(actor, name, description=description, license=license, tags=tags or [])
+        model = find_or_create_model(
+            actor,
+            name,
+            description=description,
+            license=license,
+            tags=tags or [],
+            submitted=dict(model_submitted or {}),
+        )
         version = ModelVersion.objects.create(
             tenant_id=actor.tenant_id,
             created_by_id=actor.user_id,
@@ -67,6 +78,7 @@ def register_model(
             source=source,
             location=location,
             revision=revision,
+            submitted=dict(submitted or {}),
         )
         spec = RunSpec(
             kind="model_import",

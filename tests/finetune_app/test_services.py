@@ -180,3 +180,9 @@ def test_a_manifest_that_the_domain_can_not_use_fails_the_run_in_words(engine, a
     assert (run.state, run.end_reason) == ("FAILED", "BAD_OUTPUT")
     assert "model or an adapter" in run.message
     assert_consistent()
+
+
+def test_what_a_client_wrote_is_kept_word_for_word(engine, asked):
+    wrote = {"createWay": "system", "rdma": "YES", "名称": "甲"}
+    task = create_fine_tune_task(**asked, submitted=wrote, start=False)
+    assert access_fine_tune_task(asked["actor"], task.pk).submitted == wrote

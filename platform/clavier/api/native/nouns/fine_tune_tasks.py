@@ -40,7 +40,7 @@ from clavier.api.native.run_parts import (
 from clavier.api.native.schema import BINARY, operation
 from clavier.api.native.views import NativeView
 from clavier.runs.models import Run
-from finetune_app.models import FineTuneTask
+from finetune_app.models import CREATE_WAYS, FineTuneTask
 from finetune_app.queries import output_version, runs_of, visible_tasks
 from finetune_app.services import (
     access_fine_tune_task,
@@ -62,10 +62,11 @@ class TaskItem(Owned):
 
     name = serializers.CharField()
     description = serializers.CharField()
-    recipe = serializers.ChoiceField(tuple(RECIPES))
-    method = serializers.ChoiceField(METHODS)
+    create_way = serializers.ChoiceField(CREATE_WAYS, help_text="system: a recipe; custom: the owner's own code.")
+    recipe = serializers.ChoiceField(tuple(RECIPES), allow_blank=True, help_text="Of own code: pretrain, or empty.")
+    method = serializers.ChoiceField(METHODS, allow_blank=True)
     base_model = Reference(source="base_version", allow_null=True, help_text="The model version that is tuned.")
-    train_dataset = Reference(help_text="A data set version.")
+    train_dataset = Reference(allow_null=True, help_text="A data set version; null: own code reads something else.")
     state = serializers.ChoiceField(
         STATES, source="run.state", read_only=True, default=None, allow_null=True,
         help_text="Of the newest run; null: saved, never started.",
