@@ -6,20 +6,22 @@ import hashlib
 import io
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, cast
 
 from datasets_app.findings import Findings, StopReading
 from datasets_app.formats import MIB, Csv, Item, JsonLines, PlainText, refuse_other_content
 from datasets_app.json_array import JsonArray
+from datasets_app.mapping import Mapped, Reader, guess_mapping
+from datasets_app.parquet import Parquet
 from datasets_app.storage import INDEX, ROWS, little_endian
 from datasets_app.validation import KIND_COLUMNS, PURPOSES, RowChecks, choose_kind
 
-READERS: dict[str, type[JsonLines] | type[JsonArray] | type[Csv] | type[PlainText]] = {
+TEXT_READERS: dict[str, type[JsonLines] | type[JsonArray] | type[Csv] | type[PlainText]] = {
     "jsonl": JsonLines,
     "json": JsonArray,
     "csv": Csv,
@@ -41,6 +43,7 @@ class Report:
     fields: list[dict[str, Any]]
     statistics: dict[str, Any]
     findings: Findings
+    mapping: dict[str, str]
 
     @property
     def is_usable(self) -> bool:
@@ -48,9 +51,12 @@ class Report:
         return self.findings.errors == 0
 
 
-def examine(original: Path, folder: Path, *, file_format: str, purpose: str = "") -> Report:
+def examine(
+    original: Path, folder: Path, *, file_format: str, purpose: str = "", mapping: Mapping[str, str] | None = None
+) -> Report:
     """Read a file once, check every row, and write ``rows.jsonl`` and ``rows.idx`` into the folder.
 
+    ``mapping``: the platform's column names -> the file's. None: guessed where the file's own names fit no kind.
     Constant memory at any size of file. Nothing usable is in the folder when the report says so.
     """
     findings = Findings()
@@ -59,13 +65,21 @@ def examine(original: Path, folder: Path, *, file_format: str, purpose: str = ""
         io.BufferedReader(_HashedFile(original, digest), MIB) as stream,
         RowWriter(original, folder) as writer,
     ):
-        reader = READERS[file_format](stream, findings)
+        reader, used = _reader(file_format, original, stream, findings), dict(mapping or {})
+        if used:
+            reader = Mapped(reader, used, findings)
         checks = RowChecks("table", findings)
         try:
             refuse_other_content(stream.peek()[:64], file_format, findings)
             rows = iter(reader)
             head = _head(rows)
             kind = choose_kind([row for _, row, _ in head], purpose)
+            if mapping is None and head and kind in (None, "table") and (used := guess_mapping(head[0][1], purpose)):
+                reader = Mapped(_Chained(head, rows), used, findings)
+                rows = iter(reader)
+                head = _head(rows)
+                kind = choose_kind([row for _, row, _ in head], purpose)
+                findings.warn(0, f"columns were renamed: {_arrows(used)}.", reason="columns_renamed")
             if head and kind is None:
                 _report_kind(findings, head[0], purpose, reader)
                 raise StopReading
@@ -75,13 +89,27 @@ def examine(original: Path, folder: Path, *, file_format: str, purpose: str = ""
                 if not findings.errors:
                     writer.add(text, reader.is_canonical)
             checks.finish()
+            while stream.read(MIB):  # what a reader of its own file left unread still counts for the digest
+                pass
         except StopReading:
             pass
         if not findings.errors and not checks.count:
             findings.error(0, "the file has 0 rows.", code="empty_dataset", reason="empty_dataset")
         if not findings.errors:
             writer.finish(reader.is_canonical)
-    return Report(checks.count, digest.hexdigest(), checks.kind, checks.fields(), checks.statistics(), findings)
+    return Report(checks.count, digest.hexdigest(), checks.kind, checks.fields(), checks.statistics(), findings, used)
+
+
+class _Chained:
+    """Rows that were looked at, then the others."""
+
+    is_canonical = False
+
+    def __init__(self, head: list[Item], rest: Iterator[Item]) -> None:
+        self._rows = chain(head, rest)
+
+    def __iter__(self) -> Iterator[Item]:
+        return self._rows
 
 
 class RowWriter:
@@ -162,6 +190,16 @@ class _HashedFile(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+def _reader(file_format: str, original: Path, stream: BinaryIO, findings: Findings) -> Reader:
+    if file_format == "parquet":
+        return Parquet(original, findings)
+    return TEXT_READERS[file_format](cast("io.BufferedReader[Any]", stream), findings)
+
+
+def _arrows(mapping: Mapping[str, str]) -> str:
+    return ", ".join(f"{theirs} -> {ours}" for ours, theirs in mapping.items())
 
 
 def _head(rows: Iterator[Item]) -> list[Item]:

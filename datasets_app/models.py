@@ -36,7 +36,7 @@ class DatasetVersion(TenantOwned):
 
     dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="versions")
     number = models.PositiveIntegerField()
-    format = models.CharField(max_length=5, choices=[(name, name) for name in FORMATS])
+    format = models.CharField(max_length=10, choices=[(name, name) for name in FORMATS])
     file_name = models.CharField(max_length=255, help_text="As it was uploaded.")
     size_bytes = models.BigIntegerField()
     sha256 = models.CharField(max_length=64)
@@ -45,6 +45,7 @@ class DatasetVersion(TenantOwned):
     kind = models.CharField(max_length=20, choices=[(kind, kind) for kind in KINDS])
     findings = models.JSONField(default=dict, help_text="{errors, warnings, counts, items: first ones with line}")
     statistics = models.JSONField(default=dict, help_text="{row_bytes: {min, mean, max}, labels: {label: rows}}")
+    mapping = models.JSONField(default=dict, help_text="{our column: the file's}, for columns that were renamed.")
     is_usable = models.BooleanField(default=True)
     stored_bytes = models.BigIntegerField(help_text="What its folder was charged with.")
     stored_inodes = models.PositiveIntegerField()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from clavier.files.usage import charge, release
 from datasets_app.findings import LISTED, Findings
 from datasets_app.formats import format_of
 from datasets_app.gate import Report, examine
+from datasets_app.mapping import checked_mapping
 from datasets_app.models import Dataset, DatasetVersion
 from datasets_app.queries import access_dataset, access_dataset_version
 from datasets_app.storage import ROWS, footprint, original_name, version_folder
@@ -79,6 +80,7 @@ def create_dataset_with_file(
     license: str = "",
     task: str = "",
     purpose: str = "",
+    mapping: Mapping[str, str] | None = None,
 ) -> DatasetVersion:
     """A data set and its first version, or neither. Raises as ``create_dataset`` and ``upload_version``."""
     with closing(upload):
@@ -87,7 +89,7 @@ def create_dataset_with_file(
         if Dataset.objects.filter(tenant_id=actor.tenant_id, name=values["name"]).exists():
             raise _name_taken(values["name"])
         with (
-            _passed_gate(actor, upload, file_name, purpose) as checked,
+            _passed_gate(actor, upload, file_name, purpose, mapping) as checked,
             disk_changes(settings.CLAVIER_DATASETS) as disk,
             transaction.atomic(durable=True),
         ):
@@ -95,18 +97,25 @@ def create_dataset_with_file(
 
 
 def upload_version(
-    *, actor: Actor, dataset: Dataset, upload: UploadedFile[Any], file_name: str, purpose: str = ""
+    *,
+    actor: Actor,
+    dataset: Dataset,
+    upload: UploadedFile[Any],
+    file_name: str,
+    purpose: str = "",
+    mapping: Mapping[str, str] | None = None,
 ) -> DatasetVersion:
-    """Check a JSON, JSONL, CSV or TXT file and keep it as the next version. The upload is used up either way.
+    """Check a JSON, JSONL, CSV, TXT or Parquet file and keep it as the next version. The upload is used up either way.
 
     ``purpose`` (sft, preference, pretrain, classification) demands its columns; empty: what the columns look like.
+    ``mapping``: the platform's column names -> the file's; None: guessed where the file's own names fit nothing.
     Raises NotFound, Forbidden, InvalidFields with the first findings, TooLarge, StorageFull.
     """
     with closing(upload):
         found = access_dataset(actor, dataset.pk)
         require_change(actor, found, noun="data set")
         with (
-            _passed_gate(actor, upload, file_name, purpose) as checked,
+            _passed_gate(actor, upload, file_name, purpose, mapping) as checked,
             disk_changes(settings.CLAVIER_DATASETS) as disk,
             transaction.atomic(durable=True),
         ):
@@ -161,11 +170,15 @@ def original_path(version: DatasetVersion) -> Path:
 
 
 @contextmanager
-def _passed_gate(actor: Actor, upload: UploadedFile[Any], file_name: str, purpose: str) -> Iterator[_Checked]:
+def _passed_gate(
+    actor: Actor, upload: UploadedFile[Any], file_name: str, purpose: str, mapping: Mapping[str, str] | None
+) -> Iterator[_Checked]:
     """A checked file in a folder of its own, which is gone after the block unless it was put into place."""
     if purpose and purpose not in PURPOSES:
         allowed = ", ".join(PURPOSES)
         raise Invalid(f"purpose {quoted(purpose)} is none of {allowed}.", code="not_a_choice", field="purpose")
+    if mapping is not None:
+        mapping = checked_mapping(mapping)
     name = parse_file_name(file_name, field="file_name")
     file_format = format_of(name)
     root: Path = settings.CLAVIER_DATASETS
@@ -177,7 +190,7 @@ def _passed_gate(actor: Actor, upload: UploadedFile[Any], file_name: str, purpos
         folder.mkdir(mode=0o700, parents=True)
         original = folder / original_name(file_format)
         os.rename(staged.path, original)
-        report = examine(original, folder, file_format=file_format, purpose=purpose)
+        report = examine(original, folder, file_format=file_format, purpose=purpose, mapping=mapping)
         if not report.is_usable:
             raise refusal(report.findings)
         _share(folder, own_tenant(actor).number)
@@ -223,6 +236,7 @@ def _add_version(actor: Actor, dataset: Dataset, checked: _Checked, disk: DiskCh
         kind=report.kind,
         findings=report.findings.as_json(),
         statistics=report.statistics,
+        mapping=report.mapping,
         stored_bytes=stored_bytes,
         stored_inodes=stored_inodes,
     )

@@ -105,7 +105,7 @@ def test_a_preview_says_what_may_be_asked(alice: Actor, spooled: Spool, monkeypa
         (b'{"text": "a"}\n{"text": }\n', "x.jsonl", "bad_row", "line 2, column 10"),
         (b"", "x.txt", "empty_dataset", "0 rows"),
         (b"{}", "x.json", "wrong_type", "array"),
-        (b"PAR1PAR1", "x.parquet", "not_a_choice", ".parquet"),
+        (b"PAR1PAR1", "x.parquet", "corrupt_file", "Parquet"),
         (b"x", "x.xlsm", "not_a_choice", ".xlsm"),
         (b"x", "x", "not_a_choice", ".jsonl"),
         (b"x", "../x.txt", "bad_name", "file_name"),

@@ -125,3 +125,12 @@ def test_lists_take_the_same_number_of_queries_however_long(
             alice_client.get(versions)
         upload(alice_client, versions)
         alice_client.post(URL, {"name": f"more {number}"}, "json")
+
+
+def test_columns_are_mapped_as_the_form_says(alice_client: APIClient) -> None:
+    url = f"{URL}/{alice_client.post(URL, {'name': 'mapped'}, 'json').json()['id']}/versions"
+    made = upload(alice_client, url, "q,a\n1,2\n", "t.csv", mapping='{"question": "q", "answer": "a"}')
+    assert made.status_code == 201, made.content
+    assert (made.json()["kind"], made.json()["mapping"]) == ("question_answer", {"question": "q", "answer": "a"})
+    refused = upload(alice_client, url, "q,a\n1,2\n", "t.csv", mapping='{"question": 1}')
+    assert (error_of(refused)["code"], error_of(refused)["field"]) == ("wrong_type", "mapping")

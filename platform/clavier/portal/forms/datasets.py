@@ -20,7 +20,7 @@ LANGUAGES = [("zh", "中文"), ("en", "English")]
 class VersionForm(forms.Form):
     """A file for a further version."""
 
-    file = forms.FileField(label=_("File"), help_text=_("JSON, JSONL, CSV or TXT in UTF-8."))
+    file = forms.FileField(label=_("File"), help_text=_("JSON, JSONL, CSV or TXT in UTF-8, or Parquet."))
     purpose = forms.ChoiceField(
         label=_("Purpose"),
         choices=PURPOSES,

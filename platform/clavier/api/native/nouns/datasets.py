@@ -20,6 +20,7 @@ from clavier.api.native.nouns.common import Owned, Reference
 from clavier.api.native.schema import BINARY, operation
 from clavier.api.native.views import FormView, NativeView
 from datasets_app.formats import FORMATS
+from datasets_app.mapping import read_mapping
 from datasets_app.models import Dataset
 from datasets_app.preview import MAX_ROWS_AT_ONCE, open_original, read_rows
 from datasets_app.queries import access_dataset, access_dataset_version, search, versions_of
@@ -34,6 +35,10 @@ from datasets_app.services import (
 from datasets_app.validation import KINDS, PURPOSES
 
 _PURPOSE_HELP = "What the rows are for; demands their columns. Absent: whatever the columns look like."
+_MAPPING_HELP = (
+    'JSON, the platform\'s column names to the file\'s: `{"question": "q"}`. '
+    "Absent: guessed where the file's own names fit nothing."
+)
 _NAME_HELP = "Unique in the tenant."
 
 
@@ -63,6 +68,9 @@ class DatasetVersionDetail(DatasetVersionItem):
     """A version with what the gate found."""
 
     findings = serializers.DictField(help_text="`{errors, warnings, counts, items}`; items have line and column.")
+    mapping = serializers.DictField(
+        child=serializers.CharField(), help_text="Columns that were renamed: ours to the file's."
+    )
     statistics = serializers.DictField(help_text="`{row_bytes: {min, mean, max}, labels: {label: rows}}`.")
 
 
@@ -111,8 +119,11 @@ class NewDataset(Strict):
 class NewDatasetWithFile(NewDataset, Form):
     """A data set and its first version."""
 
-    file = serializers.FileField(allow_empty_file=True, help_text="A .json, .jsonl, .csv or .txt file in UTF-8.")
+    file = serializers.FileField(
+        allow_empty_file=True, help_text="A .json, .jsonl, .csv or .txt file in UTF-8, or .parquet."
+    )
     purpose = Choice(tuple(PURPOSES), required=False, help_text=_PURPOSE_HELP)
+    mapping = Text(required=False, max_length=10_000, help_text=_MAPPING_HELP)
 
 
 class ChangedDataset(NewDataset):
@@ -120,8 +131,11 @@ class ChangedDataset(NewDataset):
 
 
 class NewVersion(Form):
-    file = serializers.FileField(allow_empty_file=True, help_text="A .json, .jsonl, .csv or .txt file in UTF-8.")
+    file = serializers.FileField(
+        allow_empty_file=True, help_text="A .json, .jsonl, .csv or .txt file in UTF-8, or .parquet."
+    )
     purpose = Choice(tuple(PURPOSES), required=False, help_text=_PURPOSE_HELP)
+    mapping = Text(required=False, max_length=10_000, help_text=_MAPPING_HELP)
 
 
 class RowsQuery(Form):
@@ -154,7 +168,7 @@ class DatasetsView(NativeView):
         """JSON makes an empty data set, a form one with a version, or neither."""
         if isinstance(request.data, dict) and not request.FILES and request.content_type != MultiPartParser.media_type:
             return created(create_dataset(actor=self.actor, **self.body(NewDataset)))
-        form = self.body(NewDatasetWithFile)
+        form = with_mapping(self.body(NewDatasetWithFile))
         upload = form.pop("file")
         version = create_dataset_with_file(actor=self.actor, upload=upload, file_name=upload.name, **form)
         return created(version.dataset)
@@ -195,7 +209,7 @@ class DatasetVersionsView(FormView):
     def post(self, request: Request, dataset_id: UUID) -> Response:
         """A file with errors is refused with the first of them, by line; nothing is stored then."""
         dataset = access_dataset(self.actor, dataset_id)
-        form = self.body(NewVersion)
+        form = with_mapping(self.body(NewVersion))
         upload = form.pop("file")
         version = upload_version(actor=self.actor, dataset=dataset, upload=upload, file_name=upload.name, **form)
         return Response(DatasetVersionDetail(version).data, status=201)
@@ -232,6 +246,11 @@ class DatasetContentView(NativeView):
         """The ETag is the sha256 of the content."""
         version = access_dataset_version(self.actor, version_id)
         return send_file(request, open_original(version), version.file_name, sha256=version.sha256)
+
+
+def with_mapping(form: dict[str, Any]) -> dict[str, Any]:
+    """The form's fields with the mapping read from its JSON."""
+    return form | {"mapping": read_mapping(form["mapping"])} if form.get("mapping") else form
 
 
 def created(dataset: Dataset) -> Response:
