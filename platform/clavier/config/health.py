@@ -12,6 +12,7 @@ from django.http import HttpRequest, JsonResponse
 
 from clavier.runs import queue
 from clavier.runs.queries import reconciler_is_alive
+from runner.worker.invariants import last_report
 
 
 def healthz(request: HttpRequest) -> JsonResponse:
@@ -29,6 +30,7 @@ def readyz(request: HttpRequest) -> JsonResponse:
     }
     parts: dict[str, Any] = {name: check() for name, check in checks.items()}
     is_ready = all(answer == "ok" for answer in parts.values())
+    parts["invariants"] = describe_invariants()  # told, but a finding alone does not make the platform unready
     response = JsonResponse({"status": "ok" if is_ready else "not ready", **parts}, status=200 if is_ready else 503)
     response._has_been_logged = True  # type: ignore[attr-defined]  # whoever polls reads the answer; not an error
     return response
@@ -55,6 +57,16 @@ def check_reconciler() -> str:
         return "ok" if reconciler_is_alive() else "no heartbeat; runs neither start nor end"
     except DatabaseError as error:
         return f"unknown: {type(error).__name__}"
+
+
+def describe_invariants() -> str:
+    """What the reconciler's last look found."""
+    report = last_report()
+    findings = report.get("findings", [])
+    if not findings:
+        return "ok" if report else "not looked at yet"
+    names = ", ".join(sorted({finding["invariant"] for finding in findings}))
+    return f"{len(findings)} findings ({names}) at {report['checked_at']}; run manage.py check_invariants"
 
 
 def check_disk() -> str:

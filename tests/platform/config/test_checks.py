@@ -104,6 +104,7 @@ def test_readiness_names_each_part(home, monkeypatch):
         "queue": "does not answer; runs start by the reconciler, some seconds later",
         "reconciler": "no heartbeat; runs neither start nor end",
         "disk": "ok",
+        "invariants": "not looked at yet",
     }
     monkeypatch.setattr(queue, "ping", lambda: True)
     assert leases.hold(RECONCILER_LEASE, "me", for_s=10)

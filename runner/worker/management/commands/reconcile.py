@@ -16,6 +16,8 @@ from django.db import DatabaseError, close_old_connections
 from clavier.quotas.services import ensure_local_node
 from clavier.runs import leases
 from clavier.runs.queries import RECONCILER_LEASE
+from runner.worker.housekeeping import Housekeeping
+from runner.worker.invariants import Watch
 from runner.worker.reconciler import Reconciler
 
 logger = logging.getLogger(__name__)
@@ -34,15 +36,17 @@ class Command(BaseCommand):
         signal.signal(signal.SIGTERM, self.stop)
         signal.signal(signal.SIGINT, self.stop)
         holder = f"{socket.gethostname()}:{os.getpid()}"
-        reconciler = Reconciler()
+        reconciler, watch, housekeeping = Reconciler(), Watch(), Housekeeping()
         ensure_local_node()
         while not self.stopping:
             began = time.monotonic()
             try:
                 if leases.hold(RECONCILER_LEASE, holder, for_s=LEASE_S):
                     reconciler.run_pass()
-            except DatabaseError:
-                logger.exception("the database failed; trying again")
+                    housekeeping.tidy()
+                    watch.look()
+            except (DatabaseError, OSError):
+                logger.exception("the database or the disk failed; trying again")
                 close_old_connections()
             time.sleep(max(0.05, settings.RECONCILE_INTERVAL_S - (time.monotonic() - began)))
         leases.give_up(RECONCILER_LEASE, holder)

@@ -1,0 +1,53 @@
+"""Removes what killed processes left half done, before I7 would complain."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+from django.conf import settings
+from django.utils import timezone
+
+from clavier.runs.models import Run
+from clavier.runs.outputs import run_folder
+from clavier.runs.states import FINAL_STATES
+
+logger = logging.getLogger(__name__)
+
+EVERY_S = 300.0
+#: Nobody writes to it any more: an upload that goes on changes its file all the time.
+ABANDONED_AFTER_S = 45 * 60.0
+
+
+class Housekeeping:
+    """Every five minutes: uploads whose web process died, checkpoints and outputs that programs did not finish."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + EVERY_S
+
+    def tidy(self) -> None:
+        """Nothing until it is due."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + EVERY_S
+            remove_abandoned()
+
+
+def remove_abandoned() -> list[Path]:
+    """Remove it now; what was removed. The folder of a live run is its program's own affair."""
+    candidates = list(Path(settings.FILE_UPLOAD_TEMP_DIR).glob("*"))
+    lately = timezone.now() - timedelta(days=1)
+    for pk in Run.objects.filter(state__in=FINAL_STATES, ended_at__gte=lately).values_list("pk", flat=True):
+        candidates += run_folder(pk).rglob(".tmp*")
+    removed = []
+    oldest = time.time() - ABANDONED_AFTER_S
+    for path in candidates:
+        with suppress(FileNotFoundError):
+            if path.lstat().st_mtime < oldest:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                removed.append(path)
+                logger.info("removed %s, which a killed process had left", path)
+    return removed

@@ -1,0 +1,277 @@
+"""Each invariant, broken on purpose behind the platform's back, is found and named; a healthy platform has none."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from datetime import timedelta
+from io import StringIO
+
+import pytest
+from django.core.management import call_command
+from django.db import connection
+from django.db.models import F
+from django.utils import timezone
+
+from clavier.accounts.models import Tenant
+from clavier.quotas.models import Reservation, Usage
+from clavier.runs import invariants
+from clavier.runs.models import Attempt, Outbox, Run, RunEvent
+from clavier.runs.outputs import run_folder
+from models_app.models import ModelVersion, RegisteredModel
+from runner.executors.fake import FakeExecutor
+from runner.worker import invariants as watching
+from runner.worker.housekeeping import remove_abandoned
+from runner.worker.invariants import Watch, check_everything, last_report
+from tests.engine import make_engine
+
+pytestmark = pytest.mark.django_db
+
+LONG_AGO = timedelta(hours=2)
+
+
+@pytest.fixture
+def engine(monkeypatch, home, settings):
+    settings.RUN_FINISHED_HOOKS = dict.fromkeys(settings.RUN_FINISHED_HOOKS, "tests.runner.worker.test_engine.no_hook")
+    made = make_engine(monkeypatch)
+    monkeypatch.setattr(watching, "executor", lambda name: made.executor)
+    return made
+
+
+@pytest.fixture
+def completed(engine, alice):
+    run = engine.submit(alice)
+    engine.step(3)
+    run.refresh_from_db()
+    assert run.state == "COMPLETED"
+    Outbox.objects.all().delete()
+    return run
+
+
+@pytest.fixture
+def running(engine, alice):
+    engine.will(runs_for_s=None)
+    run = engine.submit(alice)
+    engine.step(2)
+    run.refresh_from_db()
+    assert run.state == "RUNNING"
+    Outbox.objects.all().delete()
+    return run
+
+
+def found() -> list[str]:
+    """Every finding, once by the whole look and once by the minute's."""
+    whole = [str(finding) for finding in check_everything().findings]
+    lately = [str(finding) for finding in check_everything(timezone.now() - timedelta(minutes=10)).findings]
+    assert lately == whole
+    return whole
+
+
+def execute(sql: str, *values: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, values)
+
+
+def force_state(run: Run, state: str) -> None:
+    """Past the trigger, as a mistaken hand in the database would need it."""
+    if connection.vendor == "sqlite":
+        execute("DROP TRIGGER runs_run_state_guard")
+    else:
+        execute("ALTER TABLE runs_run DISABLE TRIGGER runs_run_state_guard")
+    Run.objects.filter(pk=run.pk).update(state=state, updated_at=timezone.now())
+
+
+def test_a_healthy_platform_has_no_finding(completed, engine, alice):
+    engine.will(runs_for_s=None)
+    engine.submit(alice)
+    engine.step()
+    engine.submit(alice)
+    assert found() == []
+
+
+def test_i1_a_live_attempt_without_a_reservation(running):
+    attempt = running.attempts.get()
+    Reservation.objects.all().delete()
+    Usage.objects.update(used=0)
+    assert found() == [f"I1: attempt 1 of {running.pk} is live and holds no reservation"]
+    assert attempt.ended_at is None
+
+
+def test_i1_an_ended_attempt_that_still_holds_something(completed):
+    attempt = completed.attempts.get()
+    held = Reservation.objects.filter(usage__resource="cpu_milli")
+    assert held.update(released_at=None) == 1
+    Usage.objects.filter(resource="cpu_milli").update(used=F("used") + 100)
+    (finding,) = found()
+    assert finding.startswith(f"I1: attempt {attempt.pk} has ended or is unknown and still holds 100 of cpu_milli")
+
+
+def test_i2_usage_that_is_not_the_sum(completed):
+    Usage.objects.filter(resource="memory_mib").update(used=7)
+    (finding,) = found()
+    assert finding.startswith("I2: memory_mib of node")
+    assert "but open reservations sum to 0" in finding
+
+
+def test_i4_a_process_of_nobody(engine, completed, running):
+    attempt = running.attempts.get()
+    Reservation.objects.all().delete()
+    Usage.objects.update(used=0)
+    name = str(attempt.pk)
+    RunEvent.objects.filter(run=running).delete()
+    Attempt.objects.filter(run=running).delete()
+    Run.objects.filter(pk=running.pk).delete()
+    assert found() == [f"I4: {name} is running and belongs to no attempt"]
+
+
+def test_i4_a_process_whose_attempt_ended_long_ago(engine, running):
+    attempt = running.attempts.get()
+    with_no_process = engine.executor.list
+    Attempt.objects.filter(pk=attempt.pk).update(ended_at=timezone.now() - LONG_AGO)
+    assert any(finding.startswith(f"I4: {attempt.pk} is running, its attempt ended at ") for finding in found()), (
+        with_no_process()
+    )
+
+
+def test_i5_a_completed_run_whose_file_is_gone_or_has_another_size(completed):
+    path = run_folder(completed.pk) / "output" / "hello.txt"
+    path.write_text("hello!")
+    (finding,) = found()
+    assert finding == f"I5: run {completed.pk} is COMPLETED, but: hello.txt has 6 bytes, output/MANIFEST.json says 5."
+    path.unlink()
+    assert "which is not there" in found()[0]
+    (path.parent / "MANIFEST.json").unlink()
+    assert "ended without output/MANIFEST.json" in found()[0]
+
+
+def test_i6_a_run_without_a_live_attempt(running):
+    Reservation.objects.all().delete()
+    Usage.objects.update(used=0)
+    Attempt.objects.update(ended_at=timezone.now())
+    assert found() == [f"I6: run {running.pk} is RUNNING without a live attempt"]
+
+
+def test_i6_an_attempt_of_which_the_executor_knows_nothing(running, monkeypatch):
+    monkeypatch.setattr(watching, "executor", lambda name: FakeExecutor())
+    assert found() == [], "it may be on its way"
+    long_ago = timezone.now() - LONG_AGO
+    Attempt.objects.update(created_at=long_ago)
+    RunEvent.objects.update(at=long_ago)
+    (finding,) = found()
+    assert finding.startswith(f"I6: run {running.pk} is RUNNING, and ")
+    assert finding.endswith(f"knows nothing of attempt 1 of {running.pk}")
+
+
+def test_i7_a_temporary_file_of_long_ago_which_housekeeping_removes(completed, settings, home):
+    half = run_folder(completed.pk) / "checkpoints" / ".tmp-step-00000010-1"
+    half.mkdir(parents=True)
+    upload = home / "uploads" / "tmpabc.upload"
+    upload.write_text("half")
+    assert found() == []
+    for path in (half, upload):
+        os.utime(path, (time.time() - 7200,) * 2)
+    assert found() == [f"I7: {half} was left behind 2.0 hours ago", f"I7: {upload} was left behind 2.0 hours ago"]
+    assert remove_abandoned() == [upload, half]
+    assert found() == []
+
+
+def test_i7_a_user_may_call_a_file_as_she_likes(completed, settings):
+    named = settings.CLAVIER_FILES / "t" / "u" / "private" / ".tmp-mine"
+    named.parent.mkdir(parents=True)
+    named.write_text("mine")
+    os.utime(named, (time.time() - 7200,) * 2)
+    assert found() == []
+    assert remove_abandoned() == []
+    assert named.exists()
+
+
+def test_i8_a_wake_up_that_nobody_heard(completed):
+    row = Outbox.objects.create(run_id=completed.pk)
+    assert found() == []
+    Outbox.objects.filter(pk=row.pk).update(created_at=timezone.now() - LONG_AGO)
+    (finding,) = found()
+    assert finding.startswith(f"I8: the wake-up for run {completed.pk} has waited since")
+
+
+def test_i9_rows_that_refer_to_another_tenants(completed, charlie):
+    two = Tenant.objects.get(pk=charlie.tenant_id)
+    model = RegisteredModel.objects.create(tenant=two, created_by_id=charlie.user_id, name="m")
+    version = ModelVersion.objects.create(
+        tenant=two, created_by_id=charlie.user_id, model=model, number=1, source="folder", run=completed
+    )
+    assert found() == [
+        f"I9: models_app.ModelVersion {version.pk} of tenant {two.pk} refers by run to tenant {completed.tenant_id}"
+    ]
+
+
+def test_i10_events_that_do_not_lead_to_the_state(completed):
+    force_state(completed, "FAILED")
+    assert found() == [f"I10: run {completed.pk} is FAILED, its events lead to COMPLETED"]
+
+
+def test_i10_an_event_on_no_edge(completed):
+    RunEvent.objects.create(run=completed, from_state="COMPLETED", to_state="COMPLETED")
+    assert found() == [f"I10: run {completed.pk} has an event COMPLETED -> COMPLETED while it was COMPLETED"]
+
+
+def test_of_an_executor_that_does_not_answer_nothing_is_concluded(engine, running):
+    Attempt.objects.update(created_at=timezone.now() - LONG_AGO)
+    RunEvent.objects.update(at=timezone.now() - LONG_AGO)
+    engine.executor.fail("list")
+    report = check_everything()
+    assert report.findings == []
+    assert report.silent == ["local_process: engine down"]
+
+
+def told(*words: str) -> tuple[int, str]:
+    """Exit code and output of the command."""
+    out = StringIO()
+    try:
+        call_command("check_invariants", *words, stdout=out)
+    except SystemExit as end:
+        return int(end.code or 0), out.getvalue()
+    return 0, out.getvalue()
+
+
+def test_the_command_says_what_it_found_and_ends_with_one(completed):
+    assert told() == (0, "I1 to I10 hold.\n")
+    Usage.objects.filter(resource="memory_mib").update(used=7)
+    code, words = told()
+    assert (code, words[:16]) == (1, "I2      memory_m")
+    code, words = told("--json")
+    assert code == 1
+    assert [finding["invariant"] for finding in json.loads(words)["findings"]] == ["I2"]
+
+
+def test_the_command_notices_a_trigger_that_was_lost(completed):
+    force_state(completed, "FAILED")
+    code, words = told("--install", "--json")
+    messages = [finding["message"] for finding in json.loads(words)["findings"]]
+    assert code == 1
+    lost = any("trigger runs_run_state_guard is gone" in message for message in messages)
+    assert lost is (connection.vendor == "sqlite")
+    assert any("no heartbeat" in message for message in messages)
+
+
+def test_the_reconciler_looks_each_minute_and_keeps_what_it_found(completed, monkeypatch, caplog, home):
+    now = time.monotonic()
+    monkeypatch.setattr(watching.time, "monotonic", lambda: now)
+    watch = Watch()
+    watch.look()
+    assert last_report() == {}
+    Usage.objects.filter(resource="memory_mib").update(used=7)
+    for _ in range(2):
+        now += 61
+        watch.look()
+    assert "invariant broken: I2" in caplog.text
+    assert last_report()["total_findings"] == 2
+    assert [finding["invariant"] for finding in last_report()["findings"]] == ["I2"]
+
+
+def test_every_model_of_a_tenant_is_looked_at():
+    paths = {model.__name__: invariants.tenant_path(model) for model in invariants.apps.get_models()}
+    assert paths["Run"] == "tenant_id"
+    assert paths["Attempt"] == "run__tenant_id"
+    assert paths["Replica"] == "service_version__service__tenant_id"
+    assert paths["User"] is None
