@@ -10,8 +10,8 @@ from django.db.models import QuerySet
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from clavier.api.common.models import IdempotentRequest
 from clavier.api.common import idempotency
+from clavier.api.common.models import IdempotentRequest
 from datasets_app.models import Dataset
 from finetune_app.models import FineTuneTask
 from tests.api.native.conftest import World, error_of
