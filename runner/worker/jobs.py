@@ -10,6 +10,7 @@ from uuid import UUID
 
 from django.utils import timezone
 
+from clavier.quotas.services import gpus_of
 from clavier.runs.models import Attempt, Run
 from clavier.runs.outputs import run_folder
 from clavier.runs.services import finish_attempt
@@ -56,6 +57,7 @@ def launch_of(attempt: Attempt) -> Launch:
         run_folder=run_folder(run.pk),
         spec=run.run_spec(),
         owner_id=run.tenant.number,
+        gpus=gpus_of(attempt.pk).get(0, ()),
         labels={"run": str(run.pk), "attempt": str(attempt.number), "tenant": run.tenant.name, "kind": run.kind},
     )
 

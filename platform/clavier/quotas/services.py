@@ -2,87 +2,82 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Sum
+from django.db.models import Count, F, QuerySet, Sum
 from django.utils import timezone
 
-from clavier.quotas.models import RESOURCES, Node, Reservation, ResourceGroup, Usage
+from clavier.quotas.gpus import Placement as Placement
+from clavier.quotas.gpus import book_gpus, is_share, move_bookings, release_gpus
+from clavier.quotas.gpus import gpus_of as gpus_of
+from clavier.quotas.models import (
+    RESOURCES,
+    SCOPES,
+    Gpu,
+    GpuBooking,
+    Node,
+    QuotaWindow,
+    Reservation,
+    ResourceGroup,
+    Usage,
+)
+from clavier.quotas.shortage import Shortage as Shortage
 from runner.contract.run_spec import Resources
 
 DEFAULT_GROUP = "default"
 
 
 @dataclass(frozen=True, slots=True)
-class Shortage:
-    """Why a reservation failed: the first cap that stands in the way."""
+class Booking:
+    """Everything was reserved. ``gpus``: rank -> UUIDs of its devices."""
 
-    scope: str
-    resource: str
-    cap: int
-    used: int
-    wanted: int
-
-    @property
-    def can_ever_fit(self) -> bool:
-        """False: even with nothing else running it would not fit."""
-        return self.wanted <= self.cap
-
-    def __str__(self) -> str:
-        owner = {"tenant": "your tenant", "user": "you", "node": "this node"}[self.scope]
-        left = max(0, self.cap - self.used)
-        names = {"running_runs": "runs", "cpu_milli": "CPU cores", "memory_mib": "GiB of memory", "gpus": "GPUs"}
-        unit = {"cpu_milli": 1000, "memory_mib": 1024}.get(self.resource, 1)
-        return (
-            f"{left / unit:.4g} of {self.cap / unit:.4g} {names[self.resource]} left for {owner}, "
-            f"{self.wanted / unit:.4g} requested"
-        )
+    gpus: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
 
 def amounts_of(resources: Resources) -> dict[str, int]:
-    """Resource name -> amount that a run with these resources holds."""
+    """Resource name -> amount that one container with these resources holds."""
     return {
-        "running_runs": 1,
         "cpu_milli": resources.cpu_milli,
         "memory_mib": resources.memory_mib,
         "gpus": resources.gpus,
+        "vgpus": int(is_share(resources)),
+        "mig_devices": resources.mig_devices,
     }
 
 
-def reserve(*, attempt_id: UUID, tenant_id: UUID, user_id: UUID, node: Node, resources: Resources) -> Shortage | None:
-    """Book everything for an attempt, or nothing; None on success. Call inside a transaction."""
-    wanted = {name: amount for name, amount in amounts_of(resources).items() if amount > 0}
-    scopes: list[tuple[str, UUID]] = [("tenant", tenant_id), ("user", user_id), ("node", node.pk)]
-    booked: list[Reservation] = []
+def reserve(*, attempt_id: UUID, tenant_id: UUID, user_id: UUID, placements: Sequence[Placement]) -> Booking | Shortage:
+    """Book every container of an attempt, or nothing. Call inside a transaction.
+
+    The order of the rows is fixed (tenant, user, nodes, then GPUs), so that two reservations never wait for each
+    other crosswise. Counts one running run, however many containers.
+    """
+    closed = closed_window(tenant_id, user_id)
+    if closed is not None:
+        return closed
     with transaction.atomic():
-        for scope, scope_id in scopes:
-            rows = {row.resource: row for row in Usage.objects.filter(scope=scope, scope_id=scope_id)}
-            for resource in RESOURCES:
-                row, amount = rows.get(resource), wanted.get(resource, 0)
-                if row is None or not amount:
-                    continue
-                taken = Usage.objects.filter(pk=row.pk, used__lte=F("cap") - amount).update(used=F("used") + amount)
-                if not taken:
-                    transaction.set_rollback(True)
-                    return Shortage(scope, resource, row.cap, row.used, amount)
-                booked.append(Reservation(attempt_id=attempt_id, usage=row, amount=amount))
-        Reservation.objects.bulk_create(booked)
-    return None
+        shortage = book_usage(attempt_id, tenant_id, user_id, placements)
+        booked = shortage or book_gpus(attempt_id=attempt_id, placements=placements)
+        if isinstance(booked, Shortage):
+            transaction.set_rollback(True)
+            return booked
+    return Booking(booked)
 
 
 def release(*, attempt_id: UUID) -> int:
     """Give back exactly what the attempt still holds; how many reservations that were. Call inside a transaction."""
     released = 0
-    for reservation in Reservation.objects.filter(attempt_id=attempt_id, released_at=None).order_by("usage_id"):
+    for reservation in in_order(Reservation.objects.filter(attempt_id=attempt_id, released_at=None)):
         marked = Reservation.objects.filter(pk=reservation.pk, released_at=None).update(released_at=timezone.now())
         if marked:
             Usage.objects.filter(pk=reservation.usage_id).update(used=F("used") - reservation.amount)
             released += 1
-    return released
+    return released + release_gpus(attempt_id=attempt_id)
 
 
 def move_reservations(*, from_attempt: UUID, to_attempt: UUID) -> None:
@@ -92,6 +87,7 @@ def move_reservations(*, from_attempt: UUID, to_attempt: UUID) -> None:
     Reservation.objects.bulk_create(
         Reservation(attempt_id=to_attempt, usage_id=row.usage_id, amount=row.amount) for row in open_rows
     )
+    move_bookings(from_attempt=from_attempt, to_attempt=to_attempt)
 
 
 def set_cap(*, scope: str, scope_id: UUID, resource: str, cap: int) -> Usage:
@@ -114,14 +110,31 @@ def ensure_local_node() -> Node:
         if not created and node.executor != settings.CLAVIER_EXECUTOR:
             node.executor = settings.CLAVIER_EXECUTOR
             node.save(update_fields=["executor"])
-        caps = {"cpu_milli": settings.LOCAL_NODE_CPU_MILLI, "memory_mib": settings.LOCAL_NODE_MEMORY_MIB, "gpus": 0}
+        caps = {"cpu_milli": settings.LOCAL_NODE_CPU_MILLI, "memory_mib": settings.LOCAL_NODE_MEMORY_MIB}
         for resource, cap in caps.items():
             set_cap(scope="node", scope_id=node.pk, resource=resource, cap=cap)
+        count_devices(node)
     return node
 
 
+def count_devices(node: Node) -> None:
+    """Set the node's caps of GPUs, shares and MIG devices from its Gpu rows. Clusters count their own."""
+    if node.assigns_gpus:
+        return
+    devices = Gpu.objects.filter(node=node)
+    parents = devices.exclude(parent_uuid="").values("parent_uuid")
+    whole = devices.filter(mig_profile="").exclude(uuid__in=parents)
+    set_cap(scope="node", scope_id=node.pk, resource="gpus", cap=whole.count())
+    set_cap(scope="node", scope_id=node.pk, resource="mig_devices", cap=devices.exclude(mig_profile="").count())
+
+
 def audit_usage() -> list[str]:
-    """Every Usage row whose ``used`` is not the sum of its open reservations (I2), in words."""
+    """Every use that is not the sum of its open rows (I2), in words: of caps, and of GPUs."""
+    return [*audit_caps(), *audit_gpus()]
+
+
+def audit_caps() -> list[str]:
+    """Every Usage row whose ``used`` is not the sum of its open reservations."""
     sums: dict[int, Any] = dict(
         Reservation.objects.filter(released_at=None)
         .values("usage_id")
@@ -133,3 +146,69 @@ def audit_usage() -> list[str]:
         for row in Usage.objects.all()
         if row.used != sums.get(row.pk, 0)
     ]
+
+
+def audit_gpus() -> list[str]:
+    """Every GPU whose use is not the sum of its open bookings, or whose whole holder is not alone."""
+    found = GpuBooking.objects.filter(released_at=None).values("gpu_id").order_by("gpu_id")
+    sums = {
+        row["gpu_id"]: (row["cores"], row["memory"], row["holders"])
+        for row in found.annotate(cores=Sum("cores_percent"), memory=Sum("memory_mib"), holders=Count("pk"))
+    }
+    whole = set(GpuBooking.objects.filter(released_at=None, is_whole=True).values_list("gpu_id", flat=True))
+    drift = []
+    for gpu in Gpu.objects.all():
+        cores, memory, holders = sums.get(gpu.pk, (0, 0, 0))
+        if (gpu.cores_used, gpu.memory_used_mib) != (cores, memory):
+            drift.append(
+                f"I2: {gpu.uuid} has {gpu.cores_used} % and {gpu.memory_used_mib} MiB in use "
+                f"but open bookings sum to {cores} % and {memory} MiB"
+            )
+        if gpu.pk in whole and holders > 1:
+            drift.append(f"I3: {gpu.uuid} is held whole and has {holders} holders")
+    return drift
+
+
+def closed_window(tenant_id: UUID, user_id: UUID) -> Shortage | None:
+    """Why no run of the owner is admitted now, or None: the quota of the tenant or user is not valid now."""
+    now = timezone.now()
+    for window in QuotaWindow.objects.filter(scope_id__in=(tenant_id, user_id)).order_by("scope"):
+        if window.valid_from is not None and now < window.valid_from:
+            return Shortage(window.scope, "window", 0, 0, 1, opens_at=window.valid_from)
+        if window.valid_until is not None and now >= window.valid_until:
+            return Shortage(window.scope, "window", 0, 0, 1)
+    return None
+
+
+def book_usage(attempt_id: UUID, tenant_id: UUID, user_id: UUID, placements: Sequence[Placement]) -> Shortage | None:
+    """The caps of tenant, user and nodes, by conditional UPDATE. After a Shortage the caller rolls back."""
+    names = {place.node.pk: place.node.name for place in placements}
+    per_node: dict[UUID, Counter[str]] = {pk: Counter(running_runs=1) for pk in sorted(names)}
+    for place in placements:
+        per_node[place.node.pk].update(amounts_of(place.resources))
+    total = Counter(running_runs=1)
+    for amounts in per_node.values():
+        total.update({name: amount for name, amount in amounts.items() if name != "running_runs"})
+    wanted = [("tenant", tenant_id, total), ("user", user_id, total)]
+    wanted += [("node", pk, amounts) for pk, amounts in per_node.items()]
+    booked: list[Reservation] = []
+    for scope, scope_id, amounts in wanted:
+        rows = {row.resource: row for row in Usage.objects.filter(scope=scope, scope_id=scope_id)}
+        for resource in RESOURCES:
+            row, amount = rows.get(resource), amounts[resource]
+            if row is None or not amount:
+                continue
+            if not Usage.objects.filter(pk=row.pk, used__lte=F("cap") - amount).update(used=F("used") + amount):
+                row.refresh_from_db()
+                return Shortage(scope, resource, row.cap, row.used, amount, names.get(scope_id, ""))
+            booked.append(Reservation(attempt_id=attempt_id, usage=row, amount=amount))
+    Reservation.objects.bulk_create(booked)
+    return None
+
+
+def in_order(reservations: QuerySet[Reservation]) -> list[Reservation]:
+    """In the order in which ``reserve`` takes the rows."""
+    return sorted(
+        reservations.select_related("usage"),
+        key=lambda row: (SCOPES.index(row.usage.scope), row.usage.scope_id, RESOURCES.index(row.usage.resource)),
+    )

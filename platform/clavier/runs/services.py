@@ -16,7 +16,7 @@ from django.utils.module_loading import import_string
 from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, FieldProblem, InvalidFields, Unprocessable, quoted
 from clavier.quotas.models import Node, Usage
-from clavier.quotas.services import Shortage, amounts_of, move_reservations, release, reserve
+from clavier.quotas.services import Placement, Shortage, amounts_of, move_reservations, release, reserve
 from clavier.runs import queue
 from clavier.runs.models import Attempt, Outbox, Run, RunEvent
 from clavier.runs.outputs import run_folder
@@ -112,15 +112,14 @@ def begin_attempt(*, run: Run, node: Node) -> Attempt | Shortage | None:
     """Reserve, PENDING -> PREPARING and a new attempt, all or nothing; None: someone was faster."""
     with transaction.atomic():
         attempt = Attempt(run=run, number=run.attempts.count() + 1, node=node)
-        shortage = reserve(
+        reserved = reserve(
             attempt_id=attempt.pk,
             tenant_id=run.tenant_id,
             user_id=run.created_by_id,
-            node=node,
-            resources=run.run_spec().resources,
+            placements=[Placement(0, node, run.run_spec().resources)],
         )
-        if shortage is not None:
-            return shortage
+        if isinstance(reserved, Shortage):
+            return reserved
         if not transition(run, RunState.PREPARING, why=""):
             transaction.set_rollback(True)
             return None
@@ -199,7 +198,7 @@ def require_schedulable(spec: RunSpec) -> None:
     wanted = amounts_of(spec.resources)
     for node in nodes:
         rows = Usage.objects.filter(scope="node", scope_id=node.pk)
-        short = [Shortage("node", row.resource, row.cap, 0, wanted[row.resource]) for row in rows]
+        short = [Shortage("node", row.resource, row.cap, 0, wanted.get(row.resource, 0)) for row in rows]
         short = [shortage for shortage in short if not shortage.can_ever_fit]
         if not short:
             return

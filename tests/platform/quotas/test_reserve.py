@@ -9,7 +9,7 @@ import pytest
 from django.db import connection
 
 from clavier.quotas.models import Usage
-from clavier.quotas.services import audit_usage, ensure_local_node, release, reserve, set_cap
+from clavier.quotas.services import Booking, Placement, audit_usage, ensure_local_node, release, reserve, set_cap
 from runner.contract.run_spec import Resources
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -27,14 +27,13 @@ def test_a_storm_of_threads_is_granted_exactly_the_cap(home, alice):
         barrier.wait()
         for _ in range(5):
             attempt_id = uuid4()
-            shortage = reserve(
+            reserved = reserve(
                 attempt_id=attempt_id,
                 tenant_id=alice.tenant_id,
                 user_id=alice.user_id,
-                node=node,
-                resources=Resources(),
+                placements=[Placement(0, node, Resources())],
             )
-            if shortage is None:
+            if isinstance(reserved, Booking):
                 granted.append(attempt_id)
         connection.close()
 
@@ -60,8 +59,7 @@ def test_a_reservation_that_fails_halfway_books_nothing(home, alice):
         attempt_id=uuid4(),
         tenant_id=alice.tenant_id,
         user_id=alice.user_id,
-        node=node,
-        resources=Resources(cpu_milli=1000, memory_mib=4096),
+        placements=[Placement(0, node, Resources(cpu_milli=1000, memory_mib=4096))],
     )
     assert str(shortage) == "2 of 2 GiB of memory left for you, 4 requested"
     assert set(Usage.objects.values_list("used", flat=True)) == {0}
