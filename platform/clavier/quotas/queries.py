@@ -1,10 +1,16 @@
-"""What is left."""
+"""What is left, and whose it is."""
 
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
+from django.db.models import OuterRef, QuerySet, Subquery
+from django.db.models.functions import Coalesce
+
+from clavier.accounts.models import Tenant, User
 from clavier.core.actor import Actor
+from clavier.core.errors import NotFound, quoted
 from clavier.quotas.models import Node, Usage
 
 
@@ -35,3 +41,37 @@ def usage_facts(row: Usage) -> dict[str, Any]:
         "used": row.used,
         "remaining": max(0, row.cap - row.used),
     }
+
+
+def owner_id(scope: str, name: str) -> UUID:
+    """The id of the tenant, user or node of that name. Raises NotFound."""
+    found: UUID | None = (
+        {
+            "tenant": Tenant.objects.filter(name=name),
+            "user": User.objects.filter(username=name),
+            "node": Node.objects.filter(name=name),
+        }[scope]
+        .values_list("pk", flat=True)
+        .first()
+    )
+    if found is None:
+        raise NotFound(f"There is no {scope} {quoted(name)}.", field=scope)
+    return found
+
+
+def owner_name(scope: str, scope_id: UUID) -> str:
+    """The name of a tenant, user or node; empty when it is gone."""
+    names: dict[str, QuerySet[Any, str]] = {
+        "tenant": Tenant.objects.filter(pk=scope_id).values_list("name", flat=True),
+        "user": User.objects.filter(pk=scope_id).values_list("username", flat=True),
+        "node": Node.objects.filter(pk=scope_id).values_list("name", flat=True),
+    }
+    return names[scope].first() or ""
+
+
+def with_owner_names(rows: QuerySet[Any]) -> QuerySet[Any]:
+    """Rows with a ``scope_id``, each with ``owner_name``."""
+    owners = (Tenant.objects.all(), "name"), (User.objects.all(), "username"), (Node.objects.all(), "name")
+    named = [Subquery(model.filter(pk=OuterRef("scope_id")).values(column)[:1]) for model, column in owners]
+    found: QuerySet[Any] = rows.annotate(owner_name=Coalesce(*named))
+    return found
