@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from runner.contract.folder import WORK
+
 RunKind = Literal["fine_tune", "evaluation", "model_import", "replica"]
 RUN_KINDS: tuple[RunKind, ...] = ("fine_tune", "evaluation", "model_import", "replica")
 
@@ -74,6 +76,20 @@ class Mount:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkItem:
+    """What lies at ``path`` below ``work/`` before the program starts; one of the others says what, none: a folder.
+
+    ``copy_of``: a host folder, copied, so that the program may change it. ``link_to``: a host path that is mounted
+    too. ``text``: the words of a small file.
+    """
+
+    path: str
+    copy_of: str | None = None
+    link_to: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RunSpec:
     """One run.
 
@@ -82,6 +98,8 @@ class RunSpec:
     may be stopped when capacity that it borrowed is wanted back.
     ``program``: a module below ``runner.programs`` started as ``python -m <program> RUN_FOLDER``, or None with
     ``argv`` for a user's own command. ``parameters`` is the program's own input (documented in each program).
+    ``work``: what is laid out in the run folder's ``work/`` before the first start; ``start_in``: the folder, relative
+    to the run folder, in which the program starts.
     ``node_names``: only these nodes (empty: any of the group).
     ``ready_file``: the run counts as PREPARING until the program has written ``work/ready.json``.
     """
@@ -92,6 +110,8 @@ class RunSpec:
     argv: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     mounts: tuple[Mount, ...] = ()
+    work: tuple[WorkItem, ...] = ()
+    start_in: str = WORK
     resources: Resources = field(default_factory=Resources)
     roles: tuple[Role, ...] = ()
     resource_group: str = "default"
@@ -129,6 +149,7 @@ class RunSpec:
         data["roles"] = tuple(
             Role(role["name"], role["count"], Resources(**role["resources"])) for role in data.get("roles", ())
         )
+        data["work"] = tuple(WorkItem(**item) for item in data.get("work", ()))
         data["image"] = Image(**data["image"]) if data.get("image") else None
         for name in ("argv", "node_names"):
             data[name] = tuple(data.get(name, ()))

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from runner.contract.folder import fsync_folder
+from runner.contract.folder import WORK, fsync_folder
 
 LAUNCH = "launch.json"
 LOCK = "lock"
@@ -41,7 +41,10 @@ class Bind:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """All that the wrapper needs to know, decided by the executor. ``user_id`` None: the platform's own user."""
+    """All that the wrapper needs to know, decided by the executor. ``user_id`` None: the platform's own user.
+
+    ``start_in``: the program's first folder, relative to the run folder.
+    """
 
     attempt: str
     spec_digest: str
@@ -60,6 +63,7 @@ class Order:
     max_file_mib: int
     max_log_mib: int
     labels: dict[str, str]
+    start_in: str = WORK
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict that ``from_json`` reads back."""

@@ -59,12 +59,11 @@ def program_environment(launch: Launch, python: str) -> dict[str, str]:
         "TMPDIR": os.path.join(work, "tmp"),
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": str(REPOSITORY),
         "OMP_NUM_THREADS": str(max(1, launch.wanted.cpu_milli // 1000)),
     }
     if spec.program is not None:
         # Files that a program leaves in its current folder must not hide modules.
-        environment["PYTHONSAFEPATH"] = "1"
+        environment |= {"PYTHONPATH": str(REPOSITORY), "PYTHONSAFEPATH": "1"}
     if not spec.needs_network:
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     environment["CUDA_VISIBLE_DEVICES"] = ",".join(launch.gpus)

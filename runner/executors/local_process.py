@@ -180,6 +180,7 @@ class LocalProcessExecutor:
             max_file_mib=spec.limits.max_file_mib,
             max_log_mib=self._max_log_mib,
             labels=launch.labels,
+            start_in=spec.start_in,
         )
 
     def _spawn_wrapper(self, folder: Path) -> str:

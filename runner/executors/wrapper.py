@@ -17,7 +17,7 @@ from typing import Any
 # Appended, not put first: nothing in the repository may hide a module of the standard library.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from runner.contract.folder import WORK, result_name
+from runner.contract.folder import result_name
 from runner.executors import confine, control, process_tree
 from runner.executors.control import Order
 from runner.executors.keeper import Pipes, keep
@@ -111,7 +111,7 @@ class Wrapper:
         if keeper == 0:
             for descriptor in (output, report, lifeline, log.descriptor):
                 os.close(descriptor)
-            folder = os.path.join(self._order.run_folder, WORK)
+            folder = os.path.join(self._order.run_folder, self._order.start_in)
             keep(self._order, folder, Pipes(output_end, report_end, lifeline_end))
         for descriptor in (output_end, report_end, lifeline_end):
             os.close(descriptor)

@@ -19,6 +19,7 @@ from runner.contract import folder
 from runner.executors.base import ExecutorError, Launch, LaunchRefused
 from runner.worker import scheduler
 from runner.worker.engines import executor
+from runner.worker.layout import lay_out
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +64,16 @@ def launch_of(attempt: Attempt) -> Launch:
 
 
 def prepare_folder(run: Run) -> Path:
-    """Make the run's folder and write its spec, once."""
+    """Make the run's folder, lay out its work and write its spec, once. Raises LaunchRefused, OSError.
+
+    The spec is written last: until it stands no program has run, so nothing of a program's is in the way.
+    """
     path = run_folder(run.pk)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
     path.mkdir(exist_ok=True, mode=0o750)
     spec = path / folder.SPEC
     if not spec.exists():
+        lay_out(path / folder.WORK, run.run_spec().work, run.tenant.number)
         folder.write_json_durably(spec, json.loads(json.dumps(run.spec)))
         os.chmod(spec, 0o644)
     return path

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from django.conf import settings
 from django.db import transaction
@@ -28,12 +28,23 @@ LONGEST_BACK_OFF = timedelta(minutes=5)
 
 
 def submit_run(
-    *, actor: Actor, kind: RunKind, name: str, subject_id: UUID, spec: RunSpec, not_before: datetime | None = None
+    *,
+    actor: Actor,
+    kind: RunKind,
+    name: str,
+    subject_id: UUID,
+    spec: RunSpec,
+    not_before: datetime | None = None,
+    run_id: UUID | None = None,
 ) -> Run:
-    """A new PENDING run. Raises Unprocessable (``unschedulable``) when no node could ever take it."""
+    """A new PENDING run. ``run_id``: its id, where the spec names paths of its folder.
+
+    Raises Unprocessable (``unschedulable``) when no node could ever take it.
+    """
     require_schedulable(spec)
     with transaction.atomic():
         run = Run.objects.create(
+            pk=run_id or uuid4(),
             tenant_id=actor.tenant_id,
             created_by_id=actor.user_id,
             kind=kind,
