@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from clavier.accounts.access import access_object, require_change, require_write
 from clavier.core.actor import Actor
-from clavier.core.errors import Conflict, Invalid, Unprocessable, quoted
+from clavier.core.errors import Conflict, Invalid, NotFound, Unprocessable, quoted
 from clavier.runs.models import Attempt, Run
 from clavier.runs.services import checked_resources, delete_run, stop_run, submit_run
 from clavier.runs.states import EndReason, RunState
@@ -156,7 +156,7 @@ def on_run_finished(run: Run) -> None:
         return
     try:
         start_replica(replica, after_s=min(FIRST_BACK_OFF_S * 2 ** (replica.restarts - 1), LONGEST_BACK_OFF_S))
-    except Unprocessable as refusal:  # no node is large enough any more; the ended run must still end
+    except (NotFound, Unprocessable) as refusal:  # its group or every large node is gone; the run must still end
         logger.warning("%s is not started again: %s", replica, refusal.message)
 
 
@@ -184,7 +184,7 @@ def run_spec_of(version: ServiceVersion) -> RunSpec:
         kind="replica",
         program=PROGRAM,
         parameters={
-            "server": "vllm" if resources.gpus else "llama.cpp",
+            "server": "vllm" if resources.has_gpu else "llama.cpp",
             "model": model,
             "adapter": adapter,
             "served_name": version.service.name,

@@ -5,13 +5,27 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from django.db.models import OuterRef, QuerySet, Subquery
+from django.db.models import OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 
 from clavier.accounts.models import Tenant, User
 from clavier.core.actor import Actor
 from clavier.core.errors import NotFound, quoted
-from clavier.quotas.models import Node, Usage
+from clavier.quotas.models import Node, ResourceGroup, ResourceGroupGrant, Usage
+
+
+def usable_groups(actor: Actor) -> QuerySet[ResourceGroup]:
+    """The groups that the actor may send runs to, also those that take none now."""
+    mine = ResourceGroupGrant.objects.filter(Q(tenant_id=actor.tenant_id) | Q(user_id=actor.user_id))
+    return ResourceGroup.objects.filter(Q(is_open=True) | Q(pk__in=mine.values("resource_group_id")))
+
+
+def access_group(actor: Actor, name: str) -> ResourceGroup:
+    """A group that the actor may use. Raises NotFound, the same whether others may use one of that name or not."""
+    found = usable_groups(actor).filter(name=name).first()
+    if found is None:
+        raise NotFound(f"There is no resource group {quoted(name)}.", field="resource_group")
+    return found
 
 
 def remaining(actor: Actor) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,14 +13,16 @@ from django.utils import timezone
 from django.utils.module_loading import import_string
 
 from clavier.core.actor import Actor
-from clavier.core.errors import Conflict, FieldProblem, InvalidFields, Unprocessable, quoted
-from clavier.quotas.models import Node, Usage
-from clavier.quotas.services import Placement, Shortage, amounts_of, move_reservations, release, reserve
+from clavier.core.errors import Conflict
+from clavier.quotas.models import Node
+from clavier.quotas.requests import checked_resources as checked_resources
+from clavier.quotas.requests import require_schedulable
+from clavier.quotas.services import Placement, Shortage, move_reservations, release, reserve
 from clavier.runs import queue
 from clavier.runs.models import Attempt, Outbox, Run, RunEvent
 from clavier.runs.outputs import run_folder
 from clavier.runs.states import EDGES, FINAL_STATE_OF, FINAL_STATES, RETRIED_REASONS, EndReason, RunState
-from runner.contract.run_spec import Resources, RunKind, RunSpec
+from runner.contract.run_spec import RunKind, RunSpec
 
 FIRST_BACK_OFF = timedelta(seconds=2)
 LONGEST_BACK_OFF = timedelta(minutes=5)
@@ -39,9 +40,10 @@ def submit_run(
 ) -> Run:
     """A new PENDING run. ``run_id``: its id, where the spec names paths of its folder.
 
-    Raises Unprocessable (``unschedulable``) when no node could ever take it.
+    Raises NotFound for a resource group that the actor may not use, Unprocessable (``unschedulable``, ``over_limit``)
+    when the group could never take the run.
     """
-    require_schedulable(spec)
+    require_schedulable(actor=actor, spec=spec)
     with transaction.atomic():
         run = Run.objects.create(
             pk=run_id or uuid4(),
@@ -200,49 +202,6 @@ def delete_run(*, run: Run) -> None:
     folder = run_folder(run.pk)
     run.delete()
     transaction.on_commit(lambda: shutil.rmtree(folder, ignore_errors=True))
-
-
-def require_schedulable(spec: RunSpec) -> None:
-    """Raises Unprocessable when even an empty node of the group could not take the run."""
-    nodes = Node.objects.filter(resource_group__name=spec.resource_group)
-    shortages: list[Shortage] = []
-    wanted = amounts_of(spec.resources)
-    for node in nodes:
-        rows = Usage.objects.filter(scope="node", scope_id=node.pk)
-        short = [Shortage("node", row.resource, row.cap, 0, wanted.get(row.resource, 0)) for row in rows]
-        short = [shortage for shortage in short if not shortage.can_ever_fit]
-        if not short:
-            return
-        shortages += short
-    detail = f"; the nearest node: {shortages[0]}" if shortages else ": it has no node"
-    raise Unprocessable(
-        f"No node of the resource group {spec.resource_group!r} can take this run{detail}. "
-        "Ask for less, or for another group.",
-        code="unschedulable",
-        field="resources",
-    )
-
-
-def checked_resources(given: Mapping[str, Any]) -> dict[str, int]:
-    """cpu_milli, memory_mib and gpus of the request, with defaults. Raises InvalidFields."""
-    bounds = {"cpu_milli": (100, 1_024_000), "memory_mib": (128, 64 * 1024 * 1024), "gpus": (0, 64)}
-    problems = [
-        FieldProblem(f"resources.{name}", "unknown_field", f"resources.{name} is none of {', '.join(bounds)}.")
-        for name in given
-        if name not in bounds
-    ]
-    defaults = Resources(cpu_milli=1000, memory_mib=4096)
-    found: dict[str, int] = {}
-    for name, (lowest, highest) in bounds.items():
-        value = given.get(name, getattr(defaults, name))
-        if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-            message = f"resources.{name} {quoted(value)} is no whole number from {lowest} to {highest}."
-            problems.append(FieldProblem(f"resources.{name}", "out_of_range", message))
-        else:
-            found[name] = value
-    if problems:
-        raise InvalidFields(problems)
-    return found
 
 
 def end_live_attempt(run: Run, reason: EndReason | None) -> None:
