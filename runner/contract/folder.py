@@ -21,6 +21,8 @@ CHECKPOINTS = "checkpoints"
 OUTPUT = "output"
 WORK = "work"
 MANIFEST = "MANIFEST.json"
+#: In the output of an image's import: what an engine loads.
+IMAGE = "image.tar"
 
 #: What the program's own user may write to; everything else in a run folder belongs to the platform.
 PROGRAM_FOLDERS = (CHECKPOINTS, OUTPUT, WORK)
