@@ -46,6 +46,7 @@ def home(tmp_path: Path, settings: Settings) -> Path:
     settings.CLAVIER_FILES = folder / "files"
     settings.CLAVIER_DATASETS = folder / "datasets"
     settings.CLAVIER_RUNS = folder / "runs"
+    settings.CLAVIER_IMAGES = folder / "images"
     settings.CLAVIER_EXECUTOR_FOLDER = folder / "executors"
     settings.FILE_UPLOAD_TEMP_DIR = str(folder / "uploads")
     (folder / "static").mkdir()

@@ -86,6 +86,8 @@ CLAVIER_RUN_DIR = socket_folder(CLAVIER_HOME)
 CLAVIER_FILES = CLAVIER_HOME / "files"
 CLAVIER_DATASETS = CLAVIER_HOME / "datasets"
 CLAVIER_RUNS = CLAVIER_HOME / "runs"
+#: One archive per image id; beside the runs, whose output is linked into it.
+CLAVIER_IMAGES = CLAVIER_HOME / "images"
 CLAVIER_EXECUTOR_FOLDER = CLAVIER_HOME / "executors"
 
 #: Uploads are spooled on the data file system, so that taking one over is a rename.
@@ -120,6 +122,7 @@ INSTALLED_APPS = [
     "clavier.files",
     "clavier.quotas",
     "clavier.runs",
+    "clavier.images",
     "clavier.api.common",
     "clavier.portal",
     "datasets_app",
@@ -219,6 +222,7 @@ RUN_FINISHED_HOOKS = {
     "fine_tune": "finetune_app.services.on_run_finished",
     "evaluation": "evaluation_app.services.on_run_finished",
     "model_import": "models_app.services.on_run_finished",
+    "image_import": "clavier.images.services.on_run_finished",
     "replica": "inference_app.services.on_run_finished",
 }
 RECONCILE_INTERVAL_S = float(env.str("RECONCILE_INTERVAL_S", default="1.0"))
@@ -231,6 +235,14 @@ LOCAL_NODE_MEMORY_MIB = env_int(
     2**31,
 )
 DISK_RESERVE_MIB = env_int("DISK_RESERVE_MIB", 512, 0, 2**31)
+
+# --- container images -------------------------------------------------------------------------------------------
+#: What the engines run; images of another architecture are refused at import.
+IMAGE_ARCHITECTURES = env_list(
+    "IMAGE_ARCHITECTURES", [{"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)]
+)
+#: Of one image, as an archive and unpacked.
+IMAGE_MAX_MIB = env_int("IMAGE_MAX_MIB", 40 * 1024, 1, 10**9)
 
 # --- models and files -------------------------------------------------------------------------------------------
 #: Folders of the server from which a tenant may register a base model in place.
@@ -314,7 +326,8 @@ SPECTACULAR_SETTINGS = {
         "ModelFormat": ["full", "adapter"],
         "ModelSource": "models_app.models.SOURCES",
         "ModelImportSource": "models_app.services.IMPORT_SOURCES",
-        "ModelVersionState": "models_app.models.VERSION_STATES",
+        "ImportState": "models_app.models.VERSION_STATES",
+        "ImageSource": "clavier.images.models.SOURCES",
         "ServiceState": "inference_app.queries.SERVICE_STATES",
     },
 }

@@ -32,6 +32,13 @@ def release(*, tenant_id: UUID, user_id: UUID, size_bytes: int, inodes: int) -> 
     charge(tenant_id=tenant_id, user_id=user_id, size_bytes=-size_bytes, inodes=-inodes)
 
 
+def refuse_over_limit(*, tenant_id: UUID, user_id: UUID, size_bytes: int, inodes: int, field: str | None) -> None:
+    """Raises StorageFull (``quota_exceeded``) early for what is charged later and would not fit now."""
+    row, _ = StorageUsage.objects.get_or_create(tenant_id=tenant_id, user_id=user_id)
+    if row.bytes_used + size_bytes > row.bytes_limit or row.inodes_used + inodes > row.inodes_limit:
+        raise over_limit(row, size_bytes, inodes, field)
+
+
 def over_limit(row: StorageUsage, size_bytes: int, inodes: int, field: str | None) -> StorageFull:
     """The refusal, saying how much is used, left and asked for."""
     if row.bytes_used + size_bytes > row.bytes_limit:
