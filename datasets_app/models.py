@@ -9,6 +9,7 @@ from django.db.models import Q
 
 from clavier.core.models import TenantOwned
 from datasets_app.formats import FORMATS
+from datasets_app.steps import SPLITS
 from datasets_app.validation import KINDS
 
 
@@ -46,6 +47,10 @@ class DatasetVersion(TenantOwned):
     findings = models.JSONField(default=dict, help_text="{errors, warnings, counts, items: first ones with line}")
     statistics = models.JSONField(default=dict, help_text="{row_bytes: {min, mean, max}, labels: {label: rows}}")
     mapping = models.JSONField(default=dict, help_text="{our column: the file's}, for columns that were renamed.")
+    split = models.CharField(max_length=10, blank=True, choices=[(name, name) for name in SPLITS])
+    parent = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, blank=True, related_name="derived")
+    steps = models.JSONField(default=list, help_text="What was done to the parent's rows to make this version.")
+    changes = models.JSONField(default=dict, help_text="{removed: {step: rows}, changed: ..., personal_data: ...}")
     is_usable = models.BooleanField(default=True)
     stored_bytes = models.BigIntegerField(help_text="What its folder was charged with.")
     stored_inodes = models.PositiveIntegerField()

@@ -42,7 +42,7 @@ MAX_WORD_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class _Checked:
+class Checked:
     """A file that passed the gate, in its future version's folder, not yet in place."""
 
     version_id: UUID
@@ -93,7 +93,7 @@ def create_dataset_with_file(
             disk_changes(settings.CLAVIER_DATASETS) as disk,
             transaction.atomic(durable=True),
         ):
-            return _add_version(actor, _insert_dataset(actor, values), checked, disk)
+            return add_version(actor, _insert_dataset(actor, values), checked, disk)
 
 
 def upload_version(
@@ -123,7 +123,7 @@ def upload_version(
             locked = Dataset.objects.select_for_update().filter(pk=found.pk).first()
             if locked is None:
                 raise NotFound(f"There is no data set {quoted(str(found.pk))}.")
-            return _add_version(actor, locked, checked, disk)
+            return add_version(actor, locked, checked, disk)
 
 
 def update_dataset(*, actor: Actor, dataset: Dataset, **changes: Any) -> Dataset:
@@ -172,7 +172,7 @@ def original_path(version: DatasetVersion) -> Path:
 @contextmanager
 def _passed_gate(
     actor: Actor, upload: UploadedFile[Any], file_name: str, purpose: str, mapping: Mapping[str, str] | None
-) -> Iterator[_Checked]:
+) -> Iterator[Checked]:
     """A checked file in a folder of its own, which is gone after the block unless it was put into place."""
     if purpose and purpose not in PURPOSES:
         allowed = ", ".join(PURPOSES)
@@ -184,19 +184,41 @@ def _passed_gate(
     root: Path = settings.CLAVIER_DATASETS
     # Everything but clean JSONL is written a second time, as rows.
     staged = stage(upload, root, field="file", extra_bytes=0 if file_format == "jsonl" else int(upload.size or 0))
+    try:
+        with examined(
+            actor, lambda original: os.rename(staged.path, original), name, purpose=purpose, mapping=mapping
+        ) as checked:
+            yield checked
+    finally:
+        staged.discard()
+
+
+@contextmanager
+def examined(
+    actor: Actor,
+    write: Callable[[Path], None],
+    file_name: str,
+    *,
+    purpose: str = "",
+    mapping: Mapping[str, str] | None = None,
+) -> Iterator[Checked]:
+    """The file that ``write`` puts under a path, through the gate; its folder is gone after the block unless placed.
+
+    Raises InvalidFields with the first findings.
+    """
+    file_format = format_of(file_name)
     version_id = uuid.uuid4()
-    folder = root / INCOMING / str(version_id)
+    folder = settings.CLAVIER_DATASETS / INCOMING / str(version_id)
     try:
         folder.mkdir(mode=0o700, parents=True)
         original = folder / original_name(file_format)
-        os.rename(staged.path, original)
+        write(original)
         report = examine(original, folder, file_format=file_format, purpose=purpose, mapping=mapping)
         if not report.is_usable:
             raise refusal(report.findings)
         _share(folder, own_tenant(actor).number)
-        yield _Checked(version_id, folder, name, file_format, report)
+        yield Checked(version_id, folder, file_name, file_format, report)
     finally:
-        staged.discard()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -212,8 +234,8 @@ def refusal(findings: Findings) -> InvalidFields:
     return InvalidFields(problems)
 
 
-def _add_version(actor: Actor, dataset: Dataset, checked: _Checked, disk: DiskChanges) -> DatasetVersion:
-    """Charge, insert and rename. Call inside the transaction that guards the data set."""
+def add_version(actor: Actor, dataset: Dataset, checked: Checked, disk: DiskChanges, **origin: Any) -> DatasetVersion:
+    """Charge, insert and rename; ``origin``: parent, steps, changes, split. Call inside the data set's transaction."""
     report = checked.report
     stored_bytes, stored_inodes = footprint(checked.folder)
     original = checked.folder / original_name(checked.file_format)
@@ -239,6 +261,7 @@ def _add_version(actor: Actor, dataset: Dataset, checked: _Checked, disk: DiskCh
         mapping=report.mapping,
         stored_bytes=stored_bytes,
         stored_inodes=stored_inodes,
+        **origin,
     )
     tenant = str(actor.tenant_id)
     shared_folder(settings.CLAVIER_DATASETS, (tenant,), own_tenant(actor).number)

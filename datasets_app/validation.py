@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from datasets_app.findings import Findings
 from datasets_app.formats import MIB, Row, json_type
+from datasets_app.personal import kinds_in
 from datasets_app.strict_json import has_escaped_control
 
 #: Columns by which a kind is known, in the order in which they are tried.
@@ -82,6 +83,7 @@ class RowChecks:
         self._signatures: Counter[tuple[tuple[str, type], ...]] = Counter()
         self._columns: dict[str, Counter[str]] = {}
         self._labels: Counter[str] = Counter()
+        self._personal: Counter[str] = Counter()
         self._seen: dict[int, int] = {}
         self._bytes = (0, 0, 0)
 
@@ -121,6 +123,8 @@ class RowChecks:
         """``{row_bytes: {min, mean, max}}`` and, for labelled rows, ``labels: {label: rows}``."""
         least, most, total = self._bytes
         facts: dict[str, Any] = {"row_bytes": {"min": least, "mean": round(total / max(1, self.count), 1), "max": most}}
+        if self._personal:
+            facts["personal_data"] = dict(self._personal.most_common())
         if self._labels:
             facts["labels"] = dict(self._labels.most_common(100))
         return facts
@@ -134,6 +138,11 @@ class RowChecks:
             self._findings.warn(0, message, reason="duplicates_partly_checked")
 
     def _look_for_warnings(self, line: int, row: Row, text: bytes) -> None:
+        for kind, count in kinds_in(text).items():
+            self._personal[kind] += count
+            if self._personal[kind] == count:  # the first row with this kind; the others are counted
+                message = f"the row holds personal data or a secret ({kind}); a cleaned version can replace it."
+                self._findings.warn(line, message, reason=f"personal_{kind}")
         if len(text) > LONG_ROW_BYTES:
             self._findings.warn(line, f"the row has {len(text) / MIB:.1f} MiB.", reason="long_row", sample=text)
         if b"\\" in text and has_escaped_control(row, text):

@@ -19,6 +19,7 @@ from clavier.api.native.fields import Choice, Form, Strict, Text, WholeNumber, W
 from clavier.api.native.nouns.common import Owned, Reference
 from clavier.api.native.schema import BINARY, operation
 from clavier.api.native.views import FormView, NativeView
+from datasets_app.derive import compare_versions, derive_version, split_version
 from datasets_app.formats import FORMATS
 from datasets_app.mapping import read_mapping
 from datasets_app.models import Dataset
@@ -32,6 +33,7 @@ from datasets_app.services import (
     update_dataset,
     upload_version,
 )
+from datasets_app.steps import STEP_NAMES
 from datasets_app.validation import KINDS, PURPOSES
 
 _PURPOSE_HELP = "What the rows are for; demands their columns. Absent: whatever the columns look like."
@@ -71,6 +73,10 @@ class DatasetVersionDetail(DatasetVersionItem):
     mapping = serializers.DictField(
         child=serializers.CharField(), help_text="Columns that were renamed: ours to the file's."
     )
+    split = serializers.CharField(help_text="train, validation, test or empty.")
+    parent = Reference(allow_null=True)
+    steps = serializers.ListField(child=serializers.DictField(), help_text="What was done to the parent's rows.")
+    changes = serializers.DictField(help_text="`{removed, changed, personal_data}`, counted by step.")
     statistics = serializers.DictField(help_text="`{row_bytes: {min, mean, max}, labels: {label: rows}}`.")
 
 
@@ -136,6 +142,38 @@ class NewVersion(Form):
     )
     purpose = Choice(tuple(PURPOSES), required=False, help_text=_PURPOSE_HELP)
     mapping = Text(required=False, max_length=10_000, help_text=_MAPPING_HELP)
+
+
+class Derivation(Strict):
+    steps = serializers.ListField(
+        child=serializers.DictField(),
+        help_text="In order: " + ", ".join(f"`{name}`" for name in STEP_NAMES) + ", each with its options.",
+    )
+
+
+class Split(Strict):
+    splits = serializers.DictField(help_text='Shares that sum to 1: `{"train": 0.8, "validation": 0.1, "test": 0.1}`.')
+    seed = WholeNumber(min_value=0, max_value=2**32 - 1, default=42, help_text="Another seed, another split.")
+
+
+class Splits(serializers.Serializer[Any]):
+    train = DatasetVersionDetail()
+    validation = DatasetVersionDetail(required=False)
+    test = DatasetVersionDetail(required=False)
+
+
+class DiffQuery(Form):
+    against = serializers.UUIDField(
+        required=False, help_text="The other version. Absent: the parent, else the version before."
+    )
+
+
+class Diff(serializers.Serializer[Any]):
+    added = serializers.IntegerField(help_text="Rows that only this version has.")
+    removed = serializers.IntegerField(help_text="Rows that only the other version has.")
+    common = serializers.IntegerField()
+    added_samples = serializers.ListField(child=serializers.DictField(), help_text="The first 20.")
+    removed_samples = serializers.ListField(child=serializers.DictField(), help_text="The first 20.")
 
 
 class RowsQuery(Form):
@@ -227,6 +265,42 @@ class DatasetVersionView(NativeView):
         """Refused while something refers to it."""
         delete_version(actor=self.actor, version=access_dataset_version(self.actor, version_id))
         return Response(status=204)
+
+
+class DeriveView(NativeView):
+    @operation("derive_dataset_version", "datasets", "Make the next version by steps", body=Derivation,
+               answer=DatasetVersionDetail, status=201, errors=(404, 409, 507), examples=(
+                   OpenApiExample("Clean", {"steps": [{"step": "deduplicate", "near": True}, {"step": "deidentify"}]},
+                                  request_only=True),
+               ))  # fmt: skip
+    @idempotent(atomic=False)
+    def post(self, request: Request, version_id: UUID) -> Response:
+        """The version itself stays as it is. Refused when the steps change nothing."""
+        version = access_dataset_version(self.actor, version_id)
+        made = derive_version(actor=self.actor, version=version, **self.body(Derivation))
+        return Response(DatasetVersionDetail(made).data, status=201)
+
+
+class SplitView(NativeView):
+    @operation("split_dataset_version", "datasets", "Split a version into train, validation and test", body=Split,
+               answer=Splits, status=201, errors=(404, 507))  # fmt: skip
+    @idempotent(atomic=False)
+    def post(self, request: Request, version_id: UUID) -> Response:
+        """A new version for each split. Equal rows always land in the same one."""
+        version = access_dataset_version(self.actor, version_id)
+        made = split_version(actor=self.actor, version=version, **self.body(Split))
+        return Response(Splits(made).data, status=201)
+
+
+class DiffView(NativeView):
+    @operation("compare_dataset_versions", "datasets", "What differs between two versions", query=DiffQuery,
+               answer=Diff, errors=(404,))  # fmt: skip
+    def get(self, request: Request, version_id: UUID) -> Response:
+        """Rows of this version that the other lacks, and the other way round; the first of each are listed."""
+        new = access_dataset_version(self.actor, version_id)
+        against = self.query(DiffQuery).get("against")
+        old = access_dataset_version(self.actor, against, field="against") if against else None
+        return Response(compare_versions(actor=self.actor, old=old, new=new))
 
 
 class DatasetRowsView(NativeView):

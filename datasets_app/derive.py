@@ -1,0 +1,168 @@
+"""New versions from old ones: cleaned, renamed, split; and what differs between two."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path, PurePath
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+
+from clavier.accounts.access import require_change
+from clavier.core.actor import Actor
+from clavier.core.errors import Conflict, Invalid, NotFound, quoted
+from clavier.files.storage import disk_changes, refuse_low_disk
+from datasets_app.formats import MIB, Row
+from datasets_app.models import Dataset, DatasetVersion
+from datasets_app.queries import access_dataset_version
+from datasets_app.services import add_version, examined, rows_path
+from datasets_app.steps import Tally, apply, checked_shares, checked_steps, keys_of, row_key, split_of_rows
+from datasets_app.strict_json import encode_row
+
+#: Larger versions are changed outside and uploaded again: a request must end.
+MAX_DERIVED_BYTES = 4 * 1024 * MIB
+LISTED = 20
+
+
+def derive_version(*, actor: Actor, version: DatasetVersion, steps: Sequence[Mapping[str, Any]]) -> DatasetVersion:
+    """The next version of the same data set, made from this one's rows by steps (see ``steps.py``).
+
+    Raises NotFound, Forbidden, Invalid (a bad step), Conflict (``nothing_changed``), StorageFull.
+    """
+    found = _changeable(actor, version)
+    functions, tally = checked_steps(steps), Tally()
+    with examined(actor, _writer(lambda: apply(functions, read_all(found), tally)), derived_name(found)) as checked:
+        changes = tally.as_json()
+        if not tally.removed.total() and not tally.changed.total():
+            raise Conflict("The steps change no row, so there is no new version.", code="nothing_changed")
+        with disk_changes(settings.CLAVIER_DATASETS) as disk, transaction.atomic(durable=True):
+            origin = {"parent": found, "steps": list(steps), "changes": changes, "split": found.split}
+            return add_version(actor, _locked(found), checked, disk, **origin)
+
+
+def split_version(
+    *, actor: Actor, version: DatasetVersion, splits: Mapping[str, Any], seed: int = 42
+) -> dict[str, DatasetVersion]:
+    """A version for each split (train, validation, test) of this one's rows; equal rows stay together.
+
+    Raises NotFound, Forbidden, Invalid (shares; ``empty_dataset`` when a split would have no row), StorageFull.
+    """
+    shares = checked_shares(splits)
+    found = _changeable(actor, version)
+    places = split_of_rows(keys_of(read_all(found)), shares, seed)
+    counts = Counter(places)
+    empty = [name for name in shares if not counts[name]]
+    if empty:
+        message = f"The split {empty[0]} would get none of the {found.num_samples:,} rows. Choose other shares."
+        raise Invalid(message, code="empty_dataset", field="splits")
+    with ExitStack() as stack:
+        checked = {}
+        for name in shares:
+            write = _writer(_rows_of(found, places, name))
+            checked[name] = stack.enter_context(examined(actor, write, derived_name(found, name)))
+        with disk_changes(settings.CLAVIER_DATASETS) as disk, transaction.atomic(durable=True):
+            dataset = _locked(found)
+            step = [{"step": "split", "splits": shares, "seed": seed}]
+            return {
+                name: add_version(actor, dataset, checked[name], disk, parent=found, steps=step, split=name)
+                for name in shares
+            }
+
+
+def compare_versions(*, actor: Actor, new: DatasetVersion, old: DatasetVersion | None = None) -> dict[str, Any]:
+    """``{added, removed, common, added_samples, removed_samples}``: rows that only one of two versions has.
+
+    ``old`` None: the parent, else the version before, else nothing. Rows that differ only in case and white space
+    count as the same. Raises NotFound.
+    """
+    new = access_dataset_version(actor, new.pk)
+    old = access_dataset_version(actor, old.pk) if old else version_before(new)
+    old_rows: Callable[[], Iterator[Row]] = partial(read_all, old) if old else partial(iter, ())
+    before = Counter(row_key(row) for row in old_rows())
+    left = before.copy()
+    added = 0
+    added_samples: list[Row] = []
+    removed_samples: list[Row] = []
+    for row in read_all(new):
+        key = row_key(row)
+        if left[key]:
+            left[key] -= 1
+            continue
+        added += 1
+        if len(added_samples) < LISTED:
+            added_samples.append(row)
+    missing = left.copy()
+    for row in old_rows():
+        key = row_key(row)
+        if missing[key] and len(removed_samples) < LISTED:
+            missing[key] -= 1
+            removed_samples.append(row)
+    removed = left.total()
+    return {
+        "added": added,
+        "removed": removed,
+        "common": before.total() - removed,
+        "added_samples": added_samples,
+        "removed_samples": removed_samples,
+    }
+
+
+def version_before(version: DatasetVersion) -> DatasetVersion | None:
+    """What a version is naturally compared with: its parent, else the one before it."""
+    if version.parent is not None:
+        return version.parent
+    earlier = DatasetVersion.objects.filter(dataset_id=version.dataset_id, number__lt=version.number)
+    return earlier.order_by("-number").first()
+
+
+def read_all(version: DatasetVersion) -> Iterator[Row]:
+    """Every row of a version, in order."""
+    with open(rows_path(version), "rb") as stream:
+        for line in stream:
+            yield json.loads(line)
+
+
+def derived_name(version: DatasetVersion, split: str = "") -> str:
+    """The file name of a version made from another: ``faq.jsonl``, ``faq.train.jsonl``."""
+    stem = PurePath(version.file_name).stem
+    return f"{stem}.{split}.jsonl" if split else f"{stem}.jsonl"
+
+
+def _changeable(actor: Actor, version: DatasetVersion) -> DatasetVersion:
+    found = access_dataset_version(actor, version.pk)
+    require_change(actor, found.dataset, noun="data set")
+    size = rows_path(found).stat().st_size
+    if size > MAX_DERIVED_BYTES:
+        raise Invalid(
+            f"{found} has {size / MIB:,.0f} MiB of rows; up to {MAX_DERIVED_BYTES // MIB:,} MiB are changed here. "
+            "Change the file outside and upload it as a new version.",
+            code="too_large",
+            field="version",
+        )
+    refuse_low_disk(settings.CLAVIER_DATASETS, size, None)
+    return found
+
+
+def _writer(rows: Callable[[], Iterable[Row]]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with open(path, "wb", buffering=MIB) as stream:
+            for row in rows():
+                stream.write(encode_row(row).encode() + b"\n")
+
+    return write
+
+
+def _rows_of(version: DatasetVersion, places: list[str], name: str) -> Callable[[], Iterator[Row]]:
+    return lambda: (row for row, place in zip(read_all(version), places, strict=True) if place == name)
+
+
+def _locked(version: DatasetVersion) -> Dataset:
+    locked = Dataset.objects.select_for_update().filter(pk=version.dataset_id).first()
+    if locked is None:
+        raise NotFound(f"There is no data set {quoted(str(version.dataset_id))}.")
+    return locked
