@@ -124,6 +124,7 @@ INSTALLED_APPS = [
     "clavier.runs",
     "clavier.images",
     "clavier.api.common",
+    "clavier.api.legacy",
     "clavier.portal",
     "datasets_app",
     "models_app",
@@ -282,7 +283,7 @@ SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 CONTENT_SECURITY_POLICY = {
     # The admin theme evaluates small expressions in attributes and writes styles; nothing else may.
-    "EXCLUDE_URL_PREFIXES": ("/admin/", "/api/docs"),
+    "EXCLUDE_URL_PREFIXES": ("/admin/", "/api/docs", "/api/platform/docs"),
     "DIRECTIVES": {
         "default-src": ["'self'"],
         "img-src": ["'self'", "data:"],

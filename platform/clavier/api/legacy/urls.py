@@ -1,0 +1,28 @@
+"""Every route of the document. Each is served with and without ``/api`` in front; no route ends in a slash."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.urls import URLPattern, path
+
+from clavier.api.legacy.nouns import files
+
+#: As the document prints them.
+ROUTES: tuple[tuple[str, type[Any]], ...] = (
+    ("api/file/file/uploadFolder", files.PrivateUploadView),
+    ("api/file/file/uploadPublicFolder", files.PublicUploadView),
+)
+
+
+def served(route: str, view: type[Any]) -> list[URLPattern]:
+    """Both spellings of a route."""
+    bare = route.removeprefix("api/")
+    # The document of this dialect is made from ``urlpatterns`` alone, so these stay out of the native one.
+    return [path(spelling, view.as_view(schema=None)) for spelling in (bare, f"api/{bare}")]
+
+
+#: What the OpenAPI document shows.
+urlpatterns = [path(route, view.as_view()) for route, view in ROUTES]
+#: What the platform answers.
+served_patterns = [pattern for route, view in ROUTES for pattern in served(route, view)]
