@@ -7,6 +7,7 @@ from typing import Any
 from django.db.models import Q, QuerySet
 
 from clavier.core.actor import Actor
+from clavier.core.errors import Forbidden
 from clavier.runs import outputs
 from clavier.runs.models import Run
 from clavier.runs.queries import position, progress
@@ -24,6 +25,13 @@ def visible_tasks(actor: Actor, *, state: str = "", search: str = "") -> QuerySe
     if search:
         tasks = tasks.filter(Q(name__icontains=search) | Q(description__icontains=search))
     return tasks
+
+
+def tasks_of_all_tenants(operator: Actor) -> QuerySet[FineTuneTask]:
+    """Every tenant's tasks with their newest run. Raises Forbidden unless an operator asks."""
+    if not operator.is_operator:
+        raise Forbidden("Only operators see the tasks of all tenants.")
+    return FineTuneTask.objects.select_related("run", "base_version__model", "train_dataset__dataset", "created_by")
 
 
 def runs_of(task: FineTuneTask) -> QuerySet[Run]:

@@ -151,10 +151,17 @@ def problems_of(details: Any, path: str = "", *, brackets: bool = False) -> Iter
     elif isinstance(details, dict):
         for name, inner in details.items():
             # The framework files what concerns the whole body under this name.
-            yield from problems_of(inner, path if name == "non_field_errors" else f"{path}{name}.", brackets=brackets)
+            place = path if name == "non_field_errors" else _place(path, name, brackets)
+            yield from problems_of(inner, place, brackets=brackets)
     elif isinstance(details, list):
         for number, inner in enumerate(details):
             is_leaf = not isinstance(inner, list) and set(inner) == {"message", "code"}
-            place = f"{path.removesuffix('.')}[{number}]." if brackets else f"{path}{number}."
             if inner:
-                yield from problems_of(inner, path if is_leaf else place, brackets=brackets)
+                yield from problems_of(inner, path if is_leaf else _place(path, number, brackets), brackets=brackets)
+
+
+def _place(path: str, name: str | int, brackets: bool) -> str:
+    """The path of what is under a name or at a number."""
+    if brackets and isinstance(name, int):
+        return f"{path.removesuffix('.')}[{name}]."
+    return f"{path}{name}."

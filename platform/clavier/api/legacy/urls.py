@@ -6,12 +6,22 @@ from typing import Any
 
 from django.urls import URLPattern, path
 
-from clavier.api.legacy.nouns import files
+from clavier.api.legacy.nouns import files, models, resources, tuning
 
 #: As the document prints them.
 ROUTES: tuple[tuple[str, type[Any]], ...] = (
     ("api/file/file/uploadFolder", files.PrivateUploadView),
     ("api/file/file/uploadPublicFolder", files.PublicUploadView),
+    ("model/aiApplication/getAiApplicationList", models.ModelListView),
+    ("model/aiApplication/getAiApplicationDetail", models.ModelDetailView),
+    ("model/aiApplicationVersion/getAiApplicationVersionList", models.VersionListView),
+    ("model/aiApplicationVersion/getAiApplicationVersionDetail", models.VersionDetailView),
+    ("kernel/fineTune/createLlmFineTuneTask", tuning.CreateTaskView),
+    ("kernel/fineTune/listLlmFineTuneTask", tuning.TaskListView),
+    ("kernel/fineTune/queryLlmFineTuneTaskDetail", tuning.TaskDetailView),
+    ("kernel/fineTuneManage/listFineTuneTaskManage", tuning.ManageListView),
+    ("system/config/getRemainResource", resources.RemainView),
+    ("resource/configRemake/getQuotaRemainResource", resources.StorageQuotaView),
 )
 
 

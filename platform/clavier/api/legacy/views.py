@@ -30,7 +30,7 @@ class LegacyView(APIView):
     content_negotiation_class = AlwaysJson
     envelope: ClassVar[Envelope]
     #: A service's field -> the document's.
-    field_names: ClassVar[dict[str, str]] = {}
+    field_names: dict[str, str] = {}
     person: Person
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:

@@ -1,0 +1,147 @@
+"""Parts of request bodies that several operations share: resources, hyperparameters, variables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+from clavier.api.legacy.fields import Body, Number, OneOf, Structure, Word
+from clavier.api.legacy.words import said, say
+
+GPU_SHARES = ("none", "share", "vgpu", "mig")
+MASK = "***"
+_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|PRIVATE|(API|ACCESS)_?KEY", re.IGNORECASE)
+
+
+@extend_schema_field({"oneOf": [{"type": "string"}, {"type": "number"}, {"type": "boolean"}], "nullable": True})
+class Value(serializers.Field[Any, Any, Any, Any]):
+    """The value of a hyperparameter: a text as the document writes it, or a number or true/false."""
+
+    default_error_messages = {
+        "required": said("必填", "this field is required."),
+        "null": said("必填", "this field is required."),
+        "wrong_type": said("须为字符串或数字", "needs a text or a number."),
+    }
+
+    def to_internal_value(self, data: Any) -> Any:
+        """Raises ValidationError."""
+        if not isinstance(data, str | int | float):
+            self.fail("wrong_type")
+        return data
+
+    def to_representation(self, value: Any) -> Any:
+        """As it is."""
+        return value
+
+
+class HyperParameter(Body):
+    """One entry of commonHyperParameters and fineTuneHyperParameters; one without a name is none."""
+
+    name = Word(max_length=200, help_text="超参数名称")
+    value = Value(required=False, allow_null=True, help_text="超参数值")
+    description = Word(help_text="超参数描述")
+
+
+class GpuResource(Body):
+    """GPUs of one container: whole ones, a share of one, or MIG slices."""
+
+    gpuNum = Number(help_text="gpu数量")
+    gpuCores = Number(
+        high=100, help_text="gpu核数（百分比），需 gpuShare=share / percent of one GPU, with gpuShare=share"
+    )
+    gpuMem = Number(help_text="gpu内存（GiB），需 gpuShare=share / GiB of one GPU, with gpuShare=share")
+    gpuShare = OneOf(GPU_SHARES, help_text="none 整卡，share 或 vgpu 共享，mig 切分")
+    migRes = Word(max_length=40, help_text="MIG 规格，例如 1g.10gb")
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """Raises ValidationError for fields that do not go together."""
+        shares = attrs.get("gpuShare") in ("share", "vgpu")
+        for name in ("gpuCores", "gpuMem"):
+            if attrs.get(name) and not shares:
+                message = say(f"{name} 需要 gpuShare=share", f"{name} needs gpuShare=share.")
+                raise serializers.ValidationError({name: message}, code="conflicting_fields")
+        if attrs.get("migRes") and shares:
+            message = say("migRes 与 gpuShare=share 冲突", "migRes and gpuShare=share contradict each other.")
+            raise serializers.ValidationError({"migRes": message}, code="conflicting_fields")
+        return attrs
+
+
+class ContainerResource(Body):
+    """Cores, GiB and GPUs of one container."""
+
+    cpuNumber = Number(1, 1024, help_text="cpu核数 / cores")
+    memory = Number(1, 65_536, help_text="内存（GiB）/ memory in GiB")
+    gpuResource = GpuResource(required=False, allow_null=True, help_text="GPU资源")
+
+
+class NodeResource(ContainerResource):
+    """The same for all containers of a role."""
+
+    nodeType = OneOf(("master", "worker"), help_text="节点类型 master,worker")
+    numbers = Number(1, 256, help_text="节点数量 / containers of the role")
+
+
+class Variables(Structure):
+    """Environment variables: ``[{"A": "1"}]`` or ``[{"name": "A", "value": "1"}]``, or that as a text."""
+
+    default_error_messages = {
+        "bad_entry": said('{place} 须为 {{"变量名": "值"}}', '{place} needs {{"NAME": "value"}}.'),
+    }
+
+    def to_internal_value(self, data: Any) -> list[dict[str, Any]]:
+        """Raises ValidationError naming the entry."""
+        entries = super().to_internal_value(data)
+        for number, entry in enumerate(entries):
+            if not isinstance(entry, dict):
+                raise serializers.ValidationError(
+                    [say(f"{self.field_name}[{number}] 须为对象", f"{self.field_name}[{number}] needs an object.")],
+                    code="wrong_type",
+                )
+        return list(entries)
+
+
+def environment_of(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Name -> value of the variables, in both spellings of an entry."""
+    found: dict[str, Any] = {}
+    for entry in entries:
+        if set(entry) == {"name", "value"}:
+            found[entry["name"]] = entry["value"]
+        else:
+            found |= entry
+    return found
+
+
+def without_secrets(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The variables as they may be stored and shown: values whose names speak of secrets are masked."""
+    return [
+        {"name": entry["name"], "value": masked(str(entry["name"]), entry["value"])}
+        if set(entry) == {"name", "value"}
+        else {name: masked(name, value) for name, value in entry.items()}
+        for entry in entries
+    ]
+
+
+def masked(name: str, value: Any) -> Any:
+    """The value, or a mask where the name speaks of a secret."""
+    return MASK if _SECRET.search(name) else value
+
+
+def resources_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A container's resources in the platform's units; only what was asked for."""
+    gpu = values.get("gpuResource") or {}
+    found = {}
+    if values.get("cpuNumber"):
+        found["cpu_milli"] = values["cpuNumber"] * 1000
+    if values.get("memory"):
+        found["memory_mib"] = values["memory"] * 1024
+    if gpu.get("migRes"):
+        found |= {"mig_profile": gpu["migRes"], "mig_devices": gpu.get("gpuNum") or 1}
+    elif gpu.get("gpuShare") in ("share", "vgpu"):
+        found |= {"gpu_cores_percent": gpu.get("gpuCores") or 0, "gpu_memory_mib": (gpu.get("gpuMem") or 0) * 1024}
+    elif gpu.get("gpuNum"):
+        found["gpus"] = gpu["gpuNum"]
+    return found

@@ -1,0 +1,204 @@
+"""4. and 5. Fine-tuning and pretraining: create, list, detail, the administrator's list."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from rest_framework.test import APIClient
+
+from clavier.accounts.models import User
+from clavier.core.actor import Actor
+from finetune_app.models import FineTuneTask
+from tests.api.legacy.conftest import ENGLISH, failure, payload
+from tests.api.native.conftest import end, make_dataset, make_model
+
+CREATE = "/kernel/fineTune/createLlmFineTuneTask"
+LIST = "/kernel/fineTune/listLlmFineTuneTask"
+DETAIL = "/kernel/fineTune/queryLlmFineTuneTaskDetail"
+MANAGE = "/kernel/fineTuneManage/listFineTuneTaskManage"
+
+
+@pytest.fixture
+def body(alice: Actor, node: None) -> dict[str, Any]:
+    """A request for a LoRA on Alice's data, with the document's own hyperparameters."""
+    return {
+        "name": "客服微调 v1",
+        "describe": "🤖 第一次",
+        "createWay": "system",
+        "fineTuneStrategy": "LoRA",
+        "modelVersionId": str(make_model(alice).pk),
+        "datasetVersionId": str(make_dataset(alice).pk),
+        "commonHyperParameters": [
+            {"name": "learning_rate", "value": "1e-4", "description": "学习率"},
+            {"name": "num_train_epochs", "value": "1", "description": "训练轮数"},
+        ],
+        "fineTuneHyperParameters": [{"name": "lora_r", "value": "8", "description": "LoRA微调的秩大小"}],
+        "resource": [{"nodeType": "master", "numbers": 1, "cpuNumber": 1, "memory": 1, "gpuResource": {"gpuNum": 0}}],
+        "isPretrain": 0,
+        "type": "PyTorch",
+    }
+
+
+def post(client: APIClient, route: str, body: dict[str, Any], **headers: Any) -> Any:
+    """A JSON request."""
+    return client.post(route, body, format="json", **headers)
+
+
+def names(client: APIClient, route: str = LIST, **body: Any) -> list[str]:
+    """Names on a page."""
+    return [row["name"] for row in payload(post(client, route, body))["rows"]]
+
+
+@pytest.mark.parametrize("prefix", ["", "/api"])
+def test_a_lora_is_created_and_its_id_comes_back(alice_client: APIClient, body: dict[str, Any], prefix: str) -> None:
+    made = payload(post(alice_client, prefix + CREATE, body))
+    task = FineTuneTask.objects.get(pk=made["taskId"])
+    assert made == {"taskId": str(task.pk), "id": str(task.pk), "name": "客服微调 v1", "status": "Pending"}
+    assert (task.recipe, task.method, task.description) == ("sft", "lora", "🤖 第一次")
+    assert (task.hyperparameters["learning_rate"], task.hyperparameters["lora_r"]) == (1e-4, 8)
+    assert (task.resources["cpu_milli"], task.resources["memory_mib"]) == (1000, 1024)
+
+
+def test_every_field_comes_back_in_the_detail(alice_client: APIClient, body: dict[str, Any]) -> None:
+    body |= {"jobName": "j", "devices": "all", "podDelete": 1, "resourceType": "标准模式", "isUrgentTask": "NO"}
+    made = payload(post(alice_client, CREATE, body))
+    found = payload(alice_client.post(f"{DETAIL}?taskId={made['taskId']}"))
+    expected = {**body, "isUrgentTask": False}
+    assert {name: found[name] for name in expected} == expected
+    assert (found["status"], found["userName"], found["runTime"]) == ("Pending", "alice", "")
+
+
+def test_the_detail_reads_its_id_from_query_form_and_json(alice_client: APIClient, body: dict[str, Any]) -> None:
+    task_id = payload(post(alice_client, CREATE, body))["taskId"]
+    form = "application/x-www-form-urlencoded"
+    asked = [
+        alice_client.post(f"/api{DETAIL}?taskId={task_id}"),
+        alice_client.post(DETAIL, f"taskId={task_id}", content_type=form),
+        post(alice_client, DETAIL, {"taskId": task_id}),
+    ]
+    assert [payload(response)["taskId"] for response in asked] == [task_id] * 3
+    failure(alice_client.post(DETAIL), 400, "required", "taskId")
+
+
+def test_pretraining_is_told_apart(alice_client: APIClient, alice: Actor, node: None) -> None:
+    text = make_dataset(alice, "corpus", '{"text": "你好，世界"}\n' * 5)
+    made = payload(post(alice_client, CREATE, {"name": "pre", "isPretrain": 1, "datasetVersionId": str(text.pk)}))
+    assert FineTuneTask.objects.get(pk=made["taskId"]).recipe == "pretrain"
+    assert names(alice_client, isPretrain=1) == ["pre"]
+    assert names(alice_client, isPretrain=0) == []
+    assert names(alice_client) == ["pre"]
+
+
+def test_a_list_shows_the_callers_own_tasks(
+    alice_client: APIClient, bob_client: APIClient, body: dict[str, Any]
+) -> None:
+    payload(post(alice_client, CREATE, body))
+    assert names(alice_client, pageNum=0, pageSize=0, status="", taskName="", userId="") == ["客服微调 v1"]
+    assert names(bob_client) == []
+    assert names(bob_client, MANAGE) == ["客服微调 v1"]
+
+
+@pytest.mark.parametrize("word", ["Pending", "PENDING", "queued", "init"])
+def test_a_status_is_understood_in_every_dialects_words(
+    alice_client: APIClient, body: dict[str, Any], word: str
+) -> None:
+    payload(post(alice_client, CREATE, body))
+    assert names(alice_client, status=word) == ["客服微调 v1"]
+    assert names(alice_client, status="Succeeded") == []
+    assert "Succeeded" in failure(post(alice_client, LIST, {"status": "odd"}), 400, "not_a_choice", "status")
+
+
+def test_an_ended_task_says_why(alice_client: APIClient, body: dict[str, Any]) -> None:
+    task = FineTuneTask.objects.get(pk=payload(post(alice_client, CREATE, body))["taskId"])
+    assert task.run
+    end(task.run)
+    found = payload(post(alice_client, DETAIL, {"taskId": str(task.pk)}))
+    assert (found["status"], found["message"]) == ("Failed", "It ended.")
+
+
+def test_another_user_is_refused_the_same_whether_it_exists(
+    charlie_client: APIClient, alice_user: User, body: dict[str, Any]
+) -> None:
+    for route in (LIST, MANAGE):
+        real = failure(post(charlie_client, route, {"userId": str(alice_user.pk)}), 403, "identity_mismatch", "userId")
+        assert failure(post(charlie_client, route, {"userId": "999999999"}), 403, "identity_mismatch") == real
+    failure(post(charlie_client, CREATE, {**body, "userId": str(alice_user.pk)}), 403, "identity_mismatch", "userId")
+
+
+def test_charlie_sees_no_task_of_alice(
+    charlie_client: APIClient, alice_client: APIClient, body: dict[str, Any]
+) -> None:
+    task_id = payload(post(alice_client, CREATE, body))["taskId"]
+    failure(post(charlie_client, DETAIL, {"taskId": task_id}), 404, "not_found", "taskId")
+    assert names(charlie_client) == names(charlie_client, MANAGE) == []
+    failure(post(charlie_client, CREATE, body), 404, "not_found", "modelVersionId")
+    assert FineTuneTask.objects.count() == 1
+
+
+def test_an_operator_acts_for_a_user_only_with_the_header(
+    operator_client: APIClient, alice_client: APIClient, alice_user: User, body: dict[str, Any]
+) -> None:
+    payload(post(alice_client, CREATE, body))
+    user = str(alice_user.pk)
+    assert "X-Act-As" in failure(post(operator_client, LIST, {"userId": user}), 403, "identity_mismatch", "userId")
+    acting = {"HTTP_X_ACT_AS": user}
+    assert payload(post(operator_client, LIST, {"userId": user}, **acting))["total"] == 1
+    made = payload(post(operator_client, CREATE, {**body, "name": "for alice"}, **acting))
+    assert FineTuneTask.objects.get(pk=made["taskId"]).created_by == alice_user
+    failure(post(operator_client, LIST, {}, HTTP_X_ACT_AS="nobody"), 404, "not_found", "X-Act-As")
+
+
+def test_the_header_gives_nobody_else_anything(charlie_client: APIClient, alice_user: User) -> None:
+    for name in ("alice", "nobody"):
+        failure(post(charlie_client, LIST, {}, HTTP_X_ACT_AS=name), 403, "identity_mismatch", "X-Act-As")
+
+
+def test_an_operator_sees_all_tenants_in_the_management_list(
+    operator_client: APIClient, alice_client: APIClient, body: dict[str, Any], alice_user: User
+) -> None:
+    payload(post(alice_client, CREATE, body))
+    assert names(operator_client, MANAGE) == names(operator_client, MANAGE, userName="ali") == ["客服微调 v1"]
+    assert names(operator_client, MANAGE, userId=str(alice_user.pk)) == ["客服微调 v1"]
+    assert names(operator_client, MANAGE, userId="charlie") == []
+    assert names(operator_client) == []
+
+
+def test_all_bad_fields_are_reported_at_once(alice_client: APIClient, body: dict[str, Any]) -> None:
+    body["resource"][0] |= {"cpuNumber": -1, "memory": 0, "gpuResource": {"gpuNum": True}}
+    response = post(alice_client, CREATE, {**body, "fineTuneStrategy": "QLoRA++", "outputDirr": "/x"}, **ENGLISH)
+    message = failure(response, 400, response.json()["error"])
+    problems = {problem["field"]: problem["error"] for problem in response.json()["problems"]}
+    assert problems == {
+        "resource[0].cpuNumber": "out_of_range",
+        "resource[0].memory": "out_of_range",
+        "resource[0].gpuResource.gpuNum": "wrong_type",
+        "fineTuneStrategy": "not_a_choice",
+        "outputDirr": "unknown_field",
+    }
+    assert all(part in message for part in (">= 0", ">= 1", "LoRA", "FineTune", "did you mean outputDir?"))
+
+
+def test_a_refused_hyperparameter_is_named_where_it_was_written(alice_client: APIClient, body: dict[str, Any]) -> None:
+    body["fineTuneHyperParameters"] = [{"name": "lora_rr", "value": "8"}]
+    message = failure(post(alice_client, CREATE, body), 400, "unknown_field", "fineTuneHyperParameters[0]")
+    assert "lora_r" in message
+
+
+def test_a_field_that_can_not_be_honoured_is_refused(alice_client: APIClient, body: dict[str, Any]) -> None:
+    failure(post(alice_client, CREATE, {**body, "rdma": "YES"}), 422, "unprocessable", "rdma")
+
+
+def test_secrets_among_the_variables_are_not_kept(alice_client: APIClient, body: dict[str, Any]) -> None:
+    variables = [{"HF_TOKEN": "hf_secret"}, {"LEVEL": "3"}, {"name": "API_KEY", "value": "k"}]
+    made = payload(post(alice_client, CREATE, {**body, "variable": variables}))
+    found = payload(post(alice_client, DETAIL, {"taskId": made["taskId"]}))
+    assert found["variable"] == [{"HF_TOKEN": "***"}, {"LEVEL": "3"}, {"name": "API_KEY", "value": "***"}]
+
+
+def test_the_same_key_creates_once(alice_client: APIClient, body: dict[str, Any]) -> None:
+    key = {"HTTP_IDEMPOTENCY_KEY": "one"}
+    first, second = (payload(post(alice_client, CREATE, body, **key)) for _ in range(2))
+    assert first == second
+    failure(post(alice_client, CREATE, {**body, "name": "other"}, **key), 409, "idempotency_mismatch")
+    assert FineTuneTask.objects.count() == 1
