@@ -188,6 +188,7 @@ def temporary_paths(since: datetime | None) -> Iterator[Path]:
     home = Path(settings.CLAVIER_HOME)
     if since is None:
         roots = [path for path in home.iterdir() if path.is_dir() and path.name not in NOT_DATA]
+        roots = [path for path in roots if not path.name.startswith(".")]  # what a restore has set aside
     else:
         ids = changed(Run.objects.all(), since - timedelta(seconds=OLDEST_TEMPORARY_S), "updated_at")
         roots = [Path(settings.CLAVIER_RUNS) / str(pk) for pk in ids.values_list("pk", flat=True)]
