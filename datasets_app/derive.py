@@ -52,8 +52,8 @@ def split_version(
 
     Raises NotFound, Forbidden, Invalid (shares; ``empty_dataset`` when a split would have no row), StorageFull.
     """
-    shares = checked_shares(splits)
     found = _changeable(actor, version)
+    shares = checked_shares(splits)
     places = split_of_rows(keys_of(read_all(found)), shares, seed)
     counts = Counter(places)
     empty = [name for name in shares if not counts[name]]

@@ -13,6 +13,9 @@ from clavier.accounts.access import access_object
 from clavier.core.actor import Actor
 from datasets_app.models import Dataset, DatasetVersion
 
+#: What every page and answer about a version names.
+_SHOWN = ("dataset", "created_by", "parent__dataset")
+
 
 def access_dataset(actor: Actor, dataset_id: UUID | str, *, field: str | None = None) -> Dataset:
     """A data set of the actor's tenant. Raises NotFound."""
@@ -22,7 +25,7 @@ def access_dataset(actor: Actor, dataset_id: UUID | str, *, field: str | None = 
 
 def access_dataset_version(actor: Actor, version_id: UUID | str, *, field: str | None = None) -> DatasetVersion:
     """A version of a data set of the actor's tenant. Raises NotFound."""
-    versions = DatasetVersion.objects.select_related("dataset", "created_by")
+    versions = DatasetVersion.objects.select_related(*_SHOWN)
     return access_object(versions, actor, version_id, noun="data set version", field=field)
 
 
@@ -48,7 +51,11 @@ def search(actor: Actor, text: str = "", *, tag: str = "") -> QuerySet[Dataset]:
 
 def versions_of(dataset: Dataset) -> QuerySet[DatasetVersion]:
     """The versions of a data set, newest first."""
-    return DatasetVersion.objects.filter(dataset=dataset).select_related("dataset", "created_by").order_by("-number")
+    return (
+        DatasetVersion.objects.filter(dataset=dataset)
+        .select_related("dataset", "created_by", "parent__dataset")
+        .order_by("-number")
+    )
 
 
 def statistics(actor: Actor) -> dict[str, Any]:

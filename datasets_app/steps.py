@@ -35,9 +35,9 @@ class Tally:
     def as_json(self) -> dict[str, Any]:
         """``{removed: {step: rows}, changed: {step: rows}, personal_data: {kind: finds}}``."""
         return {
-            "removed": dict(self.removed),
-            "changed": dict(self.changed),
-            "personal_data": dict(self.personal),
+            "removed": dict(+self.removed),
+            "changed": dict(+self.changed),
+            "personal_data": dict(+self.personal),
         }
 
 

@@ -39,6 +39,8 @@ OBJECTS = {
 }
 ACTIONS = {
     "dataset_delete": lambda w: [w.data.dataset_id],
+    "dataset_version_clean": lambda w: [w.data.pk],
+    "dataset_version_split": lambda w: [w.data.pk],
     "dataset_version_delete": lambda w: [w.data.pk],
     "model_delete": lambda w: [w.base.model_id],
     "model_version_cancel": lambda w: [w.base.pk],

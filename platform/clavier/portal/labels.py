@@ -54,6 +54,14 @@ KINDS: dict[str, str | Promise] = {
     "text": _("plain text"),
     "table": _("table"),
 }
+STEPS: dict[str, str | Promise] = {
+    "deduplicate": _("repeated rows"),
+    "deduplicate_near": _("rows almost the same"),
+    "deidentify": _("rows with personal data replaced"),
+    "drop_long": _("rows too long"),
+    "rename": _("rows renamed"),
+    "select": _("rows not selected"),
+}
 #: The knobs that most people look at; the others go by their names.
 KNOBS: dict[str, str | Promise] = {
     "num_train_epochs": _("Passes over the data"),

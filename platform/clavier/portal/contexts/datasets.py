@@ -10,6 +10,7 @@ from django.http import HttpRequest
 
 from clavier.core.actor import Actor
 from clavier.core.errors import DomainError
+from clavier.portal.forms.datasets import CleanForm, SplitForm
 from clavier.portal.listing import Listing, whole_number
 from datasets_app.models import Dataset, DatasetVersion
 from datasets_app.preview import read_rows
@@ -65,6 +66,8 @@ class DatasetDetail:
     form: Form
     findings: list[str]
     may_change: bool
+    clean: CleanForm
+    split: SplitForm
 
 
 def dataset_list(listing: Listing[Dataset]) -> DatasetList:
@@ -89,6 +92,8 @@ def dataset_detail(
         preview=preview(request, version) if version else None,
         form=form,
         findings=findings or [],
+        clean=CleanForm(auto_id="clean_%s"),
+        split=SplitForm(auto_id="split_%s"),
         may_change=actor.may_write and (actor.manages_tenant or dataset.created_by_id == actor.user_id),
     )
 

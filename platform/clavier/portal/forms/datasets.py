@@ -29,6 +29,41 @@ class VersionForm(forms.Form):
     )
 
 
+class CleanForm(forms.Form):
+    """What to take out of a version's rows to make the next one."""
+
+    deduplicate = forms.BooleanField(label=_("Drop repeated rows"), required=False, initial=True)
+    near = forms.BooleanField(label=_("Also rows that are almost the same"), required=False)
+    deidentify = forms.BooleanField(
+        label=_("Replace personal data and secrets"),
+        required=False,
+        initial=True,
+        help_text=_("E-mail addresses, telephone, identity and card numbers and keys become [EMAIL] and so on."),
+    )
+
+    def steps(self) -> list[dict[str, Any]]:
+        """The steps of ``derive_version``."""
+        given, steps = self.cleaned_data, []
+        if given["deduplicate"] or given["near"]:
+            steps.append({"step": "deduplicate", "near": given["near"]})
+        if given["deidentify"]:
+            steps.append({"step": "deidentify"})
+        return steps
+
+
+class SplitForm(forms.Form):
+    """Percentages of a version's rows; what validation and test leave is for training."""
+
+    validation = forms.IntegerField(label=_("Validation"), min_value=0, max_value=90, initial=10)
+    test = forms.IntegerField(label=_("Test"), min_value=0, max_value=90, initial=10)
+
+    def splits(self) -> dict[str, float]:
+        """The shares of ``split_version``."""
+        percent = {name: self.cleaned_data[name] for name in ("validation", "test")}
+        percent = {"train": 100 - sum(percent.values()), **percent}
+        return {name: value / 100 for name, value in percent.items() if value}
+
+
 class DatasetForm(VersionForm):
     """A new dataset with its first file."""
 

@@ -12,10 +12,11 @@ from django.utils.translation import ngettext
 
 from clavier.core.errors import DomainError
 from clavier.portal.contexts import datasets as contexts
-from clavier.portal.forms.datasets import DatasetForm, VersionForm
+from clavier.portal.forms.datasets import CleanForm, DatasetForm, SplitForm, VersionForm
 from clavier.portal.listing import listing
 from clavier.portal.pages import PortalRequest, add_problems, page, show
 from datasets_app import queries, services
+from datasets_app.derive import derive_version, split_version
 from datasets_app.models import DatasetVersion
 
 
@@ -101,6 +102,28 @@ def version_delete(request: PortalRequest, version_id: UUID) -> HttpResponseRedi
     version: DatasetVersion = queries.access_dataset_version(request.actor, version_id)
     services.delete_version(actor=request.actor, version=version)
     return redirect(reverse("portal:dataset", args=[version.dataset_id]))
+
+
+@page("POST")
+def version_clean(request: PortalRequest, version_id: UUID) -> HttpResponseRedirect:
+    """Make the next version without repeated rows or personal data."""
+    version = queries.access_dataset_version(request.actor, version_id)
+    form = CleanForm(request.POST)
+    made = derive_version(actor=request.actor, version=version, steps=form.steps() if form.is_valid() else [])
+    return _to_version(made)
+
+
+@page("POST")
+def version_split(request: PortalRequest, version_id: UUID) -> HttpResponseRedirect:
+    """Make a version of each split."""
+    version = queries.access_dataset_version(request.actor, version_id)
+    form = SplitForm(request.POST)
+    made = split_version(actor=request.actor, version=version, splits=form.splits() if form.is_valid() else {})
+    return _to_version(made["train"])
+
+
+def _to_version(version: DatasetVersion) -> HttpResponseRedirect:
+    return redirect(f"{reverse('portal:dataset', args=[version.dataset_id])}?version={version.number}")
 
 
 def _refused(form: Form, error: DomainError) -> list[str]:
