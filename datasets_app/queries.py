@@ -70,3 +70,13 @@ def statistics(actor: Actor) -> dict[str, Any]:
         "size_bytes": sums["size_bytes"] or 0,
         "kinds": dict(kinds),
     }
+
+
+def stored_versions() -> QuerySet[Any, Any]:
+    """Rows of (tenant, user, bytes, inodes): what data set versions are charged with."""
+    return (
+        DatasetVersion.objects.order_by()
+        .values("tenant_id", "created_by_id")
+        .annotate(size=Sum("stored_bytes"), inodes=Sum("stored_inodes"))
+        .values_list("tenant_id", "created_by_id", "size", "inodes")
+    )

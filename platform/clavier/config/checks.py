@@ -14,14 +14,18 @@ from runner.contract.run_spec import RUN_KINDS
 
 @register()
 def dotted_names_import(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    """Every hook and executor of the settings exists, and every kind of run has a hook."""
+    """Every hook, executor and ledger of the settings exists, and every kind of run has a hook."""
     problems: list[CheckMessage] = []
-    for setting in ("RUN_FINISHED_HOOKS", "EXECUTORS"):
-        for name, dotted in getattr(settings, setting).items():
-            try:
-                import_string(dotted)
-            except ImportError as error:
-                problems.append(Error(f"{setting}[{name!r}]: {error}", id="clavier.E001"))
+    named = {
+        f"{setting}[{name!r}]": dotted
+        for setting in ("RUN_FINISHED_HOOKS", "EXECUTORS", "STORAGE_LEDGERS")
+        for name, dotted in getattr(settings, setting).items()
+    }
+    for place, dotted in {**named, "LIVE_ATTEMPTS": settings.LIVE_ATTEMPTS}.items():
+        try:
+            import_string(dotted)
+        except ImportError as error:
+            problems.append(Error(f"{place}: {error}", id="clavier.E001"))
     missing = sorted(set(RUN_KINDS) - set(settings.RUN_FINISHED_HOOKS))
     if missing:
         problems.append(Error(f"RUN_FINISHED_HOOKS lacks {', '.join(missing)}", id="clavier.E002"))

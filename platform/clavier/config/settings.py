@@ -252,6 +252,13 @@ HF_ENDPOINT = env.str("HF_ENDPOINT", default="https://huggingface.co")
 MAX_UPLOAD_MIB = env_int("MAX_UPLOAD_MIB", 50 * 1024, 1, 10**9)
 DEFAULT_STORAGE_MIB = env_int("DEFAULT_STORAGE_MIB", 100 * 1024, 1, 10**9)
 DEFAULT_STORAGE_INODES = env_int("DEFAULT_STORAGE_INODES", 1_000_000, 1, 10**12)
+#: (scope, id of a tenant or user) -> its live attempts and what each of their containers holds.
+LIVE_ATTEMPTS = "clavier.runs.queries.live_attempts_of"
+#: What is charged for -> a function that yields (tenant, user, bytes, inodes) of it; the auditor adds them up.
+STORAGE_LEDGERS = {
+    "files": "clavier.files.usage.stored_files",
+    "data sets": "datasets_app.queries.stored_versions",
+}
 FILE_UPLOAD_HANDLERS = ["django.core.files.uploadhandler.TemporaryFileUploadHandler"]
 FILE_UPLOAD_PERMISSIONS = 0o640
 DATA_UPLOAD_MAX_MEMORY_SIZE = 16 * 2**20

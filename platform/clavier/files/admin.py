@@ -4,7 +4,7 @@ from django.contrib import admin
 from django.http import HttpRequest
 
 from clavier.core.admin import OperatorAdmin, ReadOnly
-from clavier.files.models import StorageUsage, StoredFile
+from clavier.files.models import StorageUsage, StoredFile, TenantStorage
 
 
 @admin.register(StoredFile)
@@ -29,5 +29,20 @@ class StorageUsageAdmin(OperatorAdmin):
     list_select_related = ("tenant", "user")
 
     def has_delete_permission(self, request: HttpRequest, obj: StorageUsage | None = None) -> bool:
+        """The ledger is kept."""
+        return False
+
+
+@admin.register(TenantStorage)
+class TenantStorageAdmin(OperatorAdmin):
+    """Limits are set here; what is used moves only with the files."""
+
+    list_display = ("tenant", "bytes_used", "bytes_limit", "inodes_used", "inodes_limit")
+    search_fields = ("tenant__name",)
+    readonly_fields = ("bytes_used", "inodes_used")
+    autocomplete_fields = ("tenant",)
+    list_select_related = ("tenant",)
+
+    def has_delete_permission(self, request: HttpRequest, obj: TenantStorage | None = None) -> bool:
         """The ledger is kept."""
         return False

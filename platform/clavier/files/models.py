@@ -76,3 +76,29 @@ class StorageUsage(models.Model):
 
     def __str__(self) -> str:
         return f"{self.user_id}: {self.bytes_used}/{self.bytes_limit} bytes, {self.inodes_used}/{self.inodes_limit}"
+
+
+class TenantStorage(models.Model):
+    """What all users of a tenant store together, and what they may. No limit: blank."""
+
+    tenant = models.OneToOneField("accounts.Tenant", on_delete=models.CASCADE, related_name="+")
+    bytes_used = models.BigIntegerField(default=0, editable=False)
+    bytes_limit = models.BigIntegerField(null=True, blank=True)
+    inodes_used = models.BigIntegerField(default=0, editable=False)
+    inodes_limit = models.BigIntegerField(null=True, blank=True, help_text="Files and folders.")
+
+    class Meta:
+        verbose_name_plural = "tenant storage"
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(bytes_used__gte=0, inodes_used__gte=0), name="tenant_storage_not_negative"
+            ),
+            models.CheckConstraint(
+                condition=(Q(bytes_limit=None) | Q(bytes_limit__gte=0))
+                & (Q(inodes_limit=None) | Q(inodes_limit__gte=0)),
+                name="tenant_storage_limits_not_negative",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.tenant_id}: {self.bytes_used}/{self.bytes_limit} bytes, {self.inodes_used}/{self.inodes_limit}"

@@ -11,7 +11,7 @@ from django.db.models.functions import Substr
 from clavier.core.actor import Actor
 from clavier.core.errors import NotFound, quoted
 from clavier.files.access import parse_area, visible_files
-from clavier.files.models import StorageUsage, StoredFile, default_bytes_limit, default_inodes_limit
+from clavier.files.models import StorageUsage, StoredFile, TenantStorage, default_bytes_limit, default_inodes_limit
 from clavier.files.names import parse_user_path
 
 
@@ -33,14 +33,12 @@ def storage_usage(actor: Actor) -> dict[str, Any]:
     row = StorageUsage.objects.filter(tenant_id=actor.tenant_id, user_id=actor.user_id).first() or StorageUsage(
         bytes_limit=default_bytes_limit(), inodes_limit=default_inodes_limit()
     )
-    return {
-        "bytes_used": row.bytes_used,
-        "bytes_limit": row.bytes_limit,
-        "bytes_remaining": max(0, row.bytes_limit - row.bytes_used),
-        "inodes_used": row.inodes_used,
-        "inodes_limit": row.inodes_limit,
-        "inodes_remaining": max(0, row.inodes_limit - row.inodes_used),
-    }
+    return _facts(row)
+
+
+def tenant_storage_usage(actor: Actor) -> dict[str, Any]:
+    """What everybody of the actor's tenant stores together; a limit of None is none."""
+    return _facts(TenantStorage.objects.filter(tenant_id=actor.tenant_id).first() or TenantStorage())
 
 
 def row_at(
@@ -60,3 +58,18 @@ def beneath(row: StoredFile) -> QuerySet[StoredFile]:
         .alias(head=Substr("path", 1, len(prefix)))
         .filter(head=Value(prefix))
     )
+
+
+def _facts(row: StorageUsage | TenantStorage) -> dict[str, Any]:
+    return {
+        "bytes_used": row.bytes_used,
+        "bytes_limit": row.bytes_limit,
+        "bytes_remaining": _left(row.bytes_used, row.bytes_limit),
+        "inodes_used": row.inodes_used,
+        "inodes_limit": row.inodes_limit,
+        "inodes_remaining": _left(row.inodes_used, row.inodes_limit),
+    }
+
+
+def _left(used: int, limit: int | None) -> int | None:
+    return None if limit is None else max(0, limit - used)

@@ -12,7 +12,7 @@ from django.db.models.functions import Coalesce
 from clavier.accounts.models import Tenant, User
 from clavier.core.actor import Actor
 from clavier.core.errors import NotFound, quoted
-from clavier.quotas.models import RESOURCES, Node, QuotaWindow, ResourceGroup, ResourceGroupGrant, Usage
+from clavier.quotas.models import OWNER_SCOPES, RESOURCES, Node, QuotaWindow, ResourceGroup, ResourceGroupGrant, Usage
 
 
 def usable_groups(actor: Actor) -> QuerySet[ResourceGroup]:
@@ -31,7 +31,7 @@ def access_group(actor: Actor, name: str) -> ResourceGroup:
 
 def remaining(actor: Actor) -> list[dict[str, Any]]:
     """Each cap of the actor and its tenant: ``{scope, resource, cap, used, remaining}``."""
-    rows = Usage.objects.filter(scope__in=("tenant", "user"), scope_id__in=(actor.tenant_id, actor.user_id))
+    rows = Usage.objects.filter(scope__in=OWNER_SCOPES, scope_id__in=(actor.tenant_id, actor.user_id))
     return [usage_facts(row) for row in rows.order_by("scope", "resource")]
 
 
@@ -71,6 +71,32 @@ def node_usage() -> list[dict[str, Any]]:
         {"name": node.name, "resource_group": node.resource_group.name, "usage": by_node.get(node.pk, [])}
         for node in nodes
     ]
+
+
+def left_for(actor: Actor) -> dict[str, int | None]:
+    """Resource -> what the actor can still take: the least of its caps, its tenant's and what all nodes have free.
+
+    None: nothing bounds it.
+    """
+    caps: dict[str, list[int]] = {}
+    for facts in remaining(actor):
+        caps.setdefault(facts["resource"], []).append(facts["remaining"])
+    free: dict[str, int] = {}
+    for row in Usage.objects.filter(scope="node"):
+        free[row.resource] = free.get(row.resource, 0) + max(0, row.cap - row.used)
+    found: dict[str, int | None] = {}
+    for resource in RESOURCES:
+        bounds = caps.get(resource, []) + ([free[resource]] if resource in free else [])
+        found[resource] = min(bounds) if bounds else None
+    return found
+
+
+def window_of(actor: Actor) -> tuple[datetime | None, datetime | None]:
+    """When the actor's quota is valid: the later start and the earlier end of its own window and its tenant's."""
+    windows = QuotaWindow.objects.filter(scope_id__in=(actor.tenant_id, actor.user_id))
+    starts = [window.valid_from for window in windows if window.valid_from]
+    ends = [window.valid_until for window in windows if window.valid_until]
+    return max(starts, default=None), min(ends, default=None)
 
 
 def usage_facts(row: Usage) -> dict[str, Any]:

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Count, F, QuerySet, Sum
+from django.db.models import F, QuerySet
 from django.utils import timezone
+from django.utils.module_loading import import_string
 
+from clavier.quotas.audit import audit_usage as audit_usage
 from clavier.quotas.gpus import Placement as Placement
 from clavier.quotas.gpus import book_gpus, is_share, move_bookings, release_gpus
 from clavier.quotas.gpus import gpus_of as gpus_of
 from clavier.quotas.models import (
+    OWNER_SCOPES,
     RESOURCES,
     SCOPES,
     Gpu,
-    GpuBooking,
     Node,
     QuotaWindow,
     Reservation,
@@ -91,11 +92,29 @@ def move_reservations(*, from_attempt: UUID, to_attempt: UUID) -> None:
 
 
 def set_cap(*, scope: str, scope_id: UUID, resource: str, cap: int) -> Usage:
-    """Set a cap; lowering it below the present use stops new runs, never running ones."""
-    row, _ = Usage.objects.update_or_create(
-        scope=scope, scope_id=scope_id, resource=resource, defaults={"cap": cap}, create_defaults={"cap": cap}
-    )
+    """Set a cap; lowering it below the present use stops new runs, never running ones.
+
+    The first cap of a tenant or user counts what its live runs hold already.
+    """
+    with transaction.atomic():
+        row, created = Usage.objects.get_or_create(
+            scope=scope, scope_id=scope_id, resource=resource, defaults={"cap": cap}
+        )
+        if created and scope in OWNER_SCOPES:
+            count_live(row)
+        elif row.cap != cap:
+            row.cap = cap
+            row.save(update_fields=["cap"])
     return row
+
+
+def lift_cap(*, scope: str, scope_id: UUID, resource: str) -> None:
+    """No cap any more: the resource is no longer counted for its owner."""
+    with transaction.atomic():
+        row = Usage.objects.select_for_update().filter(scope=scope, scope_id=scope_id, resource=resource).first()
+        if row is not None:
+            row.reservations.all().delete()
+            row.delete()
 
 
 def ensure_local_node() -> Node:
@@ -117,6 +136,19 @@ def ensure_local_node() -> Node:
     return node
 
 
+def count_live(row: Usage) -> None:
+    """Book what the live attempts of a tenant or user hold into its new row. Call inside a transaction."""
+    held = []
+    for attempt_id, containers in import_string(settings.LIVE_ATTEMPTS)(row.scope, row.scope_id):
+        each = (amounts_of(resources)[row.resource] for resources in containers)
+        amount = 1 if row.resource == "running_runs" else sum(each)
+        if amount:
+            held.append(Reservation(attempt_id=attempt_id, usage=row, amount=amount))
+    Reservation.objects.bulk_create(held)
+    row.used = sum(reservation.amount for reservation in held)
+    row.save(update_fields=["used"])
+
+
 def count_devices(node: Node) -> None:
     """Set the node's caps of GPUs, shares and MIG devices from its Gpu rows. Clusters count their own."""
     if node.assigns_gpus:
@@ -126,47 +158,6 @@ def count_devices(node: Node) -> None:
     whole = devices.filter(mig_profile="").exclude(uuid__in=parents)
     set_cap(scope="node", scope_id=node.pk, resource="gpus", cap=whole.count())
     set_cap(scope="node", scope_id=node.pk, resource="mig_devices", cap=devices.exclude(mig_profile="").count())
-
-
-def audit_usage() -> list[str]:
-    """Every use that is not the sum of its open rows (I2), in words: of caps, and of GPUs."""
-    return [*audit_caps(), *audit_gpus()]
-
-
-def audit_caps() -> list[str]:
-    """Every Usage row whose ``used`` is not the sum of its open reservations."""
-    sums: dict[int, Any] = dict(
-        Reservation.objects.filter(released_at=None)
-        .values("usage_id")
-        .annotate(total=Sum("amount"))
-        .values_list("usage_id", "total")
-    )
-    return [
-        f"I2: {row} but open reservations sum to {sums.get(row.pk, 0)}"
-        for row in Usage.objects.all()
-        if row.used != sums.get(row.pk, 0)
-    ]
-
-
-def audit_gpus() -> list[str]:
-    """Every GPU whose use is not the sum of its open bookings, or whose whole holder is not alone."""
-    found = GpuBooking.objects.filter(released_at=None).values("gpu_id").order_by("gpu_id")
-    sums = {
-        row["gpu_id"]: (row["cores"], row["memory"], row["holders"])
-        for row in found.annotate(cores=Sum("cores_percent"), memory=Sum("memory_mib"), holders=Count("pk"))
-    }
-    whole = set(GpuBooking.objects.filter(released_at=None, is_whole=True).values_list("gpu_id", flat=True))
-    drift = []
-    for gpu in Gpu.objects.all():
-        cores, memory, holders = sums.get(gpu.pk, (0, 0, 0))
-        if (gpu.cores_used, gpu.memory_used_mib) != (cores, memory):
-            drift.append(
-                f"I2: {gpu.uuid} has {gpu.cores_used} % and {gpu.memory_used_mib} MiB in use "
-                f"but open bookings sum to {cores} % and {memory} MiB"
-            )
-        if gpu.pk in whole and holders > 1:
-            drift.append(f"I3: {gpu.uuid} is held whole and has {holders} holders")
-    return drift
 
 
 def closed_window(tenant_id: UUID, user_id: UUID) -> Shortage | None:
@@ -198,10 +189,10 @@ def book_usage(attempt_id: UUID, tenant_id: UUID, user_id: UUID, placements: Seq
             row, amount = rows.get(resource), amounts[resource]
             if row is None or not amount:
                 continue
-            if not Usage.objects.filter(pk=row.pk, used__lte=F("cap") - amount).update(used=F("used") + amount):
-                row.refresh_from_db()
-                return Shortage(scope, resource, row.cap, row.used, amount, names.get(scope_id, ""))
-            booked.append(Reservation(attempt_id=attempt_id, usage=row, amount=amount))
+            if Usage.objects.filter(pk=row.pk, used__lte=F("cap") - amount).update(used=F("used") + amount):
+                booked.append(Reservation(attempt_id=attempt_id, usage=row, amount=amount))
+            elif (now := Usage.objects.filter(pk=row.pk).first()) is not None:  # else the cap was just lifted
+                return Shortage(scope, resource, now.cap, now.used, amount, names.get(scope_id, ""))
     Reservation.objects.bulk_create(booked)
     return None
 

@@ -20,8 +20,10 @@ from django.db.models import CASCADE, Exists, F, ForeignKey, Model, OuterRef, Qu
 from django.utils import timezone
 
 from clavier.core.snapshot import snapshot
-from clavier.quotas.models import Reservation, Usage
-from clavier.quotas.services import amounts_of, audit_usage
+from clavier.files.usage import audit_storage
+from clavier.quotas.audit import audit_holders, audit_usage
+from clavier.quotas.models import GpuBooking, Reservation, Usage
+from clavier.quotas.services import amounts_of
 from clavier.runs.models import Attempt, Outbox, Run, RunEvent
 from clavier.runs.outputs import check_manifest
 from clavier.runs.states import ACTIVE_STATES, EDGES, RunState
@@ -72,9 +74,17 @@ def reservations(since: datetime | None) -> Iterator[str]:
 
 
 def usage(since: datetime | None) -> Iterator[str]:
-    """I2: what is used is the sum of the open reservations."""
-    for sentence in audit_usage():
+    """I2: what is used is the sum of the open reservations, GPU bookings, and what is stored."""
+    for sentence in (*audit_usage(), *audit_storage()):
         yield sentence.removeprefix("I2: ")
+
+
+def gpu_holders(since: datetime | None) -> Iterator[str]:
+    """I3: each holder of a GPU is a live attempt, and whole ones are held once."""
+    live = Attempt.objects.filter(pk=OuterRef("attempt_id"), ended_at=None)
+    for booking in GpuBooking.objects.filter(~Exists(live), released_at=None)[:MOST_SHOWN]:
+        yield f"attempt {booking.attempt_id} has ended or is unknown and still holds {booking.gpu_id}"
+    yield from audit_holders()
 
 
 def manifests(since: datetime | None) -> Iterator[str]:
@@ -152,6 +162,7 @@ def histories(since: datetime | None) -> Iterator[str]:
 CHECKS: tuple[tuple[str, Check], ...] = (
     ("I1", reservations),
     ("I2", usage),
+    ("I3", gpu_holders),
     ("I5", manifests),
     ("I6", attempts),
     ("I7", temporaries),

@@ -11,8 +11,9 @@ from django.db.models.functions import Now
 from clavier.accounts.access import access_object
 from clavier.core.actor import Actor
 from clavier.runs import outputs
-from clavier.runs.models import Lease, Run, RunEvent
+from clavier.runs.models import Attempt, Lease, Run, RunEvent
 from clavier.runs.states import LIVE_STATES, RunState
+from runner.contract.run_spec import Resources
 
 RECONCILER_LEASE = "reconciler"
 TAIL_BYTES = 64 * 1024
@@ -78,3 +79,16 @@ def waiting_runs() -> QuerySet[Run]:
 def live_runs() -> QuerySet[Run]:
     """Runs that have not ended."""
     return Run.objects.filter(state__in=LIVE_STATES)
+
+
+def live_attempts_of(scope: str, owner_id: UUID) -> list[tuple[UUID, list[Resources]]]:
+    """Id and each container's resources of every live attempt of a tenant or user.
+
+    The attempts can not end before the caller's transaction does.
+    """
+    owner = {"run__tenant_id" if scope == "tenant" else "run__created_by_id": owner_id}
+    attempts = Attempt.objects.select_for_update(of=("self",)).filter(ended_at=None, **owner).order_by("pk")
+    return [
+        (attempt.pk, [role.resources for role in attempt.run.run_spec().containers()])
+        for attempt in attempts.select_related("run")
+    ]

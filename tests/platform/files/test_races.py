@@ -14,7 +14,8 @@ from clavier.accounts.services import create_user
 from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, DomainError, StorageFull
 from clavier.files import services
-from clavier.files.models import StorageUsage, StoredFile
+from clavier.files.models import StorageUsage, StoredFile, TenantStorage
+from clavier.files.usage import audit_storage, set_storage_limits
 from tests.conftest import actor_of, left_behind
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -62,3 +63,18 @@ def test_of_racing_uploads_to_one_path_one_wins(dora: Actor, home: Path) -> None
     assert {type(answer) for answer in answers if answer} == {Conflict}
     assert StorageUsage.objects.get().bytes_used == 100
     assert len(left_behind(home / "files")) == 1
+
+
+def test_two_members_of_a_tenant_never_go_over_its_limit_together(dora: Actor, home: Path) -> None:
+    emil = actor_of(create_user(username="emil", tenant_name="races", password="emil-secret-5")[0])
+    set_storage_limits(tenant_id=dora.tenant_id, bytes_limit=700)
+    with ThreadPoolExecutor(2) as pool:
+        answers = [*pool.map(lambda actor: uploads(actor, [f"f{number}" for number in range(6)]), (dora, emil))]
+    told = answers[0] + answers[1]
+    assert told.count(None) == 7
+    refusals = [answer for answer in told if answer]
+    assert {type(answer) for answer in refusals} == {StorageFull}
+    assert "for your tenant" in refusals[0].message
+    assert TenantStorage.objects.get().bytes_used == 700
+    assert sum(StorageUsage.objects.values_list("bytes_used", flat=True)) == 700, "a refusal charges nobody"
+    assert audit_storage() == []

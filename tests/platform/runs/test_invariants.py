@@ -15,7 +15,7 @@ from django.db.models import F
 from django.utils import timezone
 
 from clavier.accounts.models import Tenant
-from clavier.quotas.models import Reservation, Usage
+from clavier.quotas.models import Gpu, GpuBooking, Reservation, Usage
 from clavier.runs import invariants
 from clavier.runs.models import Attempt, Outbox, Run, RunEvent
 from clavier.runs.outputs import run_folder
@@ -112,6 +112,13 @@ def test_i2_usage_that_is_not_the_sum(completed):
     (finding,) = found()
     assert finding.startswith("I2: memory_mib of node")
     assert "but open reservations sum to 0" in finding
+
+
+def test_i3_a_gpu_that_an_ended_attempt_still_holds(completed):
+    attempt = Attempt.objects.get()
+    gpu = Gpu.objects.create(uuid="GPU-0", node=attempt.node, memory_mib=80_000, cores_used=100, memory_used_mib=80_000)
+    GpuBooking.objects.create(gpu=gpu, attempt_id=attempt.pk, is_whole=True, cores_percent=100, memory_mib=80_000)
+    assert found() == [f"I3: attempt {attempt.pk} has ended or is unknown and still holds GPU-0"]
 
 
 def test_i4_a_process_of_nobody(engine, completed, running):
