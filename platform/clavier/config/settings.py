@@ -258,6 +258,7 @@ LIVE_ATTEMPTS = "clavier.runs.queries.live_attempts_of"
 STORAGE_LEDGERS = {
     "files": "clavier.files.usage.stored_files",
     "data sets": "datasets_app.queries.stored_versions",
+    "images": "clavier.images.queries.stored_images",
 }
 FILE_UPLOAD_HANDLERS = ["django.core.files.uploadhandler.TemporaryFileUploadHandler"]
 FILE_UPLOAD_PERMISSIONS = 0o640

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from django.db.models import Count, Q, QuerySet
+from typing import Any
+
+from django.db.models import Count, Q, QuerySet, Sum
 
 from clavier.core.actor import Actor
 from clavier.images.access import usable_images, usable_versions
@@ -34,3 +36,14 @@ def ready_versions(actor: Actor) -> QuerySet[ImageVersion]:
 def live_runs_with(image_id: str) -> QuerySet[Run]:
     """Runs, of any tenant, that have not ended and may still load the image."""
     return Run.objects.filter(state__in=LIVE_STATES, spec__image__id=image_id)
+
+
+def stored_images() -> QuerySet[Any, Any]:
+    """Rows of (tenant, user, bytes, inodes): what image archives are charged with."""
+    return (
+        ImageVersion.objects.filter(state="ready")
+        .order_by()
+        .values("tenant_id", "created_by_id")
+        .annotate(size=Sum("size_bytes"), inodes=Count("pk"))
+        .values_list("tenant_id", "created_by_id", "size", "inodes")
+    )

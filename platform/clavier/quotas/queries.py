@@ -73,32 +73,6 @@ def node_usage() -> list[dict[str, Any]]:
     ]
 
 
-def left_for(actor: Actor) -> dict[str, int | None]:
-    """Resource -> what the actor can still take: the least of its caps, its tenant's and what all nodes have free.
-
-    None: nothing bounds it.
-    """
-    caps: dict[str, list[int]] = {}
-    for facts in remaining(actor):
-        caps.setdefault(facts["resource"], []).append(facts["remaining"])
-    free: dict[str, int] = {}
-    for row in Usage.objects.filter(scope="node"):
-        free[row.resource] = free.get(row.resource, 0) + max(0, row.cap - row.used)
-    found: dict[str, int | None] = {}
-    for resource in RESOURCES:
-        bounds = caps.get(resource, []) + ([free[resource]] if resource in free else [])
-        found[resource] = min(bounds) if bounds else None
-    return found
-
-
-def window_of(actor: Actor) -> tuple[datetime | None, datetime | None]:
-    """When the actor's quota is valid: the later start and the earlier end of its own window and its tenant's."""
-    windows = QuotaWindow.objects.filter(scope_id__in=(actor.tenant_id, actor.user_id))
-    starts = [window.valid_from for window in windows if window.valid_from]
-    ends = [window.valid_until for window in windows if window.valid_until]
-    return max(starts, default=None), min(ends, default=None)
-
-
 def usage_facts(row: Usage) -> dict[str, Any]:
     """One Usage row as plain data."""
     return {
