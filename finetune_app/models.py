@@ -39,6 +39,7 @@ class FineTuneTask(TenantOwned):
     own_code = models.JSONField(default=dict, blank=True, help_text="The fields of runs.own_code.OwnCode.")
     hyperparameters = models.JSONField()
     resources = models.JSONField()
+    options = models.JSONField(default=dict, blank=True, help_text="Group, nodes, roles, priority: runs.options.")
     time_limit_s = models.PositiveIntegerField(null=True, blank=True)
     output_model_name = models.CharField(max_length=100)
     run = models.ForeignKey(Run, on_delete=models.PROTECT, related_name="+", null=True, help_text="The newest run.")

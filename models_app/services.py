@@ -13,12 +13,10 @@ from django.db import transaction
 from django.db.models import Max, ProtectedError, RestrictedError
 
 from clavier.accounts.access import access_object, require_change, require_write
-from clavier.accounts.queries import own_tenant
 from clavier.core.actor import Actor
-from clavier.core.errors import Conflict, Invalid, NotFound, quoted
+from clavier.core.errors import Conflict, Invalid, quoted
 from clavier.core.references import in_use
-from clavier.files.models import StoredFile
-from clavier.files.storage import area_folder
+from clavier.files.folders import disk_path, own_folder
 from clavier.runs.models import Run
 from clavier.runs.outputs import check_manifest
 from clavier.runs.services import delete_run, stop_run, submit_run
@@ -234,7 +232,7 @@ def import_parameters(actor: Actor, source: str, location: str, revision: str) -
     """The import program's input. Raises Invalid, NotFound."""
     endpoint = None
     if source == "folder":
-        location = str(own_folder(actor, location))
+        location = str(disk_path(actor, own_folder(actor, location, field="location")))
     elif source == "path":
         location = str(server_path(location))
     elif not HUB_ID_PATTERN.match(location):
@@ -252,24 +250,6 @@ def import_parameters(actor: Actor, source: str, location: str, revision: str) -
         "in_place": source == "path",
         "endpoint": endpoint,
     }
-
-
-def own_folder(actor: Actor, location: str) -> Path:
-    """The disk path of a folder in the actor's own files. Raises NotFound, Invalid."""
-    area, _, path = location.strip("/").partition("/")
-    if area not in ("private", "public") or not path:
-        raise Invalid(
-            f"location {quoted(location)}: give 'private/<folder>' or 'public/<folder>' of your files.",
-            code="bad_value",
-            field="location",
-        )
-    row = StoredFile.objects.filter(
-        tenant_id=actor.tenant_id, created_by_id=actor.user_id, area=area, path=path, is_folder=True
-    ).first()
-    if row is None:
-        raise NotFound(f"There is no folder {quoted(location)} in your files.", field="location")
-    root = area_folder(row.tenant_id, row.created_by_id, area, own_tenant(actor).number)
-    return root.joinpath(*row.path.split("/"))
 
 
 def server_path(location: str) -> Path:

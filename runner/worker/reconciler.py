@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 from django.conf import settings
 from django.utils import timezone
 
-from clavier.core.errors import DomainError
+from clavier.core.errors import DomainError, StorageFull
 from clavier.runs.models import Attempt, Outbox
-from clavier.runs.outputs import check_manifest, read_json, read_metrics, seal_output
+from clavier.runs.outputs import check_manifest, make_manifest, read_json, read_metrics, seal_output
 from clavier.runs.queries import TAIL_BYTES, waiting_runs
 from clavier.runs.services import finish_attempt, mark_running
 from clavier.runs.states import EndReason, RunState
@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 LOST_AFTER = timedelta(seconds=10)
 LAUNCH_AGAIN_AFTER = timedelta(seconds=3)
 ORPHAN_GRACE_S = 60.0
+LEFT_NOTHING = (
+    "The program ended well but left nothing in its output folder (outputDir). Have it write to ${output_dir}."
+)
 
 
 class Reconciler:
@@ -106,12 +109,18 @@ class Reconciler:
             verdict = Verdict(EndReason.EXIT_NONZERO, "The server ended by itself.")
         elif verdict.reason == EndReason.COMPLETED:
             seal_output(attempt.run_id, attempt.run.tenant.number)
+            if attempt.run.spec["program"] is None:
+                make_manifest(attempt.run_id)
             manifest, wrong = check_manifest(attempt.run_id)
             if manifest is None:
                 missing = wrong.startswith("The program ended without")
                 verdict = Verdict(EndReason.NO_OUTPUT if missing else EndReason.BAD_OUTPUT, wrong)
+                if missing and attempt.run.spec["program"] is None:
+                    verdict = Verdict(EndReason.NO_OUTPUT, LEFT_NOTHING)
         try:
             finish(attempt, verdict, seen)
+        except StorageFull as refusal:  # the owner has no room for what was made
+            finish(attempt, Verdict(EndReason.STORAGE_QUOTA, refusal.message), seen)
         except DomainError as refusal:  # the domain can not use what the program made
             finish(attempt, Verdict(EndReason.BAD_OUTPUT, refusal.message), seen)
 

@@ -45,6 +45,12 @@ def require_change(actor: Actor, owned: TenantOwned, *, noun: str) -> None:
         )
 
 
+def creator_of(owned: TenantOwned) -> Actor:
+    """The object's creator as one who acts: what the platform does later on its behalf sees what it may see."""
+    user, tenant = owned.created_by, owned.tenant
+    return Actor(user.pk, user.username, tenant.pk, tenant.name, "member")
+
+
 def require_tenant_admin(actor: Actor) -> None:
     """Raises Forbidden unless the actor is an owner or admin of the tenant."""
     require_write(actor)

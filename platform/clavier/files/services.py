@@ -40,7 +40,9 @@ Parts = tuple[str, ...]
 MAX_FILES_AT_ONCE = 10_000
 
 
-class _Incoming(NamedTuple):
+class Incoming(NamedTuple):
+    """A file on its way in. ``sha256``: empty when nobody has read it yet."""
+
     parts: Parts
     staged: Staged
     sha256: str
@@ -86,10 +88,10 @@ def upload_files(
             staged = stage(upload, settings.CLAVIER_FILES, field="file")
             cleanup.callback(staged.discard)
             share_with_tenant(staged.path, number)
-            incoming.append(_Incoming(parts, staged, sha256_of(staged.path)))
+            incoming.append(Incoming(parts, staged, sha256_of(staged.path)))
         with disk_changes(settings.CLAVIER_FILES) as disk, transaction.atomic(durable=True):
             _require_folder(actor, area, base)
-            return _store(actor, area, incoming, overwrite, disk)
+            return store(actor, area, incoming, overwrite, disk)
 
 
 def upload_folder_paths(base: Parts, paths: Sequence[str]) -> list[Parts]:
@@ -191,8 +193,11 @@ def _refuse_taken(actor: Actor, area: str, targets: list[Parts], overwrite: bool
             raise _taken(parts)
 
 
-def _store(actor: Actor, area: str, incoming: list[_Incoming], overwrite: bool, disk: DiskChanges) -> list[StoredFile]:
-    """Rows first (their unique path is the lock), then the renames."""
+def store(actor: Actor, area: str, incoming: list[Incoming], overwrite: bool, disk: DiskChanges) -> list[StoredFile]:
+    """Put staged files and the folders in their paths into place: rows first (their unique path is the lock).
+
+    Raises Conflict (``already_exists``), StorageFull.
+    """
     number = own_tenant(actor).number
     root = area_folder(actor.tenant_id, actor.user_id, area, number)
     folders = _missing_folders(actor, area, incoming)
@@ -217,7 +222,7 @@ def _store(actor: Actor, area: str, incoming: list[_Incoming], overwrite: bool, 
     return rows
 
 
-def _missing_folders(actor: Actor, area: str, incoming: list[_Incoming]) -> list[Parts]:
+def _missing_folders(actor: Actor, area: str, incoming: list[Incoming]) -> list[Parts]:
     wanted = {item.parts[:depth] for item in incoming for depth in range(1, len(item.parts))}
     missing = []
     for parts in sorted(wanted, key=lambda parts: (len(parts), parts)):
@@ -230,7 +235,7 @@ def _missing_folders(actor: Actor, area: str, incoming: list[_Incoming]) -> list
 
 
 def _insert(
-    actor: Actor, area: str, parts: Parts, *, is_folder: bool = False, item: _Incoming | None = None
+    actor: Actor, area: str, parts: Parts, *, is_folder: bool = False, item: Incoming | None = None
 ) -> StoredFile:
     try:
         with transaction.atomic():
@@ -249,7 +254,7 @@ def _insert(
         raise _taken(parts) from error
 
 
-def _replace(row: StoredFile, item: _Incoming) -> StoredFile:
+def _replace(row: StoredFile, item: Incoming) -> StoredFile:
     row.size_bytes, row.sha256, row.modified_at = item.staged.size_bytes, item.sha256, timezone.now()
     row.save(update_fields=["size_bytes", "sha256", "modified_at", "updated_at"])
     return row

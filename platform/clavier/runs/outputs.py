@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from runner.contract import folder
 
 MAX_READ_BYTES = 1024 * 1024
 MAX_JSON_BYTES = 64 * 1024 * 1024
+#: A manifest made by the platform names no more than these.
+MAX_LISTED_FILES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,27 @@ def check_manifest(run_id: UUID) -> tuple[dict[str, Any] | None, str]:
         if size != entry.get("size"):
             return None, f"{entry['path']} has {size} bytes, {path} says {entry.get('size')}."
     return manifest, ""
+
+
+def make_manifest(run_id: UUID) -> bool:
+    """List what a user's own program left in its sealed ``output/``, unless it did so itself; False: it left nothing.
+
+    Raises OSError.
+    """
+    root = run_folder(run_id) / folder.OUTPUT
+    if (root / folder.MANIFEST).exists():
+        return True
+    files: list[dict[str, Any]] = []
+    for place, folders, names, descriptor in os.fwalk(root, follow_symlinks=False):
+        folders.sort()
+        inside = Path(place).relative_to(root)
+        for name in sorted(names):
+            status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode) and len(files) < MAX_LISTED_FILES:
+                files.append({"path": str(inside / name), "size": status.st_size})
+    if files:
+        folder.write_json_durably(root / folder.MANIFEST, {"kind": "files", "files": files, "facts": {}})
+    return bool(files)
 
 
 def seal_output(run_id: UUID, tenant_number: int) -> None:

@@ -1,0 +1,232 @@
+"""A user's own program: what is stored of it, what is refused of it, and how a run of it is put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+from uuid import UUID
+
+from django.conf import settings
+
+from clavier.core.actor import Actor
+from clavier.core.errors import DomainError, FieldProblem, Invalid, InvalidFields, NotFound, Unprocessable
+from clavier.files.folders import disk_path, own_folder, parse_location
+from clavier.files.queries import row_at
+from clavier.runs import commands
+from clavier.runs.outputs import run_folder
+from runner.contract import folder
+from runner.contract.run_spec import Mount, WorkItem
+
+#: Where a copy of the code folder lies, and the program starts; relative to ``work/``.
+CODE = "code"
+CONFIG = "config.json"
+DATA = "data"
+#: A data folder holds these and nothing else.
+SPLITS = ("train", "validate", "test")
+
+Checked = TypeVar("Checked")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnCode:
+    """What a task or service keeps of its owner's program. Folders: ``private/...`` or ``public/...`` of its files.
+
+    ``output_folder``, ``checkpoint_folder``: where the run's output and checkpoints appear when it has ended.
+    Of a fine-tune only: ``profile_path``, and which hyperparameters its profile listed as those of fine-tuning.
+    """
+
+    command: str
+    code_folder: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    data_folder: str = ""
+    model_folder: str = ""
+    output_folder: str = ""
+    checkpoint_folder: str = ""
+    profile_path: str = ""
+    fine_tune_names: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict that ``from_json`` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> OwnCode:
+        """The own code of a stored dict. Raises TypeError on unknown keys."""
+        return cls(**{**value, "fine_tune_names": tuple(value.get("fine_tune_names", ()))})
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What one run reads. ``model_dir``, ``input_dir``: host paths. ``config``: the words of its config.json."""
+
+    model_dir: str | None = None
+    input_dir: str | None = None
+    config: str | None = None
+    mounts: tuple[Mount, ...] = ()
+    work: tuple[WorkItem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CommandParts:
+    """The parts of a RunSpec that make it run a command."""
+
+    argv: tuple[str, ...]
+    environment: dict[str, str]
+    mounts: tuple[Mount, ...]
+    work: tuple[WorkItem, ...]
+    start_in: str
+
+
+class Problems:
+    """Collects what several checks refuse, so that the user hears of all of it at once."""
+
+    def __init__(self) -> None:
+        self._found: list[FieldProblem] = []
+        self._missing: DomainError | None = None
+
+    def check(self, function: Callable[..., Checked], *arguments: Any, **named: Any) -> Checked | None:
+        """The function's result, or None when it refused."""
+        try:
+            return function(*arguments, **named)
+        except NotFound as missing:
+            self._missing = self._missing or missing
+        except Invalid as refusal:
+            own = FieldProblem(refusal.field or "", refusal.code, refusal.message)
+            self._found += list(refusal.problems) or [own]
+        return None
+
+    def add(self, field: str, code: str, message: str) -> None:
+        """One more."""
+        self._found.append(FieldProblem(field, code, message))
+
+    def end(self) -> None:
+        """Raises InvalidFields with everything refused, else the first NotFound."""
+        if self._found:
+            raise InvalidFields(self._found)
+        if self._missing is not None:
+            raise self._missing
+
+
+def require_allowed(*, has_image: bool) -> None:
+    """Raises Unprocessable (``needs_container``) where programs of users run in containers only."""
+    if not has_image and not settings.ALLOW_CUSTOM_CODE:
+        raise Unprocessable(
+            "This installation runs users' own programs in containers only. Choose an image of yours.",
+            code="needs_container",
+            field="image",
+        )
+
+
+def checked_own_code(
+    actor: Actor,
+    problems: Problems,
+    *,
+    command: str,
+    code_folder: str = "",
+    environment: Mapping[str, Any] | None = None,
+    data_folder: str = "",
+    model_folder: str = "",
+    output_folder: str = "",
+    checkpoint_folder: str = "",
+) -> OwnCode:
+    """The own code with its folders looked up; what is refused is added to ``problems``."""
+    problems.check(commands.split_command, command)
+    variables = problems.check(commands.checked_environment, environment or {})
+    for name, location in (("code_folder", code_folder), ("data_folder", data_folder), ("model_folder", model_folder)):
+        if location:
+            problems.check(own_folder, actor, location, field=name)
+    for name, location in (("output_folder", output_folder), ("checkpoint_folder", checkpoint_folder)):
+        if location:
+            problems.check(require_place, actor, location, field=name)
+    return OwnCode(
+        command=command.strip(),
+        code_folder=code_folder,
+        environment=variables or {},
+        data_folder=data_folder,
+        model_folder=model_folder,
+        output_folder=output_folder,
+        checkpoint_folder=checkpoint_folder,
+    )
+
+
+def require_place(actor: Actor, location: str, *, field: str) -> None:
+    """Raises Invalid unless a folder is there or can be made there."""
+    area, parts = parse_location(location, field=field)
+    for depth in range(1, len(parts) + 1):
+        row = row_at(actor.tenant_id, actor.user_id, area, parts[:depth])
+        if row is not None and not row.is_folder:
+            raise Invalid(
+                f"{field} {location!r}: {row.path} is a file; give a folder, which may be a new one.",
+                code="bad_value",
+                field=field,
+            )
+
+
+def placeholders(inputs_known: Mapping[str, bool], *more: str) -> list[str]:
+    """The names that a command may use: the folders that its run has, and ``more``."""
+    return [name for name in commands.FOLDER_PLACEHOLDERS if inputs_known.get(name, True)] + list(more)
+
+
+def local_inputs(actor: Actor, code: OwnCode) -> Inputs:
+    """What the code's own folders give a run; they are read where they lie. Raises NotFound, Invalid."""
+    paths = {
+        name: str(disk_path(actor, own_folder(actor, location, field=name)))
+        for name, location in (("data_folder", code.data_folder), ("model_folder", code.model_folder))
+        if location
+    }
+    return Inputs(
+        model_dir=paths.get("model_folder"),
+        input_dir=paths.get("data_folder"),
+        mounts=tuple(Mount(path) for path in paths.values()),
+    )
+
+
+def command_parts(
+    actor: Actor,
+    code: OwnCode,
+    *,
+    run_id: UUID,
+    inputs: Inputs,
+    hyperparameters: Mapping[str, str] | None = None,
+    more: Mapping[str, str] | None = None,
+) -> CommandParts:
+    """The command of one run with every placeholder replaced.
+
+    A hyperparameter that the command does not name itself is appended as ``--name value``, unless the command names
+    ``${config}``, where it stands too. Each is also the variable ``HP_<NAME>``. Raises NotFound, Invalid.
+    """
+    root = run_folder(run_id)
+    start_in = f"{folder.WORK}/{CODE}" if code.code_folder else folder.WORK
+    places = {
+        "model_dir": inputs.model_dir,
+        "input_dir": inputs.input_dir,
+        "output_dir": str(root / folder.OUTPUT),
+        "checkpoint_dir": str(root / folder.CHECKPOINTS),
+        "work_dir": str(root / start_in),
+        "config": str(root / folder.WORK / CONFIG) if inputs.config is not None else None,
+    }
+    known = {name: path for name, path in places.items() if path is not None}
+    values = hyperparameters or {}
+    words = commands.split_command(code.command)
+    commands.check_placeholders(words, [*known, *values, *(more or {})])
+    named = commands.placeholders_in(words)
+    unnamed = {} if "config" in named else {name: value for name, value in values.items() if name not in named}
+    flags = [word for name, value in unnamed.items() for word in (f"--{name}", value)]
+    work = list(inputs.work)
+    if code.code_folder:
+        source = disk_path(actor, own_folder(actor, code.code_folder, field="code_folder"))
+        work.append(WorkItem(CODE, copy_of=str(source)))
+    if inputs.config is not None:
+        work.append(WorkItem(CONFIG, text=inputs.config))
+    return CommandParts(
+        argv=(*commands.fill(words, {**values, **known, **(more or {})}), *flags),
+        environment={
+            **{f"CLAVIER_{name.upper()}": path for name, path in known.items()},
+            **{f"HP_{name.upper()}": value for name, value in values.items()},
+            **code.environment,
+        },
+        mounts=inputs.mounts,
+        work=tuple(work),
+        start_in=start_in,
+    )
