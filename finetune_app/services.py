@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from django.db import transaction
 
-from clavier.accounts.access import access_object, require_change, require_write
+from clavier.accounts.access import access_object, creator_of, require_change, require_write
 from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, FieldProblem, Invalid, InvalidFields
 from clavier.runs.models import Run
+from clavier.runs.options import checked_options, with_options
+from clavier.runs.own_code import OwnCode, publish
 from clavier.runs.services import checked_resources, delete_run, stop_run, submit_run
 from clavier.runs.states import RunState
 from datasets_app.models import DatasetVersion
 from datasets_app.queries import access_dataset_version
 from datasets_app.services import rows_path
 from finetune_app.models import FineTuneTask
+from finetune_app.own_code import own_code_spec
 from models_app.models import ModelVersion
 from models_app.services import access_model_version, check_model_name, create_version_from_run, require_usable
 from runner.contract.knobs import HyperparametersInvalid, check_hyperparameters
@@ -43,13 +46,16 @@ def create_fine_tune_task(
     validation_dataset: UUID | str | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
     resources: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     time_limit_s: int | None = None,
     output_model_name: str = "",
     description: str = "",
     submitted: Mapping[str, Any] | None = None,
     start: bool = True,
 ) -> FineTuneTask:
-    """A task, started at once unless ``start`` is False. ``submitted``: the request as its client wrote it.
+    """A task, started at once unless ``start`` is False.
+
+    ``options``: resource group, nodes, roles, priority (``runs.options``); ``submitted``: the client's own words.
 
     Raises InvalidFields with every bad field at once, NotFound for what the actor may not see, Forbidden,
     Unprocessable when no node could ever run it.
@@ -66,6 +72,7 @@ def create_fine_tune_task(
         if validation_dataset
         else None
     )
+    where = checked_options(options or {})
     with transaction.atomic():
         task = FineTuneTask.objects.create(
             tenant_id=actor.tenant_id,
@@ -78,7 +85,8 @@ def create_fine_tune_task(
             train_dataset=train,
             validation_dataset=validation,
             hyperparameters=checked,
-            resources=checked_resources(resources or {}),
+            resources=checked_resources(resources or {}, resource_group=where.get("resource_group", "")),
+            options=where,
             time_limit_s=time_limit_s or DEFAULT_TIME_LIMIT_S,
             output_model_name=output_model_name,
             submitted=dict(submitted or {}),
@@ -143,11 +151,12 @@ def access_fine_tune_task(actor: Actor, task_id: UUID | str) -> FineTuneTask:
 
 
 def on_run_finished(run: Run) -> None:
-    """A completed run has made a model version."""
-    if run.state != RunState.COMPLETED:
-        return
-    task = FineTuneTask.objects.select_related("base_version", "train_dataset").filter(pk=run.subject_id).first()
-    if task is not None:
+    """A completed run has made a model version; own code's output becomes files of the task's owner."""
+    tasks = FineTuneTask.objects.select_related("base_version", "train_dataset", "tenant", "created_by")
+    task = tasks.filter(pk=run.subject_id).first()
+    if task is not None and task.create_way == "custom":
+        publish(creator_of(task), run, OwnCode.from_json(task.own_code))
+    elif task is not None and run.state == RunState.COMPLETED:
         create_version_from_run(
             run=run,
             model_name=task.output_model_name,
@@ -158,13 +167,14 @@ def on_run_finished(run: Run) -> None:
 
 def launch(actor: Actor, task: FineTuneTask) -> None:
     """Submit a run of the task and make it the task's newest."""
-    spec = run_spec_of(task)
-    task.run = submit_run(actor=actor, kind="fine_tune", name=task.name, subject_id=task.pk, spec=spec)
+    run_id = uuid4()
+    spec = with_options(own_code_spec(task, run_id) if task.create_way == "custom" else recipe_spec(task), task.options)
+    task.run = submit_run(actor=actor, kind="fine_tune", name=task.name, subject_id=task.pk, spec=spec, run_id=run_id)
     task.save(update_fields=["run", "updated_at"])
 
 
-def run_spec_of(task: FineTuneTask) -> RunSpec:
-    """Everything the program needs, as plain data."""
+def recipe_spec(task: FineTuneTask) -> RunSpec:
+    """Everything the recipe's program needs, as plain data."""
     base, train, validation = task.base_version, task.train_dataset, task.validation_dataset
     if train is None:
         raise ValueError(f"task {task.pk} of a recipe has no training data")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +17,7 @@ from clavier.runs.queries import replayed_state
 from clavier.runs.services import submit_run
 from runner.contract.run_spec import Resources, RunSpec
 from runner.executors.fake import FakeExecutor, Outcome
+from runner.executors.local_process import LocalProcessExecutor
 from runner.worker import engines, jobs, reconciler, scheduler
 
 GOOD_OUTPUT = {
@@ -50,7 +53,7 @@ class Engine:
 
     def submit(self, actor: Actor, **changes: Any) -> Run:
         """A run of a program that exists."""
-        spec = {"kind": "fine_tune", "program": None, "argv": ("/bin/true",), "parameters": {}, **changes}
+        spec = {"kind": "fine_tune", "program": "runner.programs.train.sft", "parameters": {}, **changes}
         spec.setdefault("resources", Resources(cpu_milli=100, memory_mib=64))
         return submit_run(actor=actor, kind=spec["kind"], name="a run", subject_id=uuid4(), spec=RunSpec(**spec))
 
@@ -71,6 +74,37 @@ def make_engine(monkeypatch: Any) -> Engine:
     made = Engine(executor, clock)
     made.will(files=GOOD_OUTPUT)
     return made
+
+
+@dataclass
+class RealEngine:
+    """The engine over real processes: ``finish`` steps until a run has ended."""
+
+    executor: LocalProcessExecutor
+    reconciler: reconciler.Reconciler = field(default_factory=reconciler.Reconciler)
+
+    def finish(self, run: Run, limit_s: float = 60.0) -> Run:
+        """The ended run. Raises AssertionError when it takes longer."""
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            for attempt_id in scheduler.schedule_pass():
+                jobs.launch(str(attempt_id))
+            self.reconciler.run_pass()
+            run.refresh_from_db()
+            if run.is_final:
+                return run
+            time.sleep(0.05)
+        raise AssertionError(f"{run} did not end within {limit_s:g} s")
+
+
+def make_real_engine(monkeypatch: Any, home: Path) -> RealEngine:
+    """An engine whose executor starts processes; nothing is sent to a queue."""
+    executor = LocalProcessExecutor(home / "executors" / "local_process", hidden=(home,))
+    for module in (engines, jobs, reconciler):
+        monkeypatch.setattr(module, "executor", lambda name: executor)
+    monkeypatch.setattr("clavier.runs.queue.enqueue", lambda *job: False)
+    ensure_local_node()
+    return RealEngine(executor)
 
 
 def assert_consistent() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from django.conf import settings
 
 from clavier.core.actor import Actor
+from clavier.files.services import upload_files
 from clavier.runs.outputs import run_folder
 from datasets_app.models import DatasetVersion
 from datasets_app.services import create_dataset_with_file
@@ -67,3 +68,11 @@ def spec_on_disk(run_id: Any) -> dict[str, Any]:
     """What the program was given."""
     value: dict[str, Any] = json.loads((run_folder(run_id) / folder.SPEC).read_text())
     return value
+
+
+def put_tree(actor: Actor, spooled: Any, files: dict[str, str | bytes], area: str = "private") -> None:
+    """Upload files with the folders of their paths into the actor's files."""
+    uploads = [
+        (path, spooled(content.encode() if isinstance(content, str) else content)) for path, content in files.items()
+    ]
+    upload_files(actor=actor, area=area, folder="", uploads=uploads, overwrite=True)

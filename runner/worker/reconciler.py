@@ -11,7 +11,8 @@ from django.utils import timezone
 
 from clavier.core.errors import DomainError, StorageFull
 from clavier.runs.models import Attempt, Outbox
-from clavier.runs.outputs import check_manifest, make_manifest, read_json, read_metrics, seal_output
+from clavier.runs.outputs import check_manifest, make_manifest, read_json, read_log, read_metrics, seal_output
+from clavier.runs.printed import last_words
 from clavier.runs.queries import TAIL_BYTES, waiting_runs
 from clavier.runs.services import finish_attempt, mark_running
 from clavier.runs.states import EndReason, RunState
@@ -174,7 +175,9 @@ def finish(attempt: Attempt, verdict: Verdict, seen: Observation) -> None:
 
 
 def last_error(attempt: Attempt) -> str:
-    """What the program itself said of its end: its last ``error`` event, or nothing."""
+    """What the program itself said of its end: its last ``error`` event; of a user's command the end of its log."""
+    if attempt.run.spec["program"] is None:
+        return last_words(read_log(attempt.run_id, -TAIL_BYTES, to_end=True).data.decode(errors="replace"))
     recent, _ = read_metrics(attempt.run_id, -TAIL_BYTES)
     errors = [event for event in recent if event.get("kind") == "error"]
     return str(errors[-1].get("message", "")) if errors else ""

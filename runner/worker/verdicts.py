@@ -45,11 +45,13 @@ def verdict_of(seen: Observation, said: str) -> Verdict:
             f"The run used more memory than it asked for{used}. Ask for more, or lower the batch size.",
         )
     if seen.cause == "command_not_found" or code in (126, 127):
-        return Verdict(EndReason.COMMAND_NOT_FOUND, said or "The command could not be executed.")
+        why = f": {said}" if said else "."
+        return Verdict(EndReason.COMMAND_NOT_FOUND, f"The command could not be executed (exit code {code}){why}")
     if seen.cause == "lost" or code in (128 + 9, 128 + 15):
         return Verdict(EndReason.EXECUTOR_LOST, "The process was killed from outside, or the machine restarted.")
     if code == exits.OK:
         return Verdict(EndReason.COMPLETED, "")
     if code in OWN_EXITS:
         return Verdict(EndReason.EXIT_NONZERO, said or OWN_EXITS[code])
-    return Verdict(EndReason.EXIT_NONZERO, said or f"The program ended with exit code {code}; its log says why.")
+    why = f": {said}" if said else "; its log says why."
+    return Verdict(EndReason.EXIT_NONZERO, f"The program ended with exit code {code}{why}")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from clavier.core.errors import FieldProblem, InvalidFields, quoted
-from clavier.runs.services import checked_resources
+from clavier.quotas.requests import checked_resources
 from runner.contract.run_spec import Resources, Role, RunSpec
 
 ROLE_NAMES = ("master", "worker")
@@ -49,11 +49,11 @@ def checked_options(given: Mapping[str, Any], *, field: str = "options") -> dict
     if "node_names" in found:
         found["node_names"] = list(found["node_names"])
     if "roles" in found:
-        found["roles"] = checked_roles(found["roles"], field=f"{field}.roles")
+        found["roles"] = checked_roles(found["roles"], found.get("resource_group", ""), field=f"{field}.roles")
     return found
 
 
-def checked_roles(given: list[Any], *, field: str) -> list[dict[str, Any]]:
+def checked_roles(given: list[Any], resource_group: str, *, field: str) -> list[dict[str, Any]]:
     """``[{name, count, resources}]`` with one master at most. Raises InvalidFields."""
     roles, problems = [], []
     for index, role in enumerate(given):
@@ -70,7 +70,8 @@ def checked_roles(given: list[Any], *, field: str) -> list[dict[str, Any]]:
             message = f"{place}.count {quoted(count)} is no whole number from 1 to {highest}."
             problems.append(FieldProblem(f"{place}.count", "out_of_range", message))
         try:
-            roles.append({"name": name, "count": count, "resources": checked_resources(role.get("resources") or {})})
+            resources = checked_resources(role.get("resources") or {}, resource_group=resource_group)
+            roles.append({"name": name, "count": count, "resources": resources})
         except InvalidFields as refusal:
             problems += [FieldProblem(f"{place}.{one.field}", one.code, one.message) for one in refusal.problems]
     names = [role["name"] for role in roles]

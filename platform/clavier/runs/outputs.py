@@ -15,9 +15,12 @@ from django.conf import settings
 from clavier.core.errors import NotFound
 from clavier.core.ownership import share_with_tenant
 from clavier.core.paths import open_beneath, parse_path
+from clavier.runs.printed import events_of
 from runner.contract import folder
 
 MAX_READ_BYTES = 1024 * 1024
+#: How far before a part of a log its last progress bar is looked for.
+CONTEXT_BYTES = 4096
 MAX_JSON_BYTES = 64 * 1024 * 1024
 #: A manifest made by the platform names no more than these.
 MAX_LISTED_FILES = 100_000
@@ -46,8 +49,29 @@ def read_log(run_id: UUID, offset: int = 0, limit: int = MAX_READ_BYTES, *, to_e
 
 
 def read_metrics(run_id: UUID, offset: int = 0, limit: int = MAX_READ_BYTES) -> tuple[list[dict[str, Any]], int]:
-    """Events of the program from a byte offset on, and the next offset. What is no JSON object is passed over."""
+    """Events of the program from a byte offset on, and the next offset. What is no JSON object is passed over.
+
+    A user's own command writes no events; those that its log shows stand for them, by the offsets of the log.
+    """
+    if is_own_command(run_id):
+        return read_printed(run_id, offset, limit)
     return read_objects(run_id, folder.METRICS, offset, limit)
+
+
+def read_printed(run_id: UUID, offset: int, limit: int) -> tuple[list[dict[str, Any]], int]:
+    """Events that the log shows from a byte offset on, and the next offset; a bar that is drawn again ends a line."""
+    chunk = read_lines(run_id, folder.LOG, offset, limit, breaks=(b"\n", b"\r"))
+    start = chunk.next_offset - len(chunk.data)
+    before = b""
+    if start > 0 and chunk.data:
+        before = read_lines(run_id, folder.LOG, max(0, start - CONTEXT_BYTES), min(start, CONTEXT_BYTES)).data
+    return events_of(chunk.data.decode(errors="replace"), before=before.decode(errors="replace")), chunk.next_offset
+
+
+def is_own_command(run_id: UUID) -> bool:
+    """The run is a user's own command, not one of the platform's programs."""
+    spec = read_json(run_id, folder.SPEC)
+    return spec is not None and spec.get("program") is None
 
 
 def read_objects(
@@ -66,8 +90,16 @@ def read_objects(
     return events, chunk.next_offset
 
 
-def read_lines(run_id: UUID, name: str, offset: int, limit: int, *, to_end: bool = False) -> Chunk:
-    """Whole lines of a file of the run folder; an absent file is empty."""
+def read_lines(
+    run_id: UUID,
+    name: str,
+    offset: int,
+    limit: int,
+    *,
+    to_end: bool = False,
+    breaks: tuple[bytes, ...] = (b"\n",),
+) -> Chunk:
+    """Whole lines of a file of the run folder, ended by one of ``breaks``; an absent file is empty."""
     try:
         descriptor = open_regular(run_id, parse_path(name))
     except NotFound:
@@ -81,7 +113,7 @@ def read_lines(run_id: UUID, name: str, offset: int, limit: int, *, to_end: bool
     if offset < 0 and start > 0:
         cut = data.find(b"\n") + 1
         data, start = data[cut:], start + cut
-    end = data.rfind(b"\n") + 1
+    end = max(data.rfind(mark) for mark in breaks) + 1
     is_whole = to_end and start + len(data) == size
     if not is_whole and (end or len(data) < most):
         data = data[:end]
@@ -131,6 +163,8 @@ def make_manifest(run_id: UUID) -> bool:
     Raises OSError.
     """
     root = run_folder(run_id) / folder.OUTPUT
+    if root.is_symlink() or not root.is_dir():
+        return False
     if (root / folder.MANIFEST).exists():
         return True
     files: list[dict[str, Any]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID
@@ -11,10 +11,14 @@ from django.conf import settings
 
 from clavier.core.actor import Actor
 from clavier.core.errors import DomainError, FieldProblem, Invalid, InvalidFields, NotFound, Unprocessable
+from clavier.files.adoption import adopt_folder
 from clavier.files.folders import disk_path, own_folder, parse_location
+from clavier.files.models import StoredFile
 from clavier.files.queries import row_at
 from clavier.runs import commands
+from clavier.runs.models import Run, RunEvent
 from clavier.runs.outputs import run_folder
+from clavier.runs.states import RunState
 from runner.contract import folder
 from runner.contract.run_spec import Mount, WorkItem
 
@@ -58,7 +62,10 @@ class OwnCode:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What one run reads. ``model_dir``, ``input_dir``: host paths. ``config``: the words of its config.json."""
+    """What one run reads. ``model_dir``: a host path; ``input_dir``: one too, or relative to the run's ``work/``.
+
+    ``config``: the words of its config.json.
+    """
 
     model_dir: str | None = None
     input_dir: str | None = None
@@ -123,30 +130,41 @@ def checked_own_code(
     problems: Problems,
     *,
     command: str,
+    known: Iterable[str],
     code_folder: str = "",
     environment: Mapping[str, Any] | None = None,
     data_folder: str = "",
     model_folder: str = "",
     output_folder: str = "",
     checkpoint_folder: str = "",
+    has_splits: bool = False,
 ) -> OwnCode:
-    """The own code with its folders looked up; what is refused is added to ``problems``."""
-    problems.check(commands.split_command, command)
+    """The own code with its folders looked up; what is refused is added to ``problems``.
+
+    ``known``: what the command may name as ``${...}``. ``has_splits``: the data folder is one of train, validate, test.
+    """
+    words = problems.check(commands.split_command, command)
+    if words is not None:
+        problems.check(commands.check_placeholders, words, known)
     variables = problems.check(commands.checked_environment, environment or {})
-    for name, location in (("code_folder", code_folder), ("data_folder", data_folder), ("model_folder", model_folder)):
-        if location:
-            problems.check(own_folder, actor, location, field=name)
+    places = {"code_folder": code_folder, "data_folder": data_folder, "model_folder": model_folder}
+    rows = {
+        name: problems.check(own_folder, actor, location, field=name) for name, location in places.items() if location
+    }
+    data = rows.get("data_folder")
+    if data is not None and has_splits:
+        problems.check(check_splits, data, field="data_folder")
     for name, location in (("output_folder", output_folder), ("checkpoint_folder", checkpoint_folder)):
         if location:
             problems.check(require_place, actor, location, field=name)
     return OwnCode(
         command=command.strip(),
-        code_folder=code_folder,
         environment=variables or {},
-        data_folder=data_folder,
-        model_folder=model_folder,
         output_folder=output_folder,
         checkpoint_folder=checkpoint_folder,
+        code_folder=code_folder,
+        data_folder=data_folder,
+        model_folder=model_folder,
     )
 
 
@@ -163,9 +181,10 @@ def require_place(actor: Actor, location: str, *, field: str) -> None:
             )
 
 
-def placeholders(inputs_known: Mapping[str, bool], *more: str) -> list[str]:
-    """The names that a command may use: the folders that its run has, and ``more``."""
-    return [name for name in commands.FOLDER_PLACEHOLDERS if inputs_known.get(name, True)] + list(more)
+def placeholders(*, has_model: bool, has_input: bool, has_config: bool = False) -> list[str]:
+    """The folders that a command may name, by what its run has."""
+    missing = {"model_dir": not has_model, "input_dir": not has_input, "config": not has_config}
+    return [name for name in commands.FOLDER_PLACEHOLDERS if not missing.get(name)]
 
 
 def local_inputs(actor: Actor, code: OwnCode) -> Inputs:
@@ -200,7 +219,7 @@ def command_parts(
     start_in = f"{folder.WORK}/{CODE}" if code.code_folder else folder.WORK
     places = {
         "model_dir": inputs.model_dir,
-        "input_dir": inputs.input_dir,
+        "input_dir": str(root / folder.WORK / inputs.input_dir) if inputs.input_dir else None,
         "output_dir": str(root / folder.OUTPUT),
         "checkpoint_dir": str(root / folder.CHECKPOINTS),
         "work_dir": str(root / start_in),
@@ -230,3 +249,58 @@ def command_parts(
         work=tuple(work),
         start_in=start_in,
     )
+
+
+def publish(owner: Actor, run: Run, code: OwnCode) -> None:
+    """Make an ended run's output and checkpoints files of the owner, where its own code says. In its transaction.
+
+    Raises DomainError for a completed run whose files do not fit; of any other end that is only noted.
+    """
+    wanted = (
+        (folder.OUTPUT, code.output_folder, "output_folder"),
+        (folder.CHECKPOINTS, code.checkpoint_folder, "checkpoint_folder"),
+    )
+    for name, location, field_name in wanted:
+        source = run_folder(run.pk) / name
+        if not location or not source.is_dir():
+            continue
+        try:
+            adopt_folder(
+                actor=owner,
+                location=location,
+                source=source,
+                field=field_name,
+                skip=frozenset({folder.MANIFEST}),
+            )
+        except DomainError as refusal:
+            if run.state == RunState.COMPLETED:
+                raise
+            RunEvent.objects.create(run=run, message=f"{name} was not copied to {location}: {refusal.message}")
+
+
+def data_inputs(train: str | None, validation: str | None, test: str | None = None) -> Inputs:
+    """Rows of data set versions (host paths) laid out as a data folder is: ``data/train/train.jsonl`` and so on."""
+    paths = dict(zip(SPLITS, (train, validation, test), strict=True))
+    given = {split: path for split, path in paths.items() if path is not None}
+    return Inputs(
+        input_dir=DATA if given else None,
+        mounts=tuple(Mount(path) for path in given.values()),
+        work=tuple(WorkItem(f"{DATA}/{split}/{split}.jsonl", link_to=path) for split, path in given.items()),
+    )
+
+
+def check_splits(row: StoredFile, *, field: str) -> None:
+    """A data folder holds train, validate and test, and nothing else. Raises Invalid (``bad_layout``)."""
+    inside = StoredFile.objects.filter(
+        tenant_id=row.tenant_id, created_by_id=row.created_by_id, area=row.area, parent=row.path
+    )
+    found = dict(inside.values_list("name", "is_folder")[:100])
+    missing = [split for split in SPLITS if not found.get(split)]
+    others = sorted(set(found) - set(SPLITS))
+    if missing or others:
+        wrong = f"{', '.join(missing)} missing" if missing else f"{', '.join(others[:5])} too much"
+        raise Invalid(
+            f"{field} {row.area}/{row.path} must hold the folders {', '.join(SPLITS)} and nothing else: {wrong}.",
+            code="bad_layout",
+            field=field,
+        )

@@ -185,6 +185,17 @@ class Resources(Strict):
     gpus = WholeNumber(min_value=0, max_value=64, required=False, help_text="GPUs (default 0).")
 
 
+class OwnCodeFields(Strict):
+    """A program of the user's own; folders are `private/...` or `public/...` of the user's files."""
+
+    command = Text(allow_blank=True, help_text="No shell reads it. `${model_dir}`, `${output_dir}` ... are filled in.")
+    code_folder = Text(required=False, allow_blank=True, max_length=5000, help_text="Copied; the command starts in it.")
+    environment = AnyObject(required=False, help_text="`{NAME: value}`.")
+    data_folder = Text(required=False, allow_blank=True, max_length=5000)
+    model_folder = Text(required=False, allow_blank=True, max_length=5000)
+    output_folder = Text(required=False, allow_blank=True, max_length=5000, help_text="Gets the output at the end.")
+
+
 def is_form(root: Any) -> bool:
     """The values come from a form or a query string."""
     return isinstance(root, Form)

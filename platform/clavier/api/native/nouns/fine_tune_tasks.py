@@ -19,6 +19,7 @@ from clavier.api.native.fields import (
     Flag,
     Form,
     Identifier,
+    OwnCodeFields,
     Resources,
     StateChoice,
     Strict,
@@ -40,6 +41,7 @@ from clavier.api.native.run_parts import (
 from clavier.api.native.schema import BINARY, operation
 from clavier.api.native.views import NativeView
 from clavier.runs.models import Run
+from finetune_app.custom import create_custom_fine_tune_task
 from finetune_app.models import CREATE_WAYS, FineTuneTask
 from finetune_app.queries import output_version, runs_of, visible_tasks
 from finetune_app.services import (
@@ -55,6 +57,10 @@ from runner.contract.knobs import RECIPES
 TAG = "fine-tune tasks"
 METHODS = tuple(sorted({method for methods in RECIPES.values() for method in methods}))
 YEAR_S = 366 * 24 * 3600
+OPTIONS_HELP = (
+    "`{resource_group, node_names, roles: [{name: master or worker, count, resources}], priority, is_urgent}`; "
+    "all may be absent."
+)
 
 
 class TaskItem(Owned):
@@ -78,8 +84,10 @@ class TaskDetail(TaskItem):
     """A task with all that it was made of and what it has made."""
 
     validation_dataset = Reference(allow_null=True)
-    hyperparameters = serializers.DictField(help_text="All of them, defaults filled in.")
+    own_code = serializers.DictField(help_text="Of a custom task: its command, folders and environment.")
+    hyperparameters = serializers.DictField(help_text="All of them, defaults filled in; of own code as written.")
     resources = serializers.DictField(help_text="`{cpu_milli, memory_mib, gpus}`.")
+    options = serializers.DictField(help_text="Resource group, nodes, roles, priority; only what was asked for.")
     time_limit_s = serializers.IntegerField(allow_null=True)
     output_model_name = serializers.CharField(help_text="The model that gets a new version on success.")
     output_version = serializers.SerializerMethodField(help_text="The model version that the newest run has made.")
@@ -106,6 +114,28 @@ class NewTask(Strict):
     base_model = Identifier(required=False, allow_null=True, help_text="Id of a full model version. Required for sft.")
     hyperparameters = AnyObject(required=False, help_text="`GET /recipes/{recipe}/{method}` tells which there are.")
     resources = Resources(required=False)
+    options = AnyObject(required=False, help_text=OPTIONS_HELP)
+    time_limit_s = WholeNumber(min_value=1, max_value=YEAR_S, required=False, help_text="Seconds; absent: 7 days.")
+    output_model_name = Text(required=False, max_length=100, help_text="Absent: the task's name.")
+    start = Flag(default=True, help_text="false: only save it.")
+
+
+class NewCustomTask(OwnCodeFields):
+    name = Text(max_length=100)
+    description = Text(required=False, allow_blank=True, max_length=20_000)
+    method = Text(required=False, allow_blank=True, max_length=10, help_text="lora, qlora or full: told to the script.")
+    is_pretrain = Flag(default=False, help_text="It makes a base model.")
+    profile_path = Text(
+        required=False, allow_blank=True, max_length=5000,
+        help_text="A config.json of your files with commonHyperParameters and fineTuneHyperParameters.",
+    )  # fmt: skip
+    hyperparameters = AnyObject(required=False, help_text="They win over the profile's.")
+    train_dataset = Identifier(required=False, allow_null=True, help_text="Id of a data set version.")
+    validation_dataset = Identifier(required=False, allow_null=True, help_text="Id of a data set version.")
+    base_model = Identifier(required=False, allow_null=True, help_text="Id of a model version.")
+    checkpoint_folder = Text(required=False, allow_blank=True, max_length=5000, help_text="Gets the checkpoints.")
+    resources = Resources(required=False)
+    options = AnyObject(required=False, help_text=OPTIONS_HELP)
     time_limit_s = WholeNumber(min_value=1, max_value=YEAR_S, required=False, help_text="Seconds; absent: 7 days.")
     output_model_name = Text(required=False, max_length=100, help_text="Absent: the task's name.")
     start = Flag(default=True, help_text="false: only save it.")
@@ -130,6 +160,22 @@ class TasksView(NativeView):
     def post(self, request: Request) -> Response:
         """Every hyperparameter is checked before anything is stored."""
         task = create_fine_tune_task(actor=self.actor, **self.body(NewTask))
+        return Response(TaskDetail(task).data, status=201)
+
+
+class CustomTasksView(NativeView):
+    @operation("create_custom_fine_tune_task", TAG, "Tune with your own code", body=NewCustomTask, answer=TaskDetail,
+               status=201, errors=(404, 409, 422), examples=(
+                   OpenApiExample("A script", {
+                       "name": "my-lora", "command": "python train.py --data ${input_dir} --out ${output_dir}",
+                       "code_folder": "private/code", "data_folder": "private/data", "model_folder": "private/model",
+                       "profile_path": "private/config/LoRA/config.json", "output_folder": "private/out",
+                   }, request_only=True),
+               ))  # fmt: skip
+    @idempotent()
+    def post(self, request: Request) -> Response:
+        """The command is split into words and started without a shell."""
+        task = create_custom_fine_tune_task(actor=self.actor, **self.body(NewCustomTask))
         return Response(TaskDetail(task).data, status=201)
 
 
