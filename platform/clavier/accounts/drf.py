@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from django.conf import settings
 from rest_framework.authentication import BaseAuthentication, SessionAuthentication
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from clavier.accounts.auth import actor_of_key, actor_of_user
 from clavier.accounts.models import User
+from clavier.audit.records import act_as, record
 from clavier.core.actor import Actor
 from clavier.core.errors import Forbidden, NotAuthenticated
 
@@ -28,7 +30,11 @@ class ApiKeyAuthentication(BaseAuthentication):
             return None
         if scheme.lower() != "bearer" or not secret.strip():
             raise NotAuthenticated("The Authorization header must be 'Bearer <token>'.", code="invalid_token")
-        return actor_of_key(secret.strip())
+        user, actor = actor_of_key(secret.strip())
+        act_as(user)
+        if user.is_staff:
+            record(user, "key_use", actor=user, method=request.method, path=request.path, key=str(actor.api_key_id))
+        return user, actor
 
     def authenticate_header(self, request: Request) -> str:
         """The WWW-Authenticate header of a 401."""
@@ -56,6 +62,8 @@ class HasTenant(BasePermission):
     def has_permission(self, request: Request, view: APIView) -> bool:
         """Raises NotAuthenticated or Forbidden."""
         if not isinstance(request.auth, Actor):
+            if settings.SESSION_COOKIE_NAME in request.COOKIES and "Authorization" not in request.headers:
+                raise NotAuthenticated("Your session has ended; please sign in again.", code="session_expired")
             raise NotAuthenticated("No credentials were given. Send 'Authorization: Bearer <api key>' or sign in.")
         if "read" not in request.auth.scopes:
             raise Forbidden("This API key has no scope 'read'.", code="scope_missing")

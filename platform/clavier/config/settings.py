@@ -118,6 +118,8 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",
     "rest_framework",
     "clavier",
+    "auditlog",
+    "clavier.audit",
     "clavier.accounts",
     "clavier.files",
     "clavier.quotas",
@@ -145,6 +147,7 @@ MIDDLEWARE = [
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "clavier.audit.middleware.audit",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
@@ -300,6 +303,36 @@ CONTENT_SECURITY_POLICY = {
         "base-uri": ["'none'"],
     },
 }
+
+# --- audit log --------------------------------------------------------------------------------------------------
+#: Every table that people change; new ones are in it without being named.
+AUDITLOG_INCLUDE_ALL_MODELS = True
+AUDITLOG_EXCLUDE_TRACKING_MODELS = (
+    # What the machinery writes for itself.
+    "admin",
+    "auditlog",
+    "axes",
+    "contenttypes",
+    "django_rq",
+    "sessions",
+    "api_native.IdempotentRequest",
+    "evaluation_app.Score",
+    "files.StorageUsage",
+    "inference_app.Replica",
+    "quotas.GpuBooking",
+    "quotas.Reservation",
+    "runs.Attempt",
+    "runs.Lease",
+    "runs.Outbox",
+    "runs.RunEvent",
+)
+#: Long, derived, or possibly with secrets in them.
+AUDITLOG_EXCLUDE_TRACKING_FIELDS = (
+    "facts", "findings", "last_login", "last_used_at", "metrics", "own_code", "spec", "spec_digest", "statistics",
+    "submitted", "updated_at", "used",
+)  # fmt: skip
+AUDITLOG_MASK_TRACKING_FIELDS = ("password", "digest")
+AUDITLOG_MASK_CALLABLE = "clavier.audit.records.mask"
 
 # --- API --------------------------------------------------------------------------------------------------------
 REST_FRAMEWORK = {

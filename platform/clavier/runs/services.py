@@ -12,6 +12,7 @@ from django.db import transaction
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
+from clavier.audit.records import CHANGE, record
 from clavier.core.actor import Actor
 from clavier.core.errors import Conflict
 from clavier.quotas.models import Node
@@ -92,6 +93,9 @@ def transition(
         RunEvent.objects.create(
             run=run, from_state=before, to_state=to, reason=reason or "", message=message, actor_name=actor_name
         )
+        if actor_name:
+            verb = "stop" if to in (RunState.STOPPING, RunState.STOPPED) else "move"
+            record(run, verb, action=CHANGE, changes={"state": [before, to]})
         if to in FINAL_STATES:
             end_live_attempt(run, reason)
             announce(run)

@@ -10,6 +10,7 @@ from rest_framework.response import Response
 
 from clavier.api.common.refusals import domain_error, problems_of, request_id, set_headers
 from clavier.api.legacy.words import say, translated
+from clavier.audit.records import record
 from clavier.core.errors import DomainError, FieldProblem, Forbidden, InvalidFields
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,9 @@ def refusal_of(exc: Exception, context: dict[str, Any]) -> DomainError | None:
     problems = list(problems_of(exc.get_full_details(), brackets=True))
     foreign = next((problem for problem in problems if problem.code == IDENTITY_MISMATCH), None)
     if foreign is not None:
+        user = context["request"].user
+        if user.is_staff:
+            record(user, IDENTITY_MISMATCH, path=context["request"].path, field=foreign.field)
         return spoken(Forbidden(foreign.message, code=IDENTITY_MISMATCH, field=foreign.field))
     return spoken(InvalidFields(problems))
 

@@ -13,6 +13,7 @@ from clavier.accounts.auth import actor_of_user
 from clavier.accounts.models import User
 from clavier.api.legacy.errors import IDENTITY_MISMATCH, spoken
 from clavier.api.legacy.words import say
+from clavier.audit.records import act_for, record
 from clavier.core.actor import Actor
 from clavier.core.errors import Forbidden, NotFound, quoted
 
@@ -39,19 +40,21 @@ def person_of(request: Request) -> Person:
         return caller
     if not actor.is_operator:
         raise spoken(Forbidden(f"{ACT_AS}: {mismatch(caller)}", code=IDENTITY_MISMATCH, field=ACT_AS))
-    return Person(acting_for(actor, name), False, operator=actor)
+    return Person(acting_for(request, actor, name), False, operator=actor)
 
 
-def acting_for(operator: Actor, name: str) -> Actor:
-    """The user of that id or name, with its own rights in its own tenant. Raises NotFound."""
+def acting_for(request: Request, operator: Actor, name: str) -> Actor:
+    """The user of that id or name, with its own rights in its own tenant; the audit log says so. Raises NotFound."""
     by_name = Q(username=name)
     with suppress(ValueError):  # no id, so it can only be a name
         by_name |= Q(pk=UUID(name))
     user = User.objects.filter(by_name, is_active=True).first()
     actor = actor_of_user(user) if user else None
-    if actor is None:
+    if user is None or actor is None:
         message = say(f"{ACT_AS}: 没有用户 {quoted(name)}", f"{ACT_AS}: there is no user {quoted(name)}.")
         raise spoken(NotFound(message, field=ACT_AS))
+    act_for(user.username)
+    record(user, "act_for", method=request.method, path=request.path)
     return replace(actor, scopes=operator.scopes, api_key_id=operator.api_key_id)
 
 
