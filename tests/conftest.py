@@ -47,6 +47,7 @@ def home(tmp_path: Path, settings: Settings) -> Path:
     settings.CLAVIER_DATASETS = folder / "datasets"
     settings.CLAVIER_RUNS = folder / "runs"
     settings.CLAVIER_IMAGES = folder / "images"
+    settings.CLAVIER_SECRETS = folder / "secrets"
     settings.CLAVIER_EXECUTOR_FOLDER = folder / "executors"
     settings.FILE_UPLOAD_TEMP_DIR = str(folder / "uploads")
     (folder / "static").mkdir()

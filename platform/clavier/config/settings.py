@@ -88,6 +88,8 @@ CLAVIER_DATASETS = CLAVIER_HOME / "datasets"
 CLAVIER_RUNS = CLAVIER_HOME / "runs"
 #: One archive per image id; beside the runs, whose output is linked into it.
 CLAVIER_IMAGES = CLAVIER_HOME / "images"
+#: Logins at registries, each in a file that one import reads.
+CLAVIER_SECRETS = CLAVIER_HOME / "secrets"
 CLAVIER_EXECUTOR_FOLDER = CLAVIER_HOME / "executors"
 
 #: Uploads are spooled on the data file system, so that taking one over is a rename.
@@ -247,6 +249,10 @@ IMAGE_ARCHITECTURES = env_list(
 )
 #: Of one image, as an archive and unpacked.
 IMAGE_MAX_MIB = env_int("IMAGE_MAX_MIB", 40 * 1024, 1, 10**9)
+#: Registries with a private address: host, host:port, or http://host:port for one without TLS. Public ones need none.
+IMAGE_REGISTRIES_ALLOWED = env_list("IMAGE_REGISTRIES_ALLOWED", [])
+#: Where references without a host are looked for; empty: nowhere.
+IMAGE_DEFAULT_REGISTRY = env.str("IMAGE_DEFAULT_REGISTRY", default="")
 
 # --- models and files -------------------------------------------------------------------------------------------
 #: Folders of the server from which a tenant may register a base model in place.

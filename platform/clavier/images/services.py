@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
+from uuid import UUID, uuid4
 
 from django.conf import settings
 from django.db import transaction
@@ -20,8 +20,10 @@ from clavier.files.models import MIB, StoredFile
 from clavier.files.storage import area_folder
 from clavier.files.usage import charge, refuse_over_limit, release
 from clavier.images.access import require_image_change
+from clavier.images.logins import RegistryLogin, forget_login, write_login
 from clavier.images.models import ContainerImage, ImageVersion
 from clavier.images.queries import live_runs_with
+from clavier.images.references import IMAGE_ID_PATTERN, check_image_name, check_tag, parse_reference
 from clavier.images.store import place_archive
 from clavier.runs.models import Run
 from clavier.runs.outputs import check_manifest
@@ -30,11 +32,6 @@ from clavier.runs.services import delete_run, stop_run, submit_run
 from clavier.runs.states import RunState
 from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
 
-#: What registries and engines take: lower case parts, separated by slashes.
-NAME_PATTERN = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
-TAG_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-IMAGE_ID_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
-MAX_NAME_CHARACTERS = 200
 MAX_LABELS = 50
 IMPORT_PROGRAM = "runner.programs.images.import_image"
 #: Columns that say what an import has found; a new import of the tag begins without them.
@@ -97,6 +94,39 @@ def import_image_archive(*, actor: Actor, image: ContainerImage, tag: str, file:
     )
 
 
+def import_image_from_registry(
+    *, actor: Actor, image: ContainerImage, tag: str, reference: str, login: RegistryLogin | None = None
+) -> ImageVersion:
+    """Pull ``reference`` (``host/team/name:tag`` or ``...@sha256:...``) as ``image:tag``, by a run with a network.
+
+    The login lies in a file of its own until the run has ended; no row and no spec holds it.
+    Raises Invalid, Forbidden, Conflict (``already_exists``).
+    """
+    require_image_change(actor, image)
+    check_tag(tag)
+    place = parse_reference(reference)
+    version_id = uuid4()
+    parameters = {
+        "address": place.address,
+        "repository": place.repository,
+        "reference": place.reference,
+        "allowed": settings.IMAGE_REGISTRIES_ALLOWED,
+        "credentials": None,
+    }
+    mounts: tuple[str, ...] = ()
+    if login is not None:
+        path = str(write_login(version_id, login, own_tenant(actor).number))
+        parameters["credentials"], mounts = path, (path,)
+    try:
+        return start_import(
+            actor, image, tag, source="registry", location=reference, parameters=parameters, mounts=mounts,
+            version_id=version_id,
+        )  # fmt: skip
+    except BaseException:
+        forget_login(version_id)
+        raise
+
+
 def on_run_finished(run: Run) -> None:
     """The import has ended: the version is ready and its archive in the store, or failed with the reason.
 
@@ -105,6 +135,7 @@ def on_run_finished(run: Run) -> None:
     version = ImageVersion.objects.filter(run=run).select_related("image").first()
     if version is None:
         return
+    transaction.on_commit(lambda: forget_login(version.pk))
     if run.state != RunState.COMPLETED:
         version.state, version.message = "failed", run.message
         version.error = str(progress(run.pk).get("error", {}).get("code", ""))[:60] or run.end_reason
@@ -182,7 +213,7 @@ def start_import(
     location: str,
     parameters: dict[str, Any],
     mounts: tuple[str, ...] = (),
-    needs_network: bool = False,
+    version_id: UUID | None = None,
 ) -> ImageVersion:
     """The version of a tag, importing, with its run. Raises Conflict (``already_exists``)."""
     spec = RunSpec(
@@ -200,11 +231,12 @@ def start_import(
         mounts=tuple(Mount(mount) for mount in mounts),
         resources=Resources(cpu_milli=500, memory_mib=512),
         limits=Limits(time_limit_s=24 * 3600),
-        needs_network=needs_network,
+        needs_network=source == "registry",
     )
     with transaction.atomic():
         drop_failed(image, tag)
         version = ImageVersion.objects.create(
+            id=version_id or uuid4(),
             tenant_id=image.tenant_id,
             created_by_id=actor.user_id,
             image=image,
@@ -273,27 +305,6 @@ def image_facts(run: Run) -> dict[str, Any]:
     if not isinstance(facts.get("size_bytes"), int):
         raise Invalid("The manifest does not say how large the image is.", code="bad_output")
     return facts
-
-
-def check_image_name(name: str, *, field: str = "name") -> None:
-    """Raises Invalid (``bad_name``)."""
-    if len(name) > MAX_NAME_CHARACTERS or not NAME_PATTERN.fullmatch(name):
-        raise Invalid(
-            f"{field} {quoted(name)}: 1 to {MAX_NAME_CHARACTERS} lower-case letters, digits and . _ - between them, in "
-            "parts separated by '/', such as 'dzq/45'.",
-            code="bad_name",
-            field=field,
-        )
-
-
-def check_tag(tag: str, *, field: str = "tag") -> None:
-    """Raises Invalid (``bad_name``)."""
-    if not TAG_PATTERN.fullmatch(tag):
-        raise Invalid(
-            f"{field} {quoted(tag)}: 1 to 128 letters, digits and . _ - are allowed, no . or - first.",
-            code="bad_name",
-            field=field,
-        )
 
 
 def checked_labels(labels: list[str]) -> list[str]:

@@ -46,11 +46,12 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """One image of an archive: its configuration, its layers in order, and the tags it came with."""
+    """One image: its configuration, its layers in order, the tags it came with, and a registry's digest of it."""
 
     config: bytes
     layers: list[Layer]
     tags: list[str]
+    digest: str = ""
 
 
 def read_archive(read: Read, name: str, archive: LayerArchive) -> Contents:
@@ -135,7 +136,7 @@ def _from_oci_index(contents: Contents, name: str, tag: str) -> Chosen:
     manifest, tags = listed[_pick([tags for _, tags in listed], name, tag)]
     by_digest = {layer.digest: layer for layer in contents.layers.values()}
     layers = []
-    for described in _descriptors(manifest, "layers"):
+    for described in descriptors(manifest, "layers"):
         layer = by_digest.get(str(described.get("digest")))
         if layer is None:
             digest = str(described.get("digest"))[:80]
@@ -147,7 +148,7 @@ def _from_oci_index(contents: Contents, name: str, tag: str) -> Chosen:
 def _oci_images(contents: Contents, index: dict[str, Any], depth: int = 0) -> list[tuple[dict[str, Any], list[str]]]:
     """(manifest, tags) of each image of an index, through nested indexes. Attestations are no images."""
     found: list[tuple[dict[str, Any], list[str]]] = []
-    for described in _descriptors(index, "manifests"):
+    for described in descriptors(index, "manifests"):
         system = described.get("platform")
         if isinstance(system, dict) and system.get("os") == "unknown":
             continue
@@ -161,7 +162,8 @@ def _oci_images(contents: Contents, index: dict[str, Any], depth: int = 0) -> li
     return found
 
 
-def _descriptors(document: dict[str, Any], key: str) -> list[dict[str, Any]]:
+def descriptors(document: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """The descriptors that an index or manifest lists. Raises ProgramError (``bad_image``)."""
     found = document.get(key)
     if not isinstance(found, list) or not all(isinstance(described, dict) for described in found):
         raise ProgramError("bad_image", f"{key} of an index or manifest is no list of descriptors.")

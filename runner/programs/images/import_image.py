@@ -1,8 +1,10 @@
 """Takes a container image over: ``python -m runner.programs.images.import_image RUN_FOLDER``.
 
-Parameters: ``source`` (``tar``), ``location`` (the archive's path), ``name`` and ``tag`` (what it will be called, and
-which image to take where the archive holds several), ``os`` and ``architectures`` (what the engines run),
-``max_bytes`` (of the image, unpacked).
+Parameters: ``source``, ``name`` and ``tag`` (what it will be called, and which image to take where an archive holds
+several), ``os`` and ``architectures`` (what the engines run), ``max_bytes`` (of the image, unpacked);
+for ``source`` ``tar``: ``location`` (the archive's path);
+for ``registry``: ``address`` (``https://host:port``), ``repository``, ``reference`` (a tag or digest), ``credentials``
+(a file with ``username`` and ``password``, or null), ``allowed`` (places that may be private, for ``lib.outbound``).
 Writes ``output/image.tar`` (for ``docker load``, under a tag of its own) and a manifest of kind ``image``.
 """
 
@@ -24,7 +26,7 @@ from runner.programs.images.config import ImageConfig, check_config
 from runner.programs.images.layers import Bounds, LayerArchive, layer_name
 from runner.programs.lib.events import ProgramContext, ProgramError, Stopped, require, run_program
 
-SOURCES = ("tar",)
+SOURCES = ("tar", "registry")
 _PROGRESS_EVERY_S = 0.5
 
 
@@ -33,7 +35,6 @@ class Request:
     """The checked parameters."""
 
     source: str
-    location: str
     name: str
     tag: str
     system: str
@@ -48,7 +49,6 @@ class Request:
             raise ProgramError("source_unknown", f"source is {source!r}; allowed: {', '.join(SOURCES)}.", "source")
         return cls(
             source=source,
-            location=str(require(parameters, "location")),
             name=str(require(parameters, "name")),
             tag=str(require(parameters, "tag")),
             system=str(require(parameters, "os")),
@@ -63,7 +63,8 @@ def main(context: ProgramContext) -> None:
     target = context.output / folder.IMAGE
     bounds = Bounds(request.max_bytes)
     with LayerArchive(target, bounds) as archive:
-        chosen = _read_tar(context, request, archive, bounds)
+        take = _read_tar if request.source == "tar" else _pull
+        chosen = take(context, request, archive, bounds)
         context.report.phase("check", "checking the image")
         config = check_config(chosen.config, system=request.system, architectures=request.architectures)
         _check_layers(chosen, config)
@@ -76,6 +77,7 @@ def main(context: ProgramContext) -> None:
         "image_id": config.id,
         "layers": [{"diff_id": layer.diff_id, "size_bytes": layer.size} for layer in chosen.layers],
         "original_tags": chosen.tags,
+        "digest": chosen.digest,
         "warnings": warnings,
         "size_bytes": target.stat().st_size,
     }
@@ -86,7 +88,7 @@ def main(context: ProgramContext) -> None:
 
 
 def _read_tar(context: ProgramContext, request: Request, archive: LayerArchive, bounds: Bounds) -> Chosen:
-    path = Path(request.location)
+    path = Path(str(require(context.parameters, "location")))
     total_bytes = path.stat().st_size
     context.report.phase("read", f"reading {path.name}, {total_bytes / 2**20:.1f} MiB")
     progress = _ByteProgress(context, total_bytes)
@@ -103,24 +105,50 @@ def _read_tar(context: ProgramContext, request: Request, archive: LayerArchive, 
     return choose_image(contents, name=request.name, tag=request.tag)
 
 
+def _pull(context: ProgramContext, request: Request, archive: LayerArchive, bounds: Bounds) -> Chosen:
+    # Late: pulls in an HTTP client; archives need none.
+    from runner.programs.images.registry import Registry, Source, pull, read_credentials
+    from runner.programs.lib.outbound import Outbound
+
+    given = context.parameters
+    source = Source(*(str(require(given, name)) for name in ("address", "repository", "reference")))
+    context.report.phase("read", f"pulling {source}")
+    registry = Registry(Outbound(require(given, "allowed")), source, read_credentials(given.get("credentials")))
+    progress = _ByteProgress(context, 0)
+
+    def on_bytes(count: int, total_bytes: int) -> None:
+        progress.total_bytes = total_bytes
+        progress.advance(count)
+
+    return pull(
+        registry,
+        source,
+        system=request.system,
+        architectures=request.architectures,
+        archive=archive,
+        bounds=bounds,
+        on_bytes=on_bytes,
+    )
+
+
 class _ByteProgress:
     """Reports bytes taken in, at most every half second."""
 
     def __init__(self, context: ProgramContext, total_bytes: int) -> None:
         self._context = context
-        self._total_bytes = total_bytes
+        self.total_bytes = total_bytes
         self._done_bytes = 0
         self._reported_at = 0.0
 
     def advance(self, count: int) -> None:
         """Raises Stopped once SIGTERM came."""
         if self._context.should_stop:
-            raise Stopped(f"stopped after {self._done_bytes} of {self._total_bytes} bytes")
+            raise Stopped(f"stopped after {self._done_bytes} of {self.total_bytes} bytes")
         self._done_bytes += count
         now = time.monotonic()
         if now - self._reported_at >= _PROGRESS_EVERY_S:
             self._reported_at = now
-            self._context.report.progress(self._done_bytes, self._total_bytes)
+            self._context.report.progress(self._done_bytes, self.total_bytes)
 
 
 def _check_layers(chosen: Chosen, config: ImageConfig) -> None:

@@ -46,6 +46,13 @@ class Bounds:
         self._stored = 0
         self._unpacked = 0
 
+    def announce(self, count: int) -> None:
+        """Refuse early what says itself that it is too large. Raises ProgramError (``file_too_large``)."""
+        if count > self._max_bytes:
+            raise ProgramError(
+                "file_too_large", f"The image has {_gib(count)} compressed; {_gib(self._max_bytes)} are allowed."
+            )
+
     def store(self, count: int) -> None:
         """Count bytes of unpacked layers."""
         self._stored += count
@@ -175,4 +182,4 @@ def _header(name: str, size: int) -> bytes:
 
 
 def _gib(count: int) -> str:
-    return f"{count / 2**30:g} GiB"
+    return f"{count / 2**30:.4g} GiB"

@@ -15,12 +15,15 @@ from clavier.files.models import StorageUsage
 from clavier.files.queries import storage_usage
 from clavier.files.services import create_folder, upload_file
 from clavier.images.access import access_image, access_image_version, find_image_version, image_of_run
+from clavier.images.logins import RegistryLogin, login_path
 from clavier.images.models import ContainerImage, ImageVersion
+from clavier.images.references import parse_reference
 from clavier.images.services import (
     cancel_image_import,
     delete_image,
     delete_image_version,
     import_image_archive,
+    import_image_from_registry,
     register_image,
     share_image,
     update_image,
@@ -262,3 +265,61 @@ def test_an_archive_that_nothing_names_is_collected_when_it_is_old(engine, alice
     place_archive(version.run_id, ID)
     assert not discard_archive(archive)
     assert archive.read_text() == CONTENT
+
+
+def test_a_registry_is_asked_with_a_login_that_no_row_holds(engine, alice):
+    image = register_image(actor=alice, name="a")
+    login = RegistryLogin("robot", "s3cret-of-the-registry")
+    version = import_image_from_registry(
+        actor=alice, image=image, tag="1", reference="hub.example:5000/team/app:2", login=login
+    )
+    given = version.run.spec["parameters"]
+    assert (given["address"], given["repository"], given["reference"]) == ("https://hub.example:5000", "team/app", "2")
+    assert version.run.spec["needs_network"]
+    assert [mount["source"] for mount in version.run.spec["mounts"]] == [given["credentials"]]
+    assert json.loads(login_path(version.pk).read_text()) == {"username": "robot", "password": login.password}
+    assert login_path(version.pk).stat().st_mode & 0o007 == 0
+    assert login.password not in json.dumps(version.run.spec) + repr(login)
+    engine.step(2)
+    assert access_image_version(alice, version.pk).state == "ready"
+    assert not login_path(version.pk).exists()
+
+
+def test_a_login_is_forgotten_when_the_import_can_not_begin(engine, alice):
+    version = ready(engine, alice)
+    login = RegistryLogin("robot", "s3cret")
+    with pytest.raises(Conflict):
+        import_image_from_registry(
+            actor=alice, image=version.image, tag="1", reference="hub.example/team/app:1", login=login
+        )
+    assert list(login_path(version.pk).parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("hub.example/app", ("https://hub.example", "app", "latest")),
+        ("hub.example:5000/a/b:1", ("https://hub.example:5000", "a/b", "1")),
+        (f"localhost/a/b@{ID}", ("https://localhost", "a/b", ID)),
+        (f"hub.example/a:1@{ID}", ("https://hub.example", "a", ID)),
+        ("plain.example:80/a", ("http://plain.example:80", "a", "latest")),
+        ("app", ("https://default.example", "library/app", "latest")),
+        ("team/app:2", ("https://default.example", "team/app", "2")),
+    ],
+)
+def test_references_name_a_place_on_a_registry(settings, text, place):
+    settings.IMAGE_DEFAULT_REGISTRY = "default.example"
+    settings.IMAGE_REGISTRIES_ALLOWED = ["http://plain.example:80"]
+    found = parse_reference(text)
+    assert (found.address, found.repository, found.reference) == place
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "app", "a b", "https://hub.example/a", "hub.example/", "hub.example/A", "hub.example/a:", "hub.example/a@x",
+     "hub.example/../a", "u@hub.example/a", "hub.example/a:1:2"],
+)  # fmt: skip
+def test_what_names_no_place_is_refused(text):
+    with pytest.raises(Invalid) as refusal:
+        parse_reference(text)
+    assert refusal.value.field == "reference"
