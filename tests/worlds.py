@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -9,6 +10,8 @@ from django.conf import settings
 
 from clavier.core.actor import Actor
 from clavier.files.services import upload_files
+from clavier.files.usage import charge
+from clavier.images.models import ContainerImage, ImageVersion
 from clavier.runs.outputs import run_folder
 from datasets_app.models import DatasetVersion
 from datasets_app.services import create_dataset_with_file
@@ -48,6 +51,23 @@ def make_model_version(actor: Actor, name: str = "base", **columns: Any) -> Mode
         number=model.versions.count() + 1,
         **columns,
     )
+
+
+def make_image_version(actor: Actor, name: str = "dzq/45", tag: str = "1", **columns: Any) -> ImageVersion:
+    """A version of an image that is ready; its archive is a few bytes."""
+    image, _ = ContainerImage.objects.get_or_create(
+        tenant_id=actor.tenant_id, name=name, defaults={"created_by_id": actor.user_id}
+    )
+    content_id = f"sha256:{hashlib.sha256(f'{name}:{tag}'.encode()).hexdigest()}"
+    columns = {"state": "ready", "source": "tar", "content_id": content_id, "size_bytes": 5, **columns}
+    version = ImageVersion.objects.create(
+        tenant_id=actor.tenant_id, created_by_id=actor.user_id, image=image, tag=tag, **columns
+    )
+    if version.is_usable:
+        charge(tenant_id=version.tenant_id, user_id=version.created_by_id, size_bytes=version.size_bytes, inodes=1)
+        version.archive.parent.mkdir(parents=True, exist_ok=True)
+        version.archive.write_bytes(b"image")
+    return version
 
 
 def output_of(facts: dict[str, Any] | None = None, **files: str) -> dict[str, str]:

@@ -67,14 +67,14 @@ def register_image(
     return image
 
 
-def import_image_archive(*, actor: Actor, image: ContainerImage, tag: str, file: StoredFile) -> ImageVersion:
-    """Take an uploaded archive over as ``image:tag``, by a run. The tag of a failed import may be used again.
+def import_image_archive(*, actor: Actor, image: ContainerImage, tag: str, file: StoredFile | UUID) -> ImageVersion:
+    """Take an uploaded archive (or its id) over as ``image:tag``, by a run. A failed import's tag may be used again.
 
     Raises Invalid, Forbidden, NotFound, Conflict (``already_exists``), TooLarge, StorageFull.
     """
     require_image_change(actor, image)
     check_tag(tag)
-    file = access_file(actor, file.pk, field="file")
+    file = access_file(actor, file.pk if isinstance(file, StoredFile) else file, field="file")
     if file.is_folder:
         raise Invalid(f"{file} is a folder; name the archive in it.", code="bad_value", field="file")
     if file.size_bytes > settings.IMAGE_MAX_MIB * MIB:
@@ -170,6 +170,7 @@ def update_image(*, actor: Actor, image: ContainerImage, **changes: Any) -> Cont
 
 def share_image(*, actor: Actor, image: ContainerImage, is_public: bool) -> ContainerImage:
     """Let all tenants use an image, or no longer. What uses it already keeps it. Raises Forbidden."""
+    require_write(actor)
     if not actor.is_operator:
         raise Forbidden("Only operators share images with all tenants.", field="is_public")
     image.is_public = is_public

@@ -13,6 +13,7 @@ from rest_framework.test import APIClient
 from clavier.core.actor import Actor
 from clavier.files.models import StoredFile
 from clavier.files.services import create_folder, upload_file
+from clavier.images.models import ImageVersion
 from clavier.runs.models import Run
 from clavier.runs.outputs import run_folder
 from clavier.runs.services import transition
@@ -26,6 +27,7 @@ from finetune_app.services import create_fine_tune_task
 from inference_app.models import InferenceService
 from inference_app.services import create_service
 from models_app.models import ModelVersion, RegisteredModel
+from tests.worlds import make_image_version
 
 QUESTIONS = "".join(json.dumps({"question": f"q{i}?", "answer": f"答{i}"}, ensure_ascii=False) + "\n" for i in range(5))
 
@@ -38,6 +40,7 @@ class World:
     file: StoredFile
     dataset_version: DatasetVersion
     base: ModelVersion
+    image: ImageVersion
     task: FineTuneTask
     evaluation: EvaluationTask
     service: InferenceService
@@ -114,6 +117,7 @@ def world(alice: Actor, node: None) -> World:
         ),
         dataset_version=data,
         base=base,
+        image=make_image_version(alice),
         task=make_task(alice, base, data),
         evaluation=create_evaluation_task(actor=alice, name="judge", model_version=base.pk, dataset_version=data.pk),
         service=create_service(actor=alice, name="faq", model_version=base.pk),

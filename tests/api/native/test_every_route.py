@@ -26,6 +26,10 @@ BODIES: dict[str, Any] = {
     "/api/v1/models/{model_id}": {"license": "MIT"},
     "/api/v1/dataset-versions/{version_id}/derive": {"steps": [{"step": "deduplicate"}]},
     "/api/v1/dataset-versions/{version_id}/split": {"splits": {"train": 1}},
+    "/api/v1/images/{image_id}": {"overview": "x"},
+    "/api/v1/images/{image_id}/share": {"is_public": True},
+    "/api/v1/images/{image_id}/import-archive": {"tag": "2", "file": "00000000-0000-4000-8000-000000000000"},
+    "/api/v1/images/{image_id}/import-from-registry": {"tag": "2", "reference": "hub.example/a:1"},
 }
 
 
@@ -49,10 +53,12 @@ LISTS = [path for method, path in OPERATIONS if method == "get" and "{" not in p
 def filled(path: str, world: World, bobs_key: str) -> str:
     """The path with the ids of what Alice owns (and a key of Bob's)."""
     version = world.base.pk if "/model-versions/" in path else world.dataset_version.pk
+    version = world.image.pk if "/image-versions/" in path else version
     task = world.evaluation.pk if "/evaluation-tasks/" in path else world.task.pk
     values = {
         "username": "bob", "key_id": bobs_key, "file_id": world.file.pk, "dataset_id": world.dataset_version.dataset_id,
-        "version_id": version, "model_id": world.base.model_id, "task_id": task, "service_id": world.service.pk,
+        "version_id": version, "model_id": world.base.model_id, "image_id": world.image.image_id,
+        "task_id": task, "service_id": world.service.pk,
         "run_id": world.run.pk, "recipe": "sft", "method": "lora",
     }  # fmt: skip
     return path.format(**values)
