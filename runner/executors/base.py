@@ -103,3 +103,24 @@ class Executor(Protocol):
 
     def remove(self, name: str) -> None:
         """Forget an exited attempt. Its run folder stays. Idempotent; refuses (ExecutorError) while it runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """A container image which an executor keeps for this installation. ``id``: ``sha256:...``."""
+
+    id: str
+    size_bytes: int
+
+
+class ImageStore(Protocol):
+    """What executors with images offer to those who count and collect images."""
+
+    def images(self) -> list[StoredImage]:
+        """The images kept for this installation, in one call. Raises ExecutorError."""
+
+    def has_image(self, image_id: str) -> bool:
+        """Whether the image can be used without loading it. Raises ExecutorError."""
+
+    def remove_image(self, image_id: str) -> None:
+        """No longer keep an image; idempotent. Raises ExecutorError while something uses it."""

@@ -104,10 +104,6 @@ def _check_command(launch: Launch) -> None:
     if (spec.program is None) == (not spec.argv):
         raise LaunchRefused("A run has either a program or a command (argv); this one has both or none.")
     if spec.program is None:
-        if spec.image is not None:
-            raise LaunchRefused(
-                f"Image {spec.image.id}: this executor runs no images. Use a resource group with Docker."
-            )
         if any("\0" in word for word in spec.argv) or not spec.argv[0]:
             raise LaunchRefused("The command (argv) has an empty first word or a zero byte.")
         return

@@ -68,6 +68,10 @@ class LocalProcessExecutor:
         Raises LaunchRefused, ExecutorError.
         """
         check_launch(launch)
+        if launch.spec.image is not None and launch.spec.program is None:
+            raise LaunchRefused(
+                f"Image {launch.spec.image.id}: this executor runs no images. Use a resource group with Docker."
+            )
         folder = self._control / launch.name
         self._write_intent(folder, launch)
         if _is_decided(folder):

@@ -8,14 +8,19 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
+from uuid import uuid4
+
+import pytest
 
 from runner.contract.run_spec import Limits, Resources, RunSpec
 from runner.executors.base import Executor, Launch, Observation
+from runner.executors.docker_engine import DockerEngineExecutor
 from runner.executors.fake import FakeExecutor, Outcome
 from runner.executors.local_process import LocalProcessExecutor
+from tests.docker_engine import DockerDaemon, program_binds
 
 #: Each start appends one line, durably and alone, so that two starts can never look like one.
 COUNTED = """
@@ -30,7 +35,7 @@ PATIENCE_S = 30.0
 class Bench(Protocol):
     """What the contract suite needs of an executor under test."""
 
-    runs_programs: bool
+    runs_programs: ClassVar[bool]
 
     def executor(self) -> Executor:
         """An executor on the same world as all others of this bench; also in another process."""
@@ -45,7 +50,7 @@ class Bench(Protocol):
 @dataclass
 class LocalBench:
     folder: Path
-    runs_programs: bool = True
+    runs_programs: ClassVar[bool] = True
 
     def executor(self) -> Executor:
         return LocalProcessExecutor(self.folder / "control")
@@ -61,7 +66,7 @@ class LocalBench:
 @dataclass
 class FakeBench:
     folder: Path
-    runs_programs: bool = False
+    runs_programs: ClassVar[bool] = False
 
     def executor(self) -> Executor:
         return FakeExecutor(self.folder / "state")
@@ -73,7 +78,45 @@ class FakeBench:
         return FakeExecutor(self.folder / "state").starts(launch.name)
 
 
-FACTORIES: dict[str, Callable[[Path], Bench]] = {"fake": FakeBench, "local_process": LocalBench}
+@dataclass
+class DockerBench:
+    folder: Path
+    engine_url: str
+    image: str
+    install_id: str = field(default_factory=lambda: uuid4().hex)
+    runs_programs: ClassVar[bool] = True
+
+    def executor(self, **options: Any) -> DockerEngineExecutor:
+        return DockerEngineExecutor(
+            self.folder / "control",
+            install_id=self.install_id,
+            engine_url=self.engine_url,
+            program_image=self.image,
+            program_python=sys.executable,
+            program_binds=program_binds(),
+            **options,
+        )
+
+    def script(self, name: str, outcome: Outcome) -> None:
+        return
+
+    def starts(self, launch: Launch) -> int:
+        path = launch.run_folder / "work" / "starts"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def docker_bench(folder: Path, request: pytest.FixtureRequest) -> DockerBench:
+    """A bench on the session's own engine."""
+    daemon: DockerDaemon = request.getfixturevalue("docker_daemon")
+    return DockerBench(folder, daemon.url, daemon.images.python)
+
+
+#: name -> how to make a bench in a folder, and whether it runs real programs.
+FACTORIES: dict[str, tuple[Callable[[Path, pytest.FixtureRequest], Bench], bool]] = {
+    "fake": (lambda folder, _: FakeBench(folder), FakeBench.runs_programs),
+    "local_process": (lambda folder, _: LocalBench(folder), LocalBench.runs_programs),
+    "docker_engine": (docker_bench, DockerBench.runs_programs),
+}
 
 
 def make_launch(folder: Path, name: str, source: str = "", argv: tuple[str, ...] = (), **spec: Any) -> Launch:

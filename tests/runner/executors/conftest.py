@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from runner.executors.base import Executor
 from runner.executors.local_process import LocalProcessExecutor
+from tests.docker_engine import docker_daemon
 from tests.runner.executors.bench import FACTORIES, Bench, wait_until_exited
+
+__all__ = ["docker_daemon"]
 
 
 def _end_all(executor: Executor) -> None:
@@ -17,24 +21,33 @@ def _end_all(executor: Executor) -> None:
         executor.stop(observation.name, 0)
     for observation in executor.list():
         wait_until_exited(executor, observation.name)
+        executor.remove(observation.name)
 
 
-def _bench(kind: str, folder: Path) -> Iterator[Bench]:
-    bench = FACTORIES[kind](folder)
+def _kinds(*, only_real: bool = False) -> list[ParameterSet]:
+    return [
+        pytest.param(kind, marks=[pytest.mark.docker] if kind == "docker_engine" else [])
+        for kind, (_, runs_programs) in sorted(FACTORIES.items())
+        if runs_programs or not only_real
+    ]
+
+
+def _bench(request: pytest.FixtureRequest, folder: Path) -> Iterator[Bench]:
+    bench = FACTORIES[request.param][0](folder, request)
     yield bench
     _end_all(bench.executor())
 
 
-@pytest.fixture(params=sorted(FACTORIES))
+@pytest.fixture(params=_kinds())
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     """Every executor."""
-    yield from _bench(request.param, tmp_path)
+    yield from _bench(request, tmp_path)
 
 
-@pytest.fixture(params=[kind for kind in sorted(FACTORIES) if FACTORIES[kind](Path()).runs_programs])
+@pytest.fixture(params=_kinds(only_real=True))
 def real_bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     """Every executor that runs real programs."""
-    yield from _bench(request.param, tmp_path)
+    yield from _bench(request, tmp_path)
 
 
 @pytest.fixture

@@ -228,13 +228,13 @@ def test_a_crash_of_the_program_is_its_own_and_a_kill_by_a_stranger_is_lost(real
 
 def test_a_program_over_its_memory_is_killed(real_bench: Bench, tmp_path: Path) -> None:
     executor = real_bench.executor()
-    source = "import os, time\nif os.fork() == 0:\n  held = b'x' * (150 << 20)\ntime.sleep(600)"
+    source = "import time\nheld = b'x' * (150 << 20)\ntime.sleep(600)"
     launch = make_launch(tmp_path, "a", source, resources=Resources(memory_mib=100))
     executor.start(launch)
     ended = wait_until_exited(executor, "a")
     assert (ended.exit_code, ended.cause) == (137, "out_of_memory")
     assert ended.max_memory_mib is not None
-    assert 100 < ended.max_memory_mib < 200  # seen while it was still filling its 150 MiB, or after
+    assert 100 <= ended.max_memory_mib < 200  # seen while it was still filling its 150 MiB, or after
     assert "more than the 100 MiB" in (launch.run_folder / "log.txt").read_text()
 
 

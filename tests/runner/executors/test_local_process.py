@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.contract.run_spec import RunSpec
+from runner.contract.run_spec import Resources, RunSpec
 from runner.executors.base import ExecutorError, Launch, LaunchRefused
 from runner.executors.control import Isolation
 from runner.executors.local_process import LocalProcessExecutor
@@ -76,6 +76,13 @@ def test_the_helpers_ignore_polite_signals_and_belong_to_nobody(executor: LocalP
     executor.stop("a", 5)
     ended = wait_until_exited(executor, "a")
     assert (ended.exit_code, ended.cause) == (143, "stopped")
+
+
+def test_the_memory_of_all_processes_of_a_program_counts(executor: LocalProcessExecutor, tmp_path: Path) -> None:
+    source = "import os, time\nif os.fork() == 0:\n  held = b'x' * (150 << 20)\ntime.sleep(600)"
+    executor.start(make_launch(tmp_path, "a", source, resources=Resources(memory_mib=100)))
+    ended = wait_until_exited(executor, "a")
+    assert (ended.exit_code, ended.cause) == (137, "out_of_memory")
 
 
 def test_after_a_reboot_a_running_attempt_is_lost(executor: LocalProcessExecutor, tmp_path: Path) -> None:
