@@ -44,13 +44,16 @@ def verdict_of(seen: Observation, said: str) -> Verdict:
             EndReason.OUT_OF_MEMORY,
             f"The run used more memory than it asked for{used}. Ask for more, or lower the batch size.",
         )
+    if seen.cause == "image_unavailable":
+        return Verdict(EndReason.IMAGE_UNAVAILABLE, seen.warning or "The container image can not be had or run here.")
     if seen.cause == "command_not_found" or code in (126, 127):
         why = f": {said}" if said else "."
         return Verdict(EndReason.COMMAND_NOT_FOUND, f"The command could not be executed (exit code {code}){why}")
     if seen.cause == "lost" or code in (128 + 9, 128 + 15):
-        return Verdict(EndReason.EXECUTOR_LOST, "The process was killed from outside, or the machine restarted.")
+        why = seen.warning or "The process was killed from outside, or the machine restarted."
+        return Verdict(EndReason.EXECUTOR_LOST, why)
     if code == exits.OK:
-        return Verdict(EndReason.COMPLETED, "")
+        return Verdict(EndReason.COMPLETED, seen.warning)
     if code in OWN_EXITS:
         return Verdict(EndReason.EXIT_NONZERO, said or OWN_EXITS[code])
     why = f": {said}" if said else "; its log says why."

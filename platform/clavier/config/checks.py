@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,29 @@ def production_is_safe(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         problems.append(Error(message, hint=hint, id="clavier.E012"))
     if settings.ALLOWED_HOSTS == ["*"]:
         problems.append(Error("ALLOWED_HOSTS allows every host.", hint="Name your hosts.", id="clavier.E013"))
+    return problems
+
+
+@register()
+def containers_can_run(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """With Docker: root, an image for the platform's programs, what is bound into it, and a wrapper or a compiler."""
+    if settings.CLAVIER_EXECUTOR != "docker_engine":
+        return []
+    options = settings.EXECUTOR_OPTIONS["docker_engine"]
+    problems: list[CheckMessage] = []
+    if os.geteuid() != 0:
+        message = "The executor 'docker_engine' needs root: programs get users of their own."
+        problems.append(Error(message, hint="Run the platform as root.", id="clavier.E020"))
+    if not options["program_image"]:
+        hint = "Set DOCKER_PROGRAM_IMAGE to the id or tag of an image with the platform's programs (docs/docker.md)."
+        problems.append(Error("DOCKER_PROGRAM_IMAGE is not set.", hint=hint, id="clavier.E021"))
+    for path in (*options["program_binds"], *filter(None, [options["wrapper"]])):
+        if not os.path.isabs(path) or not os.path.exists(path):
+            message = f"{path} of DOCKER_PROGRAM_BINDS or DOCKER_WRAPPER does not exist, or is not an absolute path."
+            problems.append(Error(message, id="clavier.E022"))
+    if not options["wrapper"] and not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        hint = "Install gcc and libc6-dev, or set DOCKER_WRAPPER (docs/docker.md)."
+        problems.append(Error("There is no C compiler for the wrapper of containers.", hint=hint, id="clavier.E023"))
     return problems
 
 

@@ -213,14 +213,27 @@ else:
 RQ_QUEUES["default"]["DEFAULT_TIMEOUT"] = 60
 
 # --- the Run engine ---------------------------------------------------------------------------------------------
-CLAVIER_EXECUTOR = env_choice("CLAVIER_EXECUTOR", "local_process", {"local_process", "fake"})
+CLAVIER_EXECUTOR = env_choice("CLAVIER_EXECUTOR", "local_process", {"local_process", "docker_engine", "fake"})
 #: name -> class; imported by a system check at start.
 EXECUTORS = {
     "local_process": "runner.executors.local_process.LocalProcessExecutor",
+    "docker_engine": "runner.executors.docker_engine.DockerEngineExecutor",
     "fake": "runner.executors.fake.FakeExecutor",
 }
 #: Keyword arguments of an executor's class. Local programs see nothing of the platform's home but their own folders.
-EXECUTOR_OPTIONS: dict[str, dict[str, Any]] = {"local_process": {"hidden": (CLAVIER_HOME,)}}
+EXECUTOR_OPTIONS: dict[str, dict[str, Any]] = {
+    "local_process": {"hidden": (CLAVIER_HOME,)},
+    "docker_engine": {
+        # Marks our containers among those of others; it stays the same for the life of the installation.
+        "install_id": stored_secret(CLAVIER_HOME / "install_id"),
+        "engine_url": env.str("DOCKER_ENGINE_URL", default=""),
+        "program_image": env.str("DOCKER_PROGRAM_IMAGE", default=""),
+        "program_python": env.str("DOCKER_PROGRAM_PYTHON", default="/usr/local/bin/python3"),
+        "program_binds": tuple(env_list("DOCKER_PROGRAM_BINDS", [])),
+        "wrapper": env.str("DOCKER_WRAPPER", default=""),
+        "closed": (CLAVIER_HOME,),
+    },
+}
 #: Programs of users (not our recipes). Production refuses them without a container around them.
 ALLOW_CUSTOM_CODE = env_bool("ALLOW_CUSTOM_CODE", CLAVIER_ENVIRONMENT != "production")
 #: kind of a run -> the function that its domain wants called, inside the transaction that ends the run.

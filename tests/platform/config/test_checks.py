@@ -135,3 +135,42 @@ def test_a_queue_that_is_down_costs_no_request_more_than_a_moment(tmp_path, sett
         queue.connection.cache_clear()
         queue.fast_queue.cache_clear()
     assert live.DEBUG is False
+
+
+DOCKER = {"clavier.E020", "clavier.E021", "clavier.E022", "clavier.E023"}
+
+
+@pytest.fixture
+def with_docker(settings, monkeypatch):
+    """Settings of a platform on Docker that are all right."""
+    settings.CLAVIER_EXECUTOR = "docker_engine"
+    options = {**settings.EXECUTOR_OPTIONS["docker_engine"], "program_image": "programs:1", "wrapper": "/bin/true"}
+    settings.EXECUTOR_OPTIONS = {**settings.EXECUTOR_OPTIONS, "docker_engine": options}
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    return options
+
+
+def test_a_platform_on_docker_that_is_all_right_passes(with_docker, production):
+    production.ALLOW_CUSTOM_CODE = True
+    assert problems(PRODUCTION | DOCKER) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("program_image", "", "clavier.E021"),
+        ("program_binds", ("/no/such/folder",), "clavier.E022"),
+        ("program_binds", ("relative",), "clavier.E022"),
+        ("wrapper", "/no/such/wrapper", "clavier.E022"),
+    ],
+)
+def test_docker_needs_an_image_and_what_is_bound_into_it(with_docker, name, value, problem):
+    with_docker[name] = value
+    assert problems(DOCKER) == {problem}
+
+
+def test_docker_needs_root_and_a_wrapper_or_a_compiler(with_docker, monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with_docker["wrapper"] = ""
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert problems(DOCKER) == {"clavier.E020", "clavier.E023"}
