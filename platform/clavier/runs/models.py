@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from django.db import models
 from django.db.models import Q
+from django.utils import timezone
 
 from clavier.core.models import TenantOwned
 from clavier.quotas.models import Node
@@ -29,9 +30,19 @@ class Run(TenantOwned):
     priority = models.IntegerField(default=0)
     not_before = models.DateTimeField(null=True, blank=True)
 
+    # What the scheduler asks the database about; filled from the spec, so that no spec is read to pass a run over.
+    is_urgent = models.BooleanField(default=False)
+    preemptible = models.BooleanField(default=False, editable=False)
+    num_containers = models.PositiveIntegerField(default=1, editable=False)
+    cpu_milli = models.PositiveBigIntegerField(default=0, editable=False, help_text="Of all containers together.")
+    memory_mib = models.PositiveBigIntegerField(default=0, editable=False, help_text="Of all containers together.")
+    gpus = models.PositiveIntegerField(default=0, editable=False, help_text="Whole ones, of all containers together.")
+    shape = models.CharField(max_length=32, blank=True, editable=False, help_text="Equal: fits where the other fits.")
+    queued_at = models.DateTimeField(default=timezone.now, editable=False, help_text="Since when it waits (last).")
+    preempted_at = models.DateTimeField(null=True, editable=False)
+
     state = models.CharField(max_length=10, choices=STATE_CHOICES, default=RunState.PENDING, editable=False)
     version = models.PositiveIntegerField(default=0, editable=False)
-    why = models.TextField(blank=True, editable=False, help_text="While PENDING: what it waits for.")
     stop_reason = models.CharField(max_length=20, choices=REASON_CHOICES, blank=True, editable=False)
     end_reason = models.CharField(max_length=20, choices=REASON_CHOICES, blank=True, editable=False)
     message = models.TextField(blank=True, editable=False, help_text="For people: how it ended.")
@@ -40,7 +51,27 @@ class Run(TenantOwned):
 
     class Meta:
         indexes: ClassVar = [
-            models.Index(fields=["state", "-priority", "created_at"], name="run_queue"),
+            # Covers the scheduler's questions: who waits, in the order of admission, and who holds how much.
+            models.Index(
+                fields=[
+                    "state",
+                    "resource_group",
+                    "is_urgent",
+                    "tenant",
+                    "created_by",
+                    "shape",
+                    "-priority",
+                    "created_at",
+                    "id",
+                    "cpu_milli",
+                    "memory_mib",
+                    "gpus",
+                    "num_containers",
+                    "not_before",
+                    "queued_at",
+                ],
+                name="run_queue_covering",
+            ),
             models.Index(fields=["tenant", "-created_at"], name="run_list"),
         ]
         constraints: ClassVar = [
@@ -71,6 +102,9 @@ class Attempt(models.Model):
     not_before = models.DateTimeField(null=True, blank=True)
     observed_at = models.DateTimeField(null=True, blank=True, help_text="When the executor first knew it.")
     missing_since = models.DateTimeField(null=True, blank=True)
+    leave_asked_at = models.DateTimeField(
+        null=True, blank=True, help_text="When it was asked to make room; its run then waits again."
+    )
     started_at = models.DateTimeField(null=True, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
     exit_code = models.IntegerField(null=True, blank=True)
@@ -85,6 +119,24 @@ class Attempt(models.Model):
 
     def __str__(self) -> str:
         return f"attempt {self.number} of {self.run_id}"
+
+
+class Peer(models.Model):
+    """A further container of an attempt of several (rank 1 and up); rank 0 is the attempt's own."""
+
+    attempt = models.ForeignKey(Attempt, on_delete=models.CASCADE, related_name="peers")
+    rank = models.PositiveIntegerField()
+    node = models.ForeignKey(Node, on_delete=models.PROTECT, related_name="peers")
+
+    class Meta:
+        ordering: ClassVar = ["rank"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["attempt", "rank"], name="peer_once"),
+            models.CheckConstraint(condition=Q(rank__gte=1), name="peer_rank_from_one"),
+        ]
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} of attempt {self.attempt_id}"
 
 
 class RunEvent(models.Model):

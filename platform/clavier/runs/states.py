@@ -1,4 +1,4 @@
-"""The seven states of a run, the edges between them, and the reasons for which a run ends."""
+"""The seven states of a run, the edges between them, and the reasons for which a run or an attempt ends."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class EndReason(StrEnum):
     INVALID_SPEC = "INVALID_SPEC"
     STOPPED_BY_USER = "STOPPED_BY_USER"
     STOPPED_BY_OPERATOR = "STOPPED_BY_OPERATOR"
+    PREEMPTED = "PREEMPTED"
 
 
 S = RunState
@@ -41,8 +42,8 @@ S = RunState
 #: The only edges there are; a database trigger refuses all others.
 EDGES: dict[RunState, frozenset[RunState]] = {
     S.PENDING: frozenset({S.PREPARING, S.STOPPED, S.FAILED}),
-    S.PREPARING: frozenset({S.RUNNING, S.STOPPING, S.COMPLETED, S.FAILED}),
-    S.RUNNING: frozenset({S.STOPPING, S.COMPLETED, S.FAILED}),
+    S.PREPARING: frozenset({S.RUNNING, S.STOPPING, S.COMPLETED, S.FAILED, S.PENDING}),
+    S.RUNNING: frozenset({S.STOPPING, S.COMPLETED, S.FAILED, S.PENDING}),
     S.STOPPING: frozenset({S.STOPPED}),
     S.COMPLETED: frozenset(),
     S.FAILED: frozenset(),
@@ -54,9 +55,12 @@ LIVE_STATES = frozenset(RunState) - FINAL_STATES
 #: States in which an attempt holds resources.
 ACTIVE_STATES = LIVE_STATES - {S.PENDING}
 
-#: Every reason leads to exactly one final state.
+#: Why an attempt ends after which its run waits again: never the end of a run.
+REQUEUED_REASONS = frozenset({EndReason.PREEMPTED})
+
+#: Every other reason leads to exactly one final state.
 FINAL_STATE_OF: dict[EndReason, RunState] = {
-    **dict.fromkeys(EndReason, S.FAILED),
+    **dict.fromkeys(frozenset(EndReason) - REQUEUED_REASONS, S.FAILED),
     EndReason.COMPLETED: S.COMPLETED,
     EndReason.STOPPED_BY_USER: S.STOPPED,
     EndReason.STOPPED_BY_OPERATOR: S.STOPPED,
