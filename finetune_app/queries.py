@@ -10,7 +10,8 @@ from clavier.core.actor import Actor
 from clavier.core.errors import Forbidden
 from clavier.runs import outputs
 from clavier.runs.models import Run
-from clavier.runs.queries import position, progress
+from clavier.runs.queries import progress
+from clavier.runs.waiting import explain
 from finetune_app.models import FineTuneTask
 from models_app.models import ModelVersion
 
@@ -50,11 +51,14 @@ def live_status(task: FineTuneTask) -> dict[str, Any]:
     """State, why it waits, position, progress and newest metrics, for polling."""
     run = task.run
     if run is None:
-        return {"state": None, "why": "", "position": None, "message": "", "end_reason": "", "progress": {}}
+        nothing = dict.fromkeys(("why", "starts_when", "message", "end_reason"), "")
+        return {"state": None, "position": None, "progress": {}, **nothing}
+    waiting = explain(run)
     return {
         "state": run.state,
-        "why": run.why,
-        "position": position(run),
+        "why": waiting.why,
+        "starts_when": waiting.starts_when,
+        "position": waiting.position,
         "message": run.message,
         "end_reason": run.end_reason,
         "started_at": run.started_at,

@@ -13,6 +13,7 @@ from clavier.core.errors import DomainError, NotFound, quoted
 from clavier.runs.outputs import read_json
 from clavier.runs.queries import progress
 from clavier.runs.states import LIVE_STATES, RunState
+from clavier.runs.waiting import explain
 from inference_app.models import InferenceService, Replica, ServiceVersion
 from runner.contract import folder
 
@@ -85,7 +86,7 @@ def replica_facts(replica: Replica) -> dict[str, Any]:
         "run_id": run.pk if run else None,
         "state": run.state if run else None,
         "message": run.message if run else "",
-        "why": run.why if run else "",
+        "why": explain(run).why,
         "restarts": replica.restarts,
         "engine": (ready or {}).get("engine"),
         "parity": (ready or {}).get("parity"),

@@ -11,7 +11,7 @@ from uuid import UUID
 from django.utils import timezone
 
 from clavier.quotas.services import gpus_of
-from clavier.runs.models import Attempt, Run
+from clavier.runs.models import Attempt, Outbox, Run
 from clavier.runs.outputs import run_folder
 from clavier.runs.services import finish_attempt
 from clavier.runs.states import EndReason, RunState
@@ -24,9 +24,10 @@ from runner.worker.layout import lay_out
 logger = logging.getLogger(__name__)
 
 
-def schedule() -> None:
-    """One scheduler pass."""
-    scheduler.schedule_pass()
+def schedule(outbox_id: str = "") -> None:
+    """A scheduler pass, unless one began since the wake-up was written."""
+    if not outbox_id or Outbox.objects.filter(pk=int(outbox_id)).exists():
+        scheduler.schedule_pass()
 
 
 def launch(attempt_id: str) -> None:

@@ -1,66 +1,125 @@
-"""Which waiting run starts next, and why the others wait."""
+"""A scheduler pass: read what could matter, plan, and carry the plan out in a few statements."""
 
 from __future__ import annotations
 
 import logging
-from uuid import UUID
+from collections.abc import Sequence
+from uuid import UUID, uuid4
 
 from clavier.quotas.models import Node
 from clavier.quotas.services import Shortage
-from clavier.runs import queue
-from clavier.runs.models import Attempt, Run
-from clavier.runs.queries import waiting_runs
-from clavier.runs.services import begin_attempt
+from clavier.runs import leases, queue
+from clavier.runs.admission import ask_to_leave, begin_attempt, begin_attempts
+from clavier.runs.leases import Fence
+from clavier.runs.models import Attempt, Outbox, Run
+from clavier.runs.planner import Admission, Plan, plan
+from clavier.runs.world import World, read_allowances, read_candidates, read_world
 
 logger = logging.getLogger(__name__)
 
-PASS_LIMIT = 1000
+LEASE = "scheduler"
+LEASE_S = 10.0
+#: Admissions of one transaction.
+BATCH = 250
+#: New wake-ups and refused bookings are looked at again so often; the next pass does the rest.
+MAX_ROUNDS = 10
 
 
 def schedule_pass() -> list[UUID]:
-    """Admit every waiting run that fits, by priority and then age; the ids of the new attempts.
+    """Admit all that fits, in the order of admission; the ids of the new attempts.
 
-    Safe to run many times at once: admission is a conditional UPDATE. A tenant or user whose own cap is reached does
-    not hold up the others.
+    Safe to call many times at once: one pass has the lease, the others leave it their wake-ups (the outbox rows).
+    Each admission is conditional besides, and refused when the lease was lost meanwhile.
     """
     begun: list[UUID] = []
-    blocked: set[tuple[str, UUID, str]] = set()
-    nodes: dict[str, list[Node]] = {}
-    for node in Node.objects.filter(is_schedulable=True).select_related("resource_group"):
-        nodes.setdefault(node.resource_group.name, []).append(node)
-    for run in waiting_runs()[:PASS_LIMIT]:
-        attempt = admit(run, nodes.get(run.resource_group, []), blocked)
-        if attempt is not None:
-            begun.append(attempt.pk)
-            queue.enqueue_launch(attempt.pk)
+    holder = str(uuid4())
+    while True:
+        fence = leases.hold(LEASE, holder, for_s=LEASE_S)
+        if fence is None:
+            return begun
+        try:
+            begun += rounds(fence, holder)
+        except leases.LeaseLost as lost:
+            logger.warning("a scheduler pass was too slow: %s", lost)
+            return begun
+        leases.give_up(LEASE, holder)
+        if not Outbox.objects.exists():  # else somebody came while we still had the lease, and left
+            return begun
+
+
+def rounds(fence: Fence, holder: str) -> list[UUID]:
+    """Plan and carry out, again while there are new wake-ups or a booking was refused."""
+    begun: list[UUID] = []
+    refused: set[UUID] = set()
+    for _ in range(MAX_ROUNDS):
+        seen = list(Outbox.objects.values_list("pk", flat=True))
+        world = read_world()
+        candidates = [one for one in read_candidates(world) if one.id not in refused]
+        made = plan(candidates, world.groups, read_allowances(candidates)) if candidates else Plan()
+        attempts, short = carry_out(made.admissions, world, fence, holder)
+        begun += [attempt.pk for attempt in attempts]
+        for preemption in made.preemptions:
+            with fence.transaction():
+                ask_to_leave(run_id=preemption.run, claimant_id=preemption.claimant)
+        Outbox.objects.filter(pk__in=seen).delete()
+        refused |= short
+        if not short and not Outbox.objects.exists():
+            break
     return begun
 
 
-def admit(run: Run, nodes: list[Node], blocked: set[tuple[str, UUID, str]]) -> Attempt | None:
-    """Try each node of the run's group; None when it has to wait, with the reason on the run."""
-    owners = {"tenant": run.tenant_id, "user": run.created_by_id}
-    shortage: Shortage | None = None
-    for node in nodes:
-        if any((scope, owners[scope], "running_runs") in blocked for scope in owners):
-            shortage = None
-            break
-        result = begin_attempt(run=run, node=node)
-        if isinstance(result, Attempt):
-            return result
-        if result is None:
-            return None
-        shortage = result
-        if result.scope in owners:
-            blocked.add((result.scope, owners[result.scope], result.resource))
-            break
-    why = str(shortage) if shortage else explain_without_shortage(nodes)
-    if why != run.why:
-        Run.objects.filter(pk=run.pk, state=run.state).update(why=why)
-    return None
+def carry_out(
+    admissions: Sequence[Admission], world: World, fence: Fence, holder: str
+) -> tuple[list[Attempt], set[UUID]]:
+    """Begin the admitted attempts and tell the queue; those begun, and the runs whose booking was refused."""
+    begun: list[Attempt] = []
+    refused: set[UUID] = set()
+    for start in range(0, len(admissions), BATCH):
+        if start:
+            leases.hold(LEASE, holder, for_s=LEASE_S)
+        part = {
+            admission.run: [world.nodes[node] for node in admission.nodes]
+            for admission in admissions[start : start + BATCH]
+        }
+        with fence.transaction():
+            attempts = begin_attempts(part)
+        if attempts is None:
+            attempts = begin_one_by_one(part, world, fence, refused)
+        for attempt in attempts:
+            queue.enqueue_launch(attempt.pk)
+        begun += attempts
+    return begun, refused
 
 
-def explain_without_shortage(nodes: list[Node]) -> str:
-    """Why a run waits when no reservation was tried."""
-    if not nodes:
-        return "No node of its resource group takes runs now."
-    return "The limit of running runs is reached; it starts when one of yours ends."
+def begin_one_by_one(part: dict[UUID, list[Node]], world: World, fence: Fence, refused: set[UUID]) -> list[Attempt]:
+    """Where something was short after all (a share of a GPU, a cap that was just lowered): whoever can still start."""
+    begun = []
+    for run_id, nodes in part.items():
+        run = Run.objects.get(pk=run_id)
+        for choice in [nodes, *other_choices(run, nodes, world)]:
+            with fence.transaction():
+                result = begin_attempt(run=run, nodes=choice) if run.state == "PENDING" else None
+            if isinstance(result, Attempt):
+                begun.append(result)
+            if not isinstance(result, Shortage):
+                break
+            if result.scope != "node":
+                refused.add(run_id)
+                break
+        else:
+            refused.add(run_id)
+    return begun
+
+
+def other_choices(run: Run, tried: Sequence[Node], world: World) -> list[list[Node]]:
+    """The group's other nodes, one by one, for a run of one container."""
+    if len(tried) > 1:
+        return []
+    names = run.run_spec().node_names
+    return [
+        [node]
+        for node in world.nodes.values()
+        if node.resource_group.name == run.resource_group
+        and node.pk != tried[0].pk
+        and (not names or node.name in names)
+    ]

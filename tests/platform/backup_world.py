@@ -18,9 +18,10 @@ from clavier.files.models import StoredFile
 from clavier.files.services import create_folder, delete_file, open_stored_file, upload_file
 from clavier.quotas.models import Node
 from clavier.quotas.services import ensure_local_node
+from clavier.runs.admission import begin_attempt
 from clavier.runs.models import Attempt, Run, RunEvent
 from clavier.runs.outputs import run_folder
-from clavier.runs.services import begin_attempt, finish_attempt, mark_running, submit_run
+from clavier.runs.services import finish_attempt, mark_running, submit_run
 from clavier.runs.states import EndReason
 from runner.contract import folder
 from runner.contract.run_spec import Mount, Resources, RunSpec
@@ -55,7 +56,7 @@ def begin(actor: Actor, name: str, **changes: Any) -> tuple[Run, Attempt]:
         mounts=(Mount(source),), resources=Resources(cpu_milli=100, memory_mib=64), **changes,
     )  # fmt: skip
     run = submit_run(actor=actor, kind="fine_tune", name=name, subject_id=uuid4(), spec=spec)
-    attempt = begin_attempt(run=run, node=Node.objects.get())
+    attempt = begin_attempt(run=run, nodes=[Node.objects.get()])
     assert isinstance(attempt, Attempt)
     prepare_folder(run)
     assert mark_running(attempt=attempt, started_at=attempt.created_at)

@@ -19,9 +19,10 @@ from clavier.files.models import StoredFile
 from clavier.files.services import upload_file
 from clavier.quotas.models import Node
 from clavier.quotas.services import ensure_local_node
+from clavier.runs.admission import begin_attempt
 from clavier.runs.models import Attempt, Run
 from clavier.runs.outputs import run_folder
-from clavier.runs.services import begin_attempt, finish_attempt, mark_running
+from clavier.runs.services import finish_attempt, mark_running
 from clavier.runs.states import EndReason
 from datasets_app.models import DatasetVersion
 from evaluation_app.models import EvaluationTask
@@ -167,7 +168,7 @@ def judged(actor: Actor, version: ModelVersion, data: DatasetVersion, node: Node
 def begin(run: Run | None, node: Node) -> Attempt:
     """Let a waiting run start."""
     assert run is not None
-    attempt = begin_attempt(run=Run.objects.get(pk=run.pk), node=node)
+    attempt = begin_attempt(run=Run.objects.get(pk=run.pk), nodes=[node])
     assert isinstance(attempt, Attempt), attempt
     mark_running(attempt=attempt, started_at=timezone.now())
     return attempt

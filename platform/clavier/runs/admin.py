@@ -9,14 +9,22 @@ from unfold.admin import TabularInline
 
 from clavier.core.admin import OperatorAdmin, ReadOnly
 from clavier.core.errors import DomainError
-from clavier.runs.models import Attempt, Lease, Outbox, Run, RunEvent
+from clavier.runs.models import Attempt, Lease, Outbox, Peer, Run, RunEvent
 from clavier.runs.services import announce, stop_run
+from clavier.runs.waiting import explain
 
 
 class AttemptInline(ReadOnly, TabularInline):
     model = Attempt
     extra = 0
     fields = ("number", "node", "created_at", "started_at", "ended_at", "exit_code", "end_reason", "max_memory_mib")
+    readonly_fields = fields
+
+
+class PeerInline(ReadOnly, TabularInline):
+    model = Peer
+    extra = 0
+    fields = ("rank", "node")
     readonly_fields = fields
 
 
@@ -38,7 +46,14 @@ class RunAdmin(ReadOnly, OperatorAdmin):
     ordering = ("-created_at",)
     date_hierarchy = "created_at"
     inlines = (AttemptInline, EventInline)
+    readonly_fields = ("waits_for",)
     actions: ClassVar = ["stop", "requeue"]
+
+    @admin.display(description="waits for")
+    def waits_for(self, run: Run) -> str:
+        """Why it waits, its position, and what would let it start, from what is now."""
+        waiting = explain(run)
+        return f"{waiting.position}. {waiting.why} {waiting.starts_when}" if waiting.obstacle else "-"
 
     @admin.action(description="Stop", permissions=["view"])
     def stop(self, request: HttpRequest, queryset: QuerySet[Run]) -> None:
@@ -64,6 +79,15 @@ class AttemptAdmin(ReadOnly, OperatorAdmin):
     list_filter = ("end_reason", "node")
     search_fields = ("id", "run__name", "run__id")
     list_select_related = ("run", "node")
+    inlines = (PeerInline,)
+
+
+@admin.register(Peer)
+class PeerAdmin(ReadOnly, OperatorAdmin):
+    list_display = ("attempt", "rank", "node")
+    list_filter = ("node",)
+    search_fields = ("attempt__id", "attempt__run__name")
+    list_select_related = ("attempt", "node")
 
 
 @admin.register(RunEvent)

@@ -1,7 +1,10 @@
-"""One leader per loop, decided on the database's clock."""
+"""One leader per loop, decided on the database's clock; what a former leader still wants to write is refused."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 
 from django.db import IntegrityError, transaction
@@ -12,23 +15,50 @@ from django.db.models.functions import Now
 from clavier.runs.models import Lease
 
 
-def hold(name: str, holder: str, *, for_s: float) -> bool:
-    """Take, keep or take over a lease; False while somebody else holds it."""
+class LeaseLost(Exception):
+    """Somebody else leads now; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """A term of leadership. Each change of the leader is a new epoch."""
+
+    name: str
+    epoch: int
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """A transaction that nobody can take the lead in the middle of. Raises LeaseLost."""
+        with transaction.atomic():
+            # The row lock makes a takeover wait for our commit (SQLite: the transaction is IMMEDIATE anyway).
+            if not Lease.objects.select_for_update().filter(name=self.name, epoch=self.epoch).exists():
+                raise LeaseLost(f"{self.name}: epoch {self.epoch} is over")
+            yield
+
+
+def hold(name: str, holder: str, *, for_s: float) -> Fence | None:
+    """Take, keep or take over a lease; None while somebody else holds it."""
     until = ExpressionWrapper(Now() + timedelta(seconds=for_s), output_field=DateTime())
-    kept = Lease.objects.filter(name=name, holder=holder, expires_at__gt=Now())
-    if kept.update(renewed_at=Now(), expires_at=until):
-        return True
+    mine = Lease.objects.filter(name=name, holder=holder)
+    if mine.filter(expires_at__gt=Now()).update(renewed_at=Now(), expires_at=until):
+        return fence_of(name, holder)
     free = Lease.objects.filter(Q(expires_at__lte=Now()) | Q(holder=holder), name=name)
     if free.update(holder=holder, epoch=F("epoch") + 1, renewed_at=Now(), expires_at=until):
-        return True
+        return fence_of(name, holder)
     try:
         with transaction.atomic():
             _, created = Lease.objects.get_or_create(
                 name=name, defaults={"holder": holder, "epoch": 1, "renewed_at": Now(), "expires_at": until}
             )
     except IntegrityError:
-        return False
-    return created
+        return None
+    return Fence(name, 1) if created else None
+
+
+def fence_of(name: str, holder: str) -> Fence | None:
+    """The holder's present term."""
+    epoch = Lease.objects.filter(name=name, holder=holder).values_list("epoch", flat=True).first()
+    return None if epoch is None else Fence(name, epoch)
 
 
 def give_up(name: str, holder: str) -> None:

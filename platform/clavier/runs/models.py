@@ -158,7 +158,7 @@ class RunEvent(models.Model):
 
 
 class Outbox(models.Model):
-    """A wake-up that the queue was not yet told of; deleted once it was."""
+    """A wake-up that no scheduler pass has seen yet; the pass that begins after it deletes it."""
 
     run_id = models.UUIDField()
     created_at = models.DateTimeField(auto_now_add=True)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Count, F, Q, QuerySet
+from django.db.models import Count, Q, QuerySet
 from django.db.models.functions import Now
 
 from clavier.accounts.access import access_object
 from clavier.core.actor import Actor
 from clavier.runs import outputs
 from clavier.runs.models import Attempt, Lease, Run, RunEvent
+from clavier.runs.planner import Candidate, Group, order_of
 from clavier.runs.states import LIVE_STATES, RunState
+from clavier.runs.world import candidate_of, read_world
 from runner.contract.run_spec import Resources
 
 RECONCILER_LEASE = "reconciler"
@@ -37,11 +39,27 @@ def counts_by_state(actor: Actor, kind: str | None = None) -> dict[str, int]:
 
 
 def position(run: Run) -> int | None:
-    """How many runs stand before it in its group, plus one; None when it does not wait."""
+    """How many runs of its group would start before it, plus one, as of now; None when it does not wait."""
     if run.state != RunState.PENDING:
         return None
-    before = Q(priority__gt=run.priority) | Q(priority=run.priority, created_at__lt=run.created_at)
-    return Run.objects.filter(before, state=RunState.PENDING, resource_group=run.resource_group).count() + 1
+    groups = read_world(run.resource_group).groups
+    group = groups[0] if groups else Group(run.resource_group, [])
+    mine = order_of(candidate_of(run), group)
+    waiting = Run.objects.filter(state=RunState.PENDING, resource_group=run.resource_group).order_by()
+    older = Q(created_at__lt=run.created_at) | Q(created_at=run.created_at, pk__lt=run.pk)
+    earlier = waiting.filter(Q(priority__gt=run.priority) | Q(priority=run.priority) & older)
+    before = sum(count for order, count in counts_by_order(waiting, group) if order < mine[:3])
+    return 1 + before + sum(count for order, count in counts_by_order(earlier, group) if order == mine[:3])
+
+
+def counts_by_order(waiting: QuerySet[Run], group: Group) -> list[tuple[tuple[bool, bool, float], int]]:
+    """The first three parts of the order of admission, and how many runs there are with it."""
+    keys = ("is_urgent", "tenant_id", "cpu_milli", "memory_mib", "gpus")
+    found = []
+    for urgent, tenant, *amounts, count in waiting.values_list(*keys).annotate(Count("pk")):
+        alike = Candidate(tenant, group.name, tenant, tenant, ((amounts[0], amounts[1], amounts[2]),), urgent)
+        found.append((order_of(alike, group)[:3], count))
+    return found
 
 
 def events(run: Run) -> QuerySet[RunEvent]:
@@ -71,9 +89,9 @@ def replayed_state(run: Run) -> str:
 
 
 def waiting_runs() -> QuerySet[Run]:
-    """PENDING runs whose time has come, in the order of admission."""
+    """PENDING runs whose time has come."""
     due = Q(not_before=None) | Q(not_before__lte=Now())
-    return Run.objects.filter(due, state=RunState.PENDING).order_by("-priority", F("created_at"), "pk")
+    return Run.objects.filter(due, state=RunState.PENDING).order_by("created_at")
 
 
 def live_runs() -> QuerySet[Run]:

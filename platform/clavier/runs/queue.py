@@ -14,8 +14,6 @@ from redis.retry import Retry
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from clavier.runs.models import Outbox
-
 logger = logging.getLogger(__name__)
 
 SCHEDULE_JOB = "runner.worker.jobs.schedule"
@@ -23,9 +21,8 @@ LAUNCH_JOB = "runner.worker.jobs.launch"
 
 
 def tell(outbox_id: int) -> None:
-    """Enqueue a scheduler pass and drop the outbox row; a dead queue is only logged (the reconciler sweeps)."""
-    if enqueue(SCHEDULE_JOB):
-        Outbox.objects.filter(pk=outbox_id).delete()
+    """Enqueue a scheduler pass; a dead queue is only logged (the reconciler sweeps the outbox)."""
+    enqueue(SCHEDULE_JOB, str(outbox_id))
 
 
 def enqueue_launch(attempt_id: UUID) -> bool:

@@ -15,14 +15,22 @@ from django.utils.module_loading import import_string
 from clavier.audit.records import CHANGE, record
 from clavier.core.actor import Actor
 from clavier.core.errors import Conflict
-from clavier.quotas.models import Node
 from clavier.quotas.requests import checked_resources as checked_resources
 from clavier.quotas.requests import require_schedulable
-from clavier.quotas.services import Placement, Shortage, move_reservations, release, reserve
+from clavier.quotas.services import move_reservations, release
 from clavier.runs import queue
-from clavier.runs.models import Attempt, Outbox, Run, RunEvent
+from clavier.runs.demand import scheduling_columns
+from clavier.runs.models import Attempt, Outbox, Peer, Run, RunEvent
 from clavier.runs.outputs import run_folder
-from clavier.runs.states import EDGES, FINAL_STATE_OF, FINAL_STATES, RETRIED_REASONS, EndReason, RunState
+from clavier.runs.states import (
+    EDGES,
+    FINAL_STATE_OF,
+    FINAL_STATES,
+    REQUEUED_REASONS,
+    RETRIED_REASONS,
+    EndReason,
+    RunState,
+)
 from runner.contract.run_spec import RunKind, RunSpec
 
 FIRST_BACK_OFF = timedelta(seconds=2)
@@ -58,6 +66,7 @@ def submit_run(
             resource_group=spec.resource_group,
             priority=spec.priority,
             not_before=not_before,
+            **scheduling_columns(spec),
         )
         RunEvent.objects.create(run=run, to_state=RunState.PENDING, actor_name=actor.username)
         announce(run)
@@ -83,7 +92,7 @@ def transition(
     before, now = run.state, timezone.now()
     columns |= {"state": to, "version": run.version + 1, "updated_at": now}
     if to in FINAL_STATES:
-        columns |= {"end_reason": reason or "", "message": message, "ended_at": now, "why": ""}
+        columns |= {"end_reason": reason or "", "message": message, "ended_at": now}
     with transaction.atomic():
         moved = Run.objects.filter(pk=run.pk, state=before, version=run.version).update(**columns)
         if not moved:
@@ -125,25 +134,6 @@ def stop_run(*, run: Run, actor_name: str, by_operator: bool = False) -> Run:
     raise Conflict("The run changes too quickly; try again.", code="busy")
 
 
-def begin_attempt(*, run: Run, node: Node) -> Attempt | Shortage | None:
-    """Reserve, PENDING -> PREPARING and a new attempt, all or nothing; None: someone was faster."""
-    with transaction.atomic():
-        attempt = Attempt(run=run, number=run.attempts.count() + 1, node=node)
-        reserved = reserve(
-            attempt_id=attempt.pk,
-            tenant_id=run.tenant_id,
-            user_id=run.created_by_id,
-            placements=[Placement(0, node, run.run_spec().resources)],
-        )
-        if isinstance(reserved, Shortage):
-            return reserved
-        if not transition(run, RunState.PREPARING, why=""):
-            transaction.set_rollback(True)
-            return None
-        attempt.save(force_insert=True)
-    return attempt
-
-
 def finish_attempt(
     *,
     attempt: Attempt,
@@ -153,7 +143,7 @@ def finish_attempt(
     ended_at: datetime | None = None,
     max_memory_mib: int | None = None,
 ) -> bool:
-    """An attempt has ended: the run ends too, or gets another attempt if the platform was at fault.
+    """An attempt has ended: the run ends too, gets another attempt if the platform was at fault, or waits again.
 
     Idempotent: False when the attempt was finished already or someone was faster.
     """
@@ -169,9 +159,10 @@ def finish_attempt(
         run = Run.objects.get(pk=attempt.run_id)
         if run.state == RunState.STOPPING:
             reason, message = EndReason(run.stop_reason), run_stop_message(run)
-        elif reason in RETRIED_REASONS and attempt.number <= run.run_spec().retries:
-            retry_attempt(run, attempt, reason, message)
-            return True
+        elif reason in REQUEUED_REASONS:
+            return wait_again(run, attempt, reason, message, preempted_at=timezone.now())
+        elif reason in RETRIED_REASONS and (failures := platform_failures(run)) <= run.run_spec().retries:
+            return retry(run, attempt, reason, message, back_off=back_off_after(failures))
         release(attempt_id=attempt.pk)
         if not transition(run, FINAL_STATE_OF[reason], reason=reason, message=message):
             transaction.set_rollback(True)
@@ -194,7 +185,7 @@ def note(run: Run, message: str, *, actor_name: str = "") -> None:
 
 
 def announce(run: Run) -> None:
-    """Wake the scheduler after the commit; the outbox row stays until the queue was told."""
+    """Wake the scheduler after the commit; the outbox row stays until a pass has begun that saw it."""
     row = Outbox.objects.create(run_id=run.pk)
     transaction.on_commit(lambda: queue.tell(row.pk))
 
@@ -215,18 +206,44 @@ def end_live_attempt(run: Run, reason: EndReason | None) -> None:
         release(attempt_id=attempt.pk)
 
 
-def retry_attempt(run: Run, ended: Attempt, reason: EndReason, message: str) -> None:
-    """A new attempt with the old one's resources, after a back-off that doubles."""
-    wait = min(FIRST_BACK_OFF * 2 ** (ended.number - 1), LONGEST_BACK_OFF)
-    following = Attempt.objects.create(
-        run=run, number=ended.number + 1, node_id=ended.node_id, not_before=timezone.now() + wait
+def retry(run: Run, ended: Attempt, reason: EndReason, message: str, *, back_off: timedelta) -> bool:
+    """Try again after the back-off: with the same resources, or on other nodes when one of these takes no runs now."""
+    due = timezone.now() + back_off
+    ranks = [ended.node, *(peer.node for peer in ended.peers.select_related("node"))]
+    if not all(node.is_schedulable for node in ranks):
+        message = f"{message} The platform was at fault, and its node takes no new runs: it waits for another one."
+        return wait_again(run, ended, reason, message, not_before=due)
+    following = Attempt.objects.create(run=run, number=ended.number + 1, node=ranks[0], not_before=due)
+    Peer.objects.bulk_create(
+        Peer(attempt=following, rank=rank, node=node) for rank, node in enumerate(ranks) if rank > 0
     )
     move_reservations(from_attempt=ended.pk, to_attempt=following.pk)
+    seconds = f"{back_off.total_seconds():g} s"
     RunEvent.objects.create(
-        run=run,
-        reason=reason,
-        message=f"{message} The platform was at fault: attempt {following.number} in {wait.total_seconds():g} s.",
+        run=run, reason=reason, message=f"{message} The platform was at fault: attempt {following.number} in {seconds}."
     )
+    return True
+
+
+def wait_again(run: Run, ended: Attempt, reason: EndReason, message: str, **columns: Any) -> bool:
+    """Back to PENDING without any resources; its folder stays, so it goes on from its newest sealed checkpoint."""
+    release(attempt_id=ended.pk)
+    moved = transition(run, RunState.PENDING, reason=reason, message=message, queued_at=timezone.now(), **columns)
+    if not moved:
+        transaction.set_rollback(True)
+        return False
+    announce(run)
+    return True
+
+
+def platform_failures(run: Run) -> int:
+    """Attempts that ended because the platform was at fault."""
+    return Attempt.objects.filter(run=run, end_reason__in=RETRIED_REASONS).count()
+
+
+def back_off_after(failures: int) -> timedelta:
+    """It doubles."""
+    return min(FIRST_BACK_OFF * int(2 ** (failures - 1)), LONGEST_BACK_OFF)
 
 
 def run_stop_message(run: Run) -> str:

@@ -9,8 +9,8 @@ from rest_framework.test import APIClient
 
 from clavier.core.actor import Actor
 from clavier.quotas.models import Node
+from clavier.runs.admission import begin_attempt
 from clavier.runs.outputs import run_folder
-from clavier.runs.services import begin_attempt
 from tests.api.native.conftest import World, end, error_of, make_task, names, write
 from tests.api.native.test_files import content_of
 
@@ -33,12 +33,12 @@ def test_a_run_tells_its_state_position_and_attempts(
 ) -> None:
     url = f"{URL}/{world.run.pk}"
     run = alice_client.get(url).json()
-    assert (run["state"], run["position"], run["attempts"], run["subject_id"]) == (
+    assert (run["state"], run["waiting"]["position"], run["attempts"], run["subject_id"]) == (
         "PENDING", 2, [], str(world.task.pk),
     )  # fmt: skip
-    begin_attempt(run=world.run, node=Node.objects.get(name="local"))
+    begin_attempt(run=world.run, nodes=[Node.objects.get(name="local")])
     run = alice_client.get(url).json()
-    assert (run["state"], run["position"]) == ("PREPARING", None)
+    assert (run["state"], run["waiting"]["position"]) == ("PREPARING", None)
     assert [(attempt["number"], attempt["node"]) for attempt in run["attempts"]] == [(1, "local")]
     assert charlie_client.get(url).status_code == 404
 

@@ -11,8 +11,8 @@ from clavier.core.errors import Unprocessable
 from clavier.quotas.services import set_cap
 from clavier.runs.models import Attempt, Outbox, Run, RunEvent
 from clavier.runs.outputs import run_folder
-from clavier.runs.queries import position
 from clavier.runs.services import stop_run
+from clavier.runs.waiting import explain
 from runner.contract.run_spec import Limits, Resources
 from runner.worker import jobs, scheduler
 from runner.worker.reconciler import Reconciler
@@ -237,8 +237,10 @@ def test_runs_wait_with_the_reason_and_start_by_priority_then_age(engine, alice)
     engine.step()
     states = {run.pk: Run.objects.get(pk=run.pk) for run in (first, second, urgent)}
     assert states[urgent.pk].state == "RUNNING"
-    assert states[first.pk].why == "0 of 0.1 CPU cores left for your tenant, 0.1 requested"
-    assert (position(states[first.pk]), position(states[second.pk])) == (1, 2)
+    waiting = explain(states[first.pk])
+    assert waiting.why == "0 of 0.1 CPU cores left for your tenant, 0.1 requested"
+    assert waiting.starts_when == "It starts when run a run ends."
+    assert (waiting.obstacle, waiting.position, explain(states[second.pk]).position) == ("tenant_cap", 1, 2)
     stop_run(run=states[urgent.pk], actor_name="alice")
     engine.step(3)
     assert Run.objects.get(pk=first.pk).state == "RUNNING"

@@ -18,8 +18,9 @@ from clavier.api.native.views import NativeView
 from clavier.core.errors import NotFound
 from clavier.runs.models import Run, RunEvent
 from clavier.runs.outputs import MAX_READ_BYTES, Chunk, open_regular, read_log, read_metrics
-from clavier.runs.queries import events, position, progress
+from clavier.runs.queries import events, progress
 from clavier.runs.states import EndReason, RunState
+from clavier.runs.waiting import explain
 from runner.contract import folder
 
 _MAX_OFFSET = 2**62
@@ -34,7 +35,6 @@ class RunSummary(serializers.Serializer[Any]):
 
     id = serializers.UUIDField()
     state = serializers.ChoiceField(STATES)
-    why = serializers.CharField(help_text="While PENDING: what it waits for.")
     end_reason = serializers.ChoiceField(END_REASONS, allow_blank=True, help_text=_REASON_HELP)
     message = serializers.CharField(help_text="How it ended, for people.")
     created_at = serializers.DateTimeField()
@@ -47,6 +47,7 @@ class RunStatus(serializers.Serializer[Any]):
 
     state = serializers.ChoiceField(STATES, allow_null=True, help_text=_STATE_HELP)
     why = serializers.CharField(help_text="While PENDING: what it waits for.")
+    starts_when = serializers.CharField(help_text="While PENDING: what would let it start.")
     position = serializers.IntegerField(allow_null=True, help_text="While PENDING: 1 is next in its resource group.")
     end_reason = serializers.ChoiceField(END_REASONS, allow_blank=True, help_text=_REASON_HELP)
     message = serializers.CharField(help_text="How it ended, for people.")
@@ -137,10 +138,11 @@ def status_of(run: Run | None) -> dict[str, Any]:
     """The fields of RunStatus."""
     if run is None:
         nothing = dict.fromkeys(("state", "position", "started_at", "ended_at"))
-        return {**nothing, "why": "", "end_reason": "", "message": "", "progress": {}}
+        return {**nothing, "why": "", "starts_when": "", "end_reason": "", "message": "", "progress": {}}
+    waiting = explain(run)
     return {
-        **{name: getattr(run, name) for name in ("state", "why", "end_reason", "message", "started_at", "ended_at")},
-        "position": position(run),
+        **{name: getattr(run, name) for name in ("state", "end_reason", "message", "started_at", "ended_at")},
+        **{name: getattr(waiting, name) for name in ("why", "starts_when", "position")},
         "progress": progress(run.pk),
     }
 

@@ -16,6 +16,7 @@ from clavier.portal.listing import Listing, whole_number
 from clavier.runs.models import RunEvent
 from clavier.runs.queries import events, progress
 from clavier.runs.states import LIVE_STATES, RunState
+from clavier.runs.waiting import explain
 from evaluation_app.models import EvaluationTask
 from evaluation_app.queries import samples, score_table
 from evaluation_app.services import QUESTION_KINDS
@@ -138,7 +139,7 @@ def evaluation_detail(request: HttpRequest, actor: Actor, task: EvaluationTask) 
         step=found.get("progress", {}).get("step"),
         total_steps=found.get("progress", {}).get("total_steps"),
         eta_s=found.get("progress", {}).get("eta_s"),
-        phase=found.get("phase", {}).get("message", "") or (run.why if run else ""),
+        phase=found.get("phase", {}).get("message", "") or explain(run).why,
         events=list(events(run)) if run else [],
         candidates=candidate_labels(task),
         scores=score_rows(task),

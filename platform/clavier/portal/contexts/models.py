@@ -13,6 +13,7 @@ from clavier.portal.forms.models import ModelForm
 from clavier.portal.listing import Listing
 from clavier.runs.queries import progress
 from clavier.runs.states import LIVE_STATES
+from clavier.runs.waiting import explain
 from finetune_app.models import FineTuneTask
 from finetune_app.queries import visible_tasks
 from models_app.models import ModelVersion, RegisteredModel
@@ -117,7 +118,7 @@ def version_row(version: ModelVersion, task: FineTuneTask | None) -> VersionRow:
         chain=lineage(version),
         task=task,
         is_live=is_live,
-        phase=found.get("phase", {}).get("message", "") or (run.why if run is not None and is_live else ""),
+        phase=found.get("phase", {}).get("message", "") or explain(run).why,
         step=found.get("progress", {}).get("step"),
         total_steps=found.get("progress", {}).get("total_steps"),
     )

@@ -59,6 +59,7 @@ class TaskStatus:
     can_delete: bool
     may_change: bool
     why: str
+    starts_when: str
     position: int | None
     message: str
     end_reason: str
@@ -128,6 +129,7 @@ def task_status(actor: Actor, task: FineTuneTask) -> TaskStatus:
         can_delete=not is_live,
         may_change=actor.may_write and (actor.manages_tenant or task.created_by_id == actor.user_id),
         why=live["why"],
+        starts_when=live["starts_when"],
         position=live["position"],
         message=live["message"],
         end_reason=live["end_reason"],

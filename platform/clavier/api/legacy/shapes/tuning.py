@@ -9,6 +9,7 @@ from rest_framework import serializers
 from clavier.api.legacy.states import word_of
 from clavier.api.legacy.times import duration_of, time_of
 from clavier.runs.queries import progress
+from clavier.runs.waiting import explain
 from finetune_app.models import FineTuneTask
 from finetune_app.queries import output_version
 
@@ -97,7 +98,7 @@ def detail_of(task: FineTuneTask) -> dict[str, Any]:
         **task.submitted,
         **row_of(task),
         "message": run.message if run else "",
-        "waitingFor": run.why if run else "",
+        "waitingFor": explain(run).why,
         "progress": progress(run.pk) if run else {},
         "outputModelVersionId": str(made.pk) if made else "",
         "request": task.submitted,

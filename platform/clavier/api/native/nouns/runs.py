@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from django.http import HttpResponseBase
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -17,7 +18,8 @@ from clavier.api.native.run_parts import END_REASONS, STATES, Log, LogQuery, Run
 from clavier.api.native.schema import BINARY, operation
 from clavier.api.native.views import NativeView
 from clavier.runs.models import Run
-from clavier.runs.queries import access_run, position, visible_runs
+from clavier.runs.queries import access_run, visible_runs
+from clavier.runs.waiting import OBSTACLES, explain
 from runner.contract.run_spec import RUN_KINDS
 
 
@@ -28,11 +30,12 @@ class RunItem(Owned):
     name = serializers.CharField()
     subject_id = serializers.UUIDField(help_text="Id of the task, version or service for which it was made.")
     state = serializers.ChoiceField(STATES)
-    why = serializers.CharField(help_text="While PENDING: what it waits for.")
     end_reason = serializers.ChoiceField(END_REASONS, allow_blank=True, help_text="Empty while it lives.")
     message = serializers.CharField(help_text="How it ended, for people.")
     resource_group = serializers.CharField()
     priority = serializers.IntegerField()
+    is_urgent = serializers.BooleanField()
+    num_containers = serializers.IntegerField(help_text="More than 1: started all at once, one log each.")
     started_at = serializers.DateTimeField(allow_null=True)
     ended_at = serializers.DateTimeField(allow_null=True)
 
@@ -50,15 +53,25 @@ class AttemptItem(serializers.Serializer[Any]):
     max_memory_mib = serializers.IntegerField(allow_null=True)
 
 
+class WaitingItem(serializers.Serializer[Any]):
+    """Why a run waits, from what is now."""
+
+    obstacle = serializers.ChoiceField(OBSTACLES, allow_blank=True, help_text="What is in the way; empty: nothing.")
+    why = serializers.CharField()
+    starts_when = serializers.CharField(help_text="What would let it start.")
+    position = serializers.IntegerField(allow_null=True, help_text="1 is next in its resource group.")
+
+
 class RunDetail(RunItem):
     """A run with its attempts."""
 
-    position = serializers.SerializerMethodField(help_text="While PENDING: 1 is next in its resource group.")
+    waiting = serializers.SerializerMethodField()
     attempts = AttemptItem(many=True)
 
-    def get_position(self, run: Run) -> int | None:
-        """One query while it waits."""
-        return position(run)
+    @extend_schema_field(WaitingItem)
+    def get_waiting(self, run: Run) -> Any:
+        """A few queries while it waits, none later."""
+        return WaitingItem(explain(run)).data
 
 
 class RunFilters(Form):

@@ -1,0 +1,139 @@
+"""Reserving for many attempts at once, in a few statements. All of them or none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from django.db import connection, transaction
+from django.db.models import Case, IntegerField, Q, QuerySet, Value, When
+from django.utils import timezone
+
+from clavier.quotas.gpus import booking_of, choose, is_share, usable
+from clavier.quotas.models import RESOURCES, SCOPES, Gpu, GpuBooking, QuotaWindow, Reservation, Usage
+from clavier.quotas.services import Placement, amounts_of
+from clavier.quotas.shortage import Shortage
+
+Owner = tuple[str, UUID]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What one attempt wants."""
+
+    attempt_id: UUID
+    tenant_id: UUID
+    user_id: UUID
+    placements: Sequence[Placement]
+
+    def amounts(self) -> dict[Owner, Counter[str]]:
+        """Scope and its id -> resource -> amount; one running run, however many containers."""
+        total = Counter(running_runs=1)
+        found: dict[Owner, Counter[str]] = {}
+        for place in self.placements:
+            node = found.setdefault(("node", place.node.pk), Counter(running_runs=1))
+            amounts = amounts_of(place.resources)
+            node.update(amounts)
+            total.update(amounts)
+        return {("tenant", self.tenant_id): total, ("user", self.user_id): total, **found}
+
+
+def reserve_all(wanted: Sequence[Wanted]) -> bool:
+    """Book everything for all attempts; False: something was short, nothing was booked. Call inside a transaction."""
+    with transaction.atomic():
+        if any_window_is_closed(wanted) or not (book_all_usage(wanted) and book_all_gpus(wanted)):
+            transaction.set_rollback(True)
+            return False
+    return True
+
+
+def any_window_is_closed(wanted: Sequence[Wanted]) -> bool:
+    """The quota of one of the owners is not valid now."""
+    now = timezone.now()
+    owners = {owner for one in wanted for owner in (one.tenant_id, one.user_id)}
+    closed = QuotaWindow.objects.filter(Q(valid_from__gt=now) | Q(valid_until__lte=now))
+    return not owners.isdisjoint(closed.values_list("scope_id", flat=True))
+
+
+def book_all_usage(wanted: Sequence[Wanted]) -> bool:
+    """The caps of tenants, users and nodes. The rows are locked in the order in which ``reserve`` takes them."""
+    per_attempt = [(one.attempt_id, one.amounts()) for one in wanted]
+    total: dict[Owner, Counter[str]] = {}
+    for _, amounts in per_attempt:
+        for owner, part in amounts.items():
+            total.setdefault(owner, Counter()).update(part)
+    rows = {(row.scope, row.scope_id, row.resource): row for row in locked_rows([owner[1] for owner in total])}
+    taken: list[tuple[int, int]] = []
+    for (scope, scope_id), part in total.items():
+        for resource, amount in part.items():
+            row = rows.get((scope, scope_id, resource))
+            if row is None or not amount:
+                continue
+            if row.used + amount > row.cap:
+                return False
+            taken.append((row.pk, amount))
+    if not add_to_used(taken):
+        return False
+    Reservation.objects.bulk_create(
+        Reservation(attempt_id=attempt_id, usage_id=row.pk, amount=amount)
+        for attempt_id, amounts in per_attempt
+        for (scope, scope_id), part in amounts.items()
+        for resource, amount in part.items()
+        if amount and (row := rows.get((scope, scope_id, resource))) is not None
+    )
+    return True
+
+
+def locked_rows(scope_ids: Sequence[UUID]) -> QuerySet[Usage]:
+    """The caps of some owners, locked in order: tenants, users, nodes, each by id and resource."""
+    scope = Case(*(When(scope=name, then=Value(at)) for at, name in enumerate(SCOPES)), output_field=IntegerField())
+    resource = Case(
+        *(When(resource=name, then=Value(at)) for at, name in enumerate(RESOURCES)), output_field=IntegerField()
+    )
+    return Usage.objects.select_for_update().filter(scope_id__in=scope_ids).order_by(scope, "scope_id", resource)
+
+
+def add_to_used(taken: Sequence[tuple[int, int]]) -> bool:
+    """One conditional UPDATE for all rows; False when a cap was in the way of one."""
+    if not taken:
+        return True
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"WITH taken(id, amount) AS (VALUES {', '.join(['(%s, %s)'] * len(taken))}) "
+            "UPDATE quotas_usage SET used = used + taken.amount FROM taken "
+            "WHERE quotas_usage.id = taken.id AND used + taken.amount <= cap",
+            [value for pair in taken for value in pair],
+        )
+        return bool(cursor.rowcount == len(taken))
+
+
+def book_all_gpus(wanted: Sequence[Wanted]) -> bool:
+    """Devices by UUID, chosen as ``book_gpus`` does; whole ones first, so that shares fill up what is shared."""
+    wanting = [
+        (one.attempt_id, place)
+        for one in wanted
+        for place in one.placements
+        if place.resources.has_gpu and not place.node.assigns_gpus
+    ]
+    if not wanting:
+        return True
+    nodes = {place.node.pk for _, place in wanting}
+    by_node: dict[UUID, list[Gpu]] = {}
+    for gpu in usable(Gpu.objects.select_for_update().filter(node_id__in=nodes).order_by("uuid")):
+        by_node.setdefault(gpu.node_id, []).append(gpu)
+    bookings: list[GpuBooking] = []
+    for attempt_id, place in sorted(wanting, key=lambda pair: is_share(pair[1].resources)):
+        found = choose(by_node.get(place.node.pk, []), place.resources)
+        if isinstance(found, Shortage):
+            return False
+        for gpu in found:
+            booking = booking_of(gpu, attempt_id, place)
+            gpu.cores_used += booking.cores_percent
+            gpu.memory_used_mib += booking.memory_mib
+            bookings.append(booking)
+    booked = {booking.gpu_id: booking.gpu for booking in bookings}
+    Gpu.objects.bulk_update(booked.values(), ["cores_used", "memory_used_mib"])
+    GpuBooking.objects.bulk_create(bookings)
+    return True
