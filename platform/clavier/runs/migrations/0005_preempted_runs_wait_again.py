@@ -31,5 +31,5 @@ def go_back(apps: Any, schema_editor: Any) -> None:
 
 
 class Migration(migrations.Migration):
-    dependencies = [("runs", "0003_scheduling")]
+    dependencies = [("runs", "0004_scheduling")]
     operations = [migrations.RunPython(create, go_back)]

@@ -50,5 +50,5 @@ def keep(apps: Any, schema_editor: Any) -> None:
 
 
 class Migration(migrations.Migration):
-    dependencies = [("runs", "0004_preempted_runs_wait_again")]
+    dependencies = [("runs", "0005_preempted_runs_wait_again")]
     operations = [migrations.RunPython(fill, keep)]

@@ -10,7 +10,7 @@ class Migration(migrations.Migration):
     dependencies = [
         ("accounts", "0001_initial"),
         ("quotas", "0001_initial"),
-        ("runs", "0002_state_guard"),
+        ("runs", "0003_image_import_kind"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
