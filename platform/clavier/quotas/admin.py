@@ -21,6 +21,7 @@ from clavier.quotas.models import (
     Usage,
 )
 from clavier.quotas.queries import with_owner_names
+from clavier.quotas.services import count_devices
 
 
 class GrantInline(TabularInline):
@@ -69,6 +70,11 @@ class NodeAdmin(OperatorAdmin):
     search_fields = ("name",)
     readonly_fields = ("last_seen_at",)
 
+    def save_model(self, request: HttpRequest, obj: Node, form: Any, change: bool) -> None:
+        """A node without devices has the cap of none, not no cap."""
+        super().save_model(request, obj, form, change)
+        count_devices(obj)
+
 
 @admin.register(Gpu)
 class GpuAdmin(OperatorAdmin):
@@ -79,8 +85,13 @@ class GpuAdmin(OperatorAdmin):
     list_filter = ("node", "mig_profile", "allows_sharing", "is_healthy")
     search_fields = ("uuid", "name", "node__name")
     list_select_related = ("node",)
-    readonly_fields = ("uuid", "node", "index", "name", "memory_mib", "mig_profile", "parent_uuid", "cores_used",
-                       "memory_used_mib")  # fmt: skip
+    readonly_fields = ("uuid", "node", "index", "name", "memory_mib", "mig_profile", "parent_uuid", "is_present",
+                       "cores_used", "memory_used_mib")  # fmt: skip
+
+    def save_model(self, request: HttpRequest, obj: Gpu, form: Any, change: bool) -> None:
+        """A device that was switched off is no longer counted."""
+        super().save_model(request, obj, form, change)
+        count_devices(obj.node)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """A device is declared, which keeps the node's caps right."""

@@ -83,10 +83,10 @@ def move_bookings(*, from_attempt: UUID, to_attempt: UUID) -> None:
 
 
 def usable(gpus: Iterable[Gpu]) -> list[Gpu]:
-    """Healthy devices, without those that are cut into MIG devices; in a fixed order."""
+    """Devices that may be booked, without those that are cut into MIG devices; in a fixed order."""
     rows = sorted(gpus, key=lambda gpu: gpu.uuid)
     parents = {gpu.parent_uuid for gpu in rows if gpu.parent_uuid}
-    return [gpu for gpu in rows if gpu.is_healthy and gpu.uuid not in parents]
+    return [gpu for gpu in rows if gpu.is_healthy and gpu.is_present and gpu.uuid not in parents]
 
 
 def is_share(resources: Resources) -> bool:
@@ -141,6 +141,7 @@ def take(booking: GpuBooking) -> bool:
     fitting = Gpu.objects.filter(
         pk=booking.gpu_id,
         is_healthy=True,
+        is_present=True,
         cores_used__lte=100 - booking.cores_percent,
         memory_used_mib__lte=F("memory_mib") - booking.memory_mib,
     )

@@ -137,6 +137,7 @@ class Gpu(models.Model):
     parent_uuid = models.CharField(max_length=80, blank=True, help_text="Of a MIG device: the GPU that it is cut from.")
     allows_sharing = models.BooleanField(default=False, help_text="Shares of it may be booked: counted, not enforced.")
     is_healthy = models.BooleanField(default=True, help_text="Off: its holders go on, it is not booked again.")
+    is_present = models.BooleanField(default=True, editable=False, help_text="Off: its machine no longer lists it.")
     cores_used = models.PositiveSmallIntegerField(default=0, editable=False, help_text="Percent of its time.")
     memory_used_mib = models.PositiveIntegerField(default=0, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)

@@ -15,7 +15,7 @@ from django.utils.module_loading import import_string
 
 from clavier.quotas.audit import audit_usage as audit_usage
 from clavier.quotas.gpus import Placement as Placement
-from clavier.quotas.gpus import book_gpus, is_share, move_bookings, release_gpus
+from clavier.quotas.gpus import book_gpus, is_share, move_bookings, release_gpus, usable
 from clavier.quotas.gpus import gpus_of as gpus_of
 from clavier.quotas.models import (
     OWNER_SCOPES,
@@ -150,14 +150,13 @@ def count_live(row: Usage) -> None:
 
 
 def count_devices(node: Node) -> None:
-    """Set the node's caps of GPUs, shares and MIG devices from its Gpu rows. Clusters count their own."""
+    """Set the node's caps of GPUs and MIG devices from its rows. Clusters count their own."""
     if node.assigns_gpus:
         return
-    devices = Gpu.objects.filter(node=node)
-    parents = devices.exclude(parent_uuid="").values("parent_uuid")
-    whole = devices.filter(mig_profile="").exclude(uuid__in=parents)
-    set_cap(scope="node", scope_id=node.pk, resource="gpus", cap=whole.count())
-    set_cap(scope="node", scope_id=node.pk, resource="mig_devices", cap=devices.exclude(mig_profile="").count())
+    devices = usable(Gpu.objects.filter(node=node))
+    slices = sum(bool(gpu.mig_profile) for gpu in devices)
+    set_cap(scope="node", scope_id=node.pk, resource="gpus", cap=len(devices) - slices)
+    set_cap(scope="node", scope_id=node.pk, resource="mig_devices", cap=slices)
 
 
 def closed_window(tenant_id: UUID, user_id: UUID) -> Shortage | None:

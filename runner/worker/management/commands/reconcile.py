@@ -13,6 +13,9 @@ from django.conf import settings
 from django.core.management.base import BaseCommand
 from django.db import DatabaseError, close_old_connections
 
+from clavier.core.errors import DomainError
+from clavier.quotas.inventory import scan_gpus
+from clavier.quotas.models import Node
 from clavier.quotas.services import ensure_local_node
 from clavier.runs import leases
 from clavier.runs.queries import RECONCILER_LEASE
@@ -37,7 +40,7 @@ class Command(BaseCommand):
         signal.signal(signal.SIGINT, self.stop)
         holder = f"{socket.gethostname()}:{os.getpid()}"
         reconciler, watch, housekeeping = Reconciler(), Watch(), Housekeeping()
-        ensure_local_node()
+        self.scan(ensure_local_node())
         while not self.stopping:
             began = time.monotonic()
             try:
@@ -50,6 +53,14 @@ class Command(BaseCommand):
                 close_old_connections()
             time.sleep(max(0.05, settings.RECONCILE_INTERVAL_S - (time.monotonic() - began)))
         leases.give_up(RECONCILER_LEASE, holder)
+
+    def scan(self, node: Node) -> None:
+        """Read this machine's GPUs. What nvidia-smi can not tell is no reason to stand still."""
+        try:
+            for sentence in scan_gpus(node=node):
+                logger.info(sentence)
+        except DomainError as refusal:
+            logger.warning("GPUs were not read: %s", refusal.message)
 
     def stop(self, *args: Any) -> None:
         """Finish the pass, then leave."""
