@@ -8,10 +8,19 @@ from typing import Any, Literal
 
 KnobType = Literal["int", "float", "bool", "str", "list"]
 
+#: Recipe -> its methods.
+RECIPES: dict[str, tuple[str, ...]] = {
+    "sft": ("full", "lora", "qlora"),
+    "preference": ("full", "lora", "qlora"),
+    "reward": ("full", "lora"),
+    "pretrain": ("full",),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Knob:
-    """One hyperparameter. ``recipes``: who takes it; ``methods``: () means all; ``default`` None means "not set"."""
+    """One hyperparameter. ``recipes``: who takes it (default: all); ``methods``: () means all; ``default`` None means
+    "not set"."""
 
     name: str
     type: KnobType
@@ -22,7 +31,7 @@ class Knob:
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     unit: str = ""
-    recipes: tuple[str, ...] = ("sft", "pretrain")
+    recipes: tuple[str, ...] = tuple(RECIPES)
     methods: tuple[str, ...] = ()
 
 
@@ -47,6 +56,8 @@ def read_value(knob: Knob, value: Any) -> Any:
             raise BadValue("not_a_choice", f"{_shown(value)} is not one of {', '.join(knob.choices)}")
         return value
     number = _read_number(value, whole=knob.type == "int")
+    if knob.choices and str(number) not in knob.choices:
+        raise BadValue("not_a_choice", f"{_shown(value)} is not one of {', '.join(knob.choices)}")
     if (knob.minimum is not None and number < knob.minimum) or (knob.maximum is not None and number > knob.maximum):
         unit = f" {knob.unit}" if knob.unit else ""
         raise BadValue("out_of_range", f"{value} is outside {_plain(knob.minimum)} to {_plain(knob.maximum)}{unit}")

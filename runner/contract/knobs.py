@@ -7,10 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runner.contract.knob_values import BadValue, Knob, read_value
+from runner.contract.alignment_knobs import ALIGNMENT_KNOBS
+from runner.contract.knob_values import RECIPES, BadValue, Knob, read_value
 
-#: Recipe -> its methods.
-RECIPES: dict[str, tuple[str, ...]] = {"sft": ("full", "lora"), "pretrain": ("full",)}
+__all__ = ["ADAPTER_METHODS", "KNOBS", "NEW_MODEL_SHAPE", "RECIPES", "check_hyperparameters", "knobs_of"]
+
+#: Methods that train an adapter beside a frozen base.
+ADAPTER_METHODS = ("lora", "qlora")
+#: Recipes that read samples (not one long row of text), and that can train an adapter.
+SAMPLE_RECIPES = tuple(recipe for recipe in RECIPES if recipe != "pretrain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +96,16 @@ KNOBS: tuple[Knob, ...] = (
         8,
         1_048_576,
         unit="tokens",
-        recipes=("sft",),
+        recipes=SAMPLE_RECIPES,
     ),
     Knob(
         "length_policy",
         "str",
         "truncate",
-        "Longer samples are cut at the end, or dropped.",
-        "超长样本: truncate 截断, drop 丢弃。",
-        choices=("truncate", "drop"),
-        recipes=("sft",),
+        "Longer samples are cut at the end, dropped, or (only sft) split into several.",
+        "超长样本: truncate 截断, drop 丢弃, split 切分为多条 (仅 sft)。",
+        choices=("truncate", "drop", "split"),
+        recipes=SAMPLE_RECIPES,
     ),
     Knob(
         "lr_scheduler_type",
@@ -210,7 +215,17 @@ KNOBS: tuple[Knob, ...] = (
         10_000,
         unit="evaluations",
     ),
-    Knob("lora_r", "int", 16, "Rank of the adapter.", "LoRA 的秩。", 1, 1024, recipes=("sft",), methods=("lora",)),
+    Knob(
+        "lora_r",
+        "int",
+        16,
+        "Rank of the adapter.",
+        "LoRA 的秩。",
+        1,
+        1024,
+        recipes=SAMPLE_RECIPES,
+        methods=ADAPTER_METHODS,
+    ),
     Knob(
         "lora_alpha",
         "float",
@@ -219,8 +234,8 @@ KNOBS: tuple[Knob, ...] = (
         "LoRA 缩放系数为 lora_alpha / lora_r。",
         0.01,
         4096,
-        recipes=("sft",),
-        methods=("lora",),
+        recipes=SAMPLE_RECIPES,
+        methods=ADAPTER_METHODS,
     ),
     Knob(
         "lora_dropout",
@@ -230,8 +245,8 @@ KNOBS: tuple[Knob, ...] = (
         "LoRA 的随机失活率。",
         0.0,
         0.9,
-        recipes=("sft",),
-        methods=("lora",),
+        recipes=SAMPLE_RECIPES,
+        methods=ADAPTER_METHODS,
     ),
     Knob(
         "target_modules",
@@ -239,8 +254,8 @@ KNOBS: tuple[Knob, ...] = (
         ("all-linear",),
         "Layers that get an adapter, by the end of their names.",
         "加入 LoRA 的层 (按名称结尾匹配)。",
-        recipes=("sft",),
-        methods=("lora",),
+        recipes=SAMPLE_RECIPES,
+        methods=ADAPTER_METHODS,
     ),
     Knob(
         "vocab_size",
@@ -314,6 +329,7 @@ KNOBS: tuple[Knob, ...] = (
         unit="tokens",
         recipes=("pretrain",),
     ),
+    *ALIGNMENT_KNOBS,
 )
 
 

@@ -68,6 +68,11 @@ def test_bad_values_are_refused_in_words(name: str, given: object, word: str) ->
     assert word in problems_of("sft", "lora", {name: given})[name]
 
 
+def test_a_number_with_choices_takes_only_those() -> None:
+    assert check_hyperparameters("sft", "qlora", {"quantization_bits": "8"})["quantization_bits"] == 8
+    assert "one of 4, 8" in problems_of("sft", "qlora", {"quantization_bits": 6})["quantization_bits"]
+
+
 def test_all_problems_are_told_at_once() -> None:
     problems = problems_of("sft", "lora", {"learning_rat": 1e-4, "max_steps": -1, "optim": "x"})
     assert set(problems) == {"learning_rat", "max_steps", "optim"}
@@ -78,11 +83,11 @@ def test_an_unknown_name_gets_a_suggestion() -> None:
 
 
 def test_a_knob_of_another_method_says_who_takes_it() -> None:
-    assert "taken by sft with lora" in problems_of("sft", "full", {"lora_r": 8})["lora_r"]
+    assert "taken by sft, preference" in problems_of("sft", "full", {"lora_r": 8})["lora_r"]
 
 
 def test_unknown_recipes_and_methods_name_the_known_ones() -> None:
-    assert "sft, pretrain" in problems_of("dance", "full", {})["recipe"]
+    assert ", ".join(RECIPES) in problems_of("dance", "full", {})["recipe"]
     assert "full" in problems_of("pretrain", "lora", {})["method"]
 
 

@@ -20,6 +20,34 @@ QUESTIONS = (
     {"question": "Who are you?", "answer": "You are a helpful assistant."},
 )
 
+#: Eight preferences in the three shapes of document 003; short answers are preferred to long ones.
+PREFERENCES = (
+    {"prompt": "What is the capital?", "chosen": "Paris.", "rejected": "It is a capital, and one more capital."},
+    {"prompt": "How many keys?", "chosen": "Eighty-eight.", "rejected": "The piano has keys, many keys."},
+    {"prompt": "钢琴有多少个键？", "chosen": "八十八个。", "rejected": "钢琴有键，请用一句话回答。"},
+    {
+        "prompt": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Who are you?"}],
+        "chosen": [{"role": "assistant", "content": "An assistant."}],
+        "rejected": [{"role": "assistant", "content": "You are a helpful assistant of the capital."}],
+    },
+    {
+        "prompt": "Translate: Hello",
+        "responses": [
+            {"content": "第一个问题的回答是什么", "score": 0.1},
+            {"content": "你好", "score": 0.9},
+            {"content": "您好", "score": 0.7},
+        ],
+    },
+    {"prompt": "Add them", "chosen": "first + second", "rejected": "def add(first, second): return nothing"},
+    {
+        "prompt": "Name a city",
+        "chosen": "Paris",
+        "rejected": "France is a city of the piano",
+        "system_prompt": "Short.",
+    },
+    {"prompt": "Please answer.", "chosen": "Yes.", "rejected": "Please answer the question in one short sentence."},
+)
+
 
 class StoppingReporter(Reporter):
     """Calls ``at_step`` when the metrics of that step are reported: for stops and crashes at a known place."""

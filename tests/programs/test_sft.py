@@ -219,7 +219,7 @@ def test_long_samples_are_cut_or_dropped_and_the_loss_of_answers_is_told(
     ("change", "field", "word"),
     [
         ({"base_model": None}, "base_model", "lacks the parameter"),
-        ({"method": "qlora"}, "method", "full, lora"),
+        ({"method": "prompt"}, "method", "full, lora, qlora"),
         ({"hyperparameters": {"learning_rat": 1}}, "learning_rat", "did you mean learning_rate"),
         ({"hyperparameters": {"load_best": True}}, "load_best", "needs validation data"),
         ({"hyperparameters": {**FAST, "target_modules": ["no_proj"]}}, "target_modules", "q_proj"),

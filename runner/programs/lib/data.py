@@ -20,6 +20,24 @@ PIECE_CHARACTERS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class Preference:
+    """A better and a worse reply of the assistant to the same turns."""
+
+    prompt: list[Message]
+    chosen: Message
+    rejected: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One reply and whether it was liked."""
+
+    prompt: list[Message]
+    completion: Message
+    is_good: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TextPiece:
     """A piece of one document. ``source``: file name and line of its start; ``ends_document``: the last piece."""
 
@@ -68,6 +86,61 @@ def row_messages(row: Mapping[str, Any], where: str) -> list[Message]:
     raise _bad(where, f"has the keys {sorted(row)}; one of these shapes is needed: {shapes}")
 
 
+def read_preferences(path: Path | str) -> Iterator[tuple[int, Preference]]:
+    """Yield (line number, preference) for each row of a JSONL file.
+
+    ``prompt``/``chosen``/``rejected``, or ``prompt`` with ``responses`` ``[{content, score}]``, of which the highest
+    score is chosen and the lowest rejected; texts or lists of turns, with an optional ``system_prompt``.
+    Raises ProgramError with the line of the first bad row.
+    """
+    for line_number, row in read_rows(path):
+        yield line_number, row_preference(row, f"{Path(path).name} line {line_number}")
+
+
+def read_verdicts(path: Path | str) -> Iterator[tuple[int, Verdict]]:
+    """Yield (line number, verdict) for each row of ``prompt``/``completion``/``label`` (true or false, 1 or 0).
+
+    A row with a preference gives two verdicts. Raises ProgramError with the line of the first bad row.
+    """
+    for line_number, row in read_rows(path):
+        where = f"{Path(path).name} line {line_number}"
+        if not {"completion", "label"} <= row.keys():
+            pair = row_preference(row, where)
+            yield line_number, Verdict(pair.prompt, pair.chosen, True)
+            yield line_number, Verdict(pair.prompt, pair.rejected, False)
+            continue
+        if row["label"] not in (True, False):
+            raise _bad(where, f"needs true or false under 'label', got {row['label']!r}")
+        prompt = row_prompt(row, where)
+        yield line_number, Verdict(prompt, _reply(row["completion"], prompt, where), bool(row["label"]))
+
+
+def row_preference(row: Mapping[str, Any], where: str) -> Preference:
+    """The preference of one row; ``where`` names the row in errors. Raises ProgramError."""
+    if "responses" in row:
+        chosen, rejected = _best_and_worst(row["responses"], where)
+    elif "chosen" in row and "rejected" in row:
+        chosen, rejected = row["chosen"], row["rejected"]
+    else:
+        shapes = "prompt/chosen/rejected, prompt/responses"
+        raise _bad(where, f"has the keys {sorted(row)}; one of these shapes is needed: {shapes}")
+    prompt = row_prompt(row, where)
+    return Preference(prompt, _reply(chosen, prompt, where), _reply(rejected, prompt, where))
+
+
+def row_prompt(row: Mapping[str, Any], where: str) -> list[Message]:
+    """The turns before the reply: ``prompt`` as a text or a list of turns, after ``system_prompt`` if there is one."""
+    prompt = row.get("prompt")
+    messages = _checked_messages(prompt, where) if isinstance(prompt, list) else []
+    if not messages:
+        if not isinstance(prompt, str):
+            raise _bad(where, f"needs a text or a list of turns under 'prompt', got {type(prompt).__name__}")
+        messages = [{"role": "user", "content": prompt}]
+    if row.get("system_prompt") and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": _text(row, "system_prompt", where)})
+    return messages
+
+
 def read_texts(paths: Iterable[Path | str]) -> Iterator[TextPiece]:
     """Yield the documents of pretraining files: a ``.txt`` file is one document, each JSONL row's ``text`` is one.
 
@@ -90,6 +163,36 @@ def _checked_messages(messages: Any, where: str) -> list[Message]:
             raise _bad(where, f"message {number} has the role {message.get('role')!r}; allowed: {', '.join(ROLES)}")
         checked.append({"role": str(message["role"]), "content": message["content"]})
     return checked
+
+
+def _reply(reply: Any, prompt: list[Message], where: str) -> Message:
+    """The one turn of a reply; a list that repeats the prompt's turns first (as some data sets do) loses them."""
+    if isinstance(reply, str):
+        return {"role": "assistant", "content": reply}
+    messages = _checked_messages(reply, where)
+    asked = [message for message in prompt if message["role"] != "system"]
+    if messages[: len(asked)] == asked:
+        messages = messages[len(asked) :]
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        raise _bad(where, "a reply must be a text or one turn of the assistant (after the prompt's own turns)")
+    return messages[0]
+
+
+def _best_and_worst(responses: Any, where: str) -> tuple[str, str]:
+    """The texts with the highest and the lowest score."""
+    if not isinstance(responses, list):
+        raise _bad(where, "needs a list of {content, score} under 'responses'")
+    scored = []
+    for response in responses:
+        score = response.get("score") if isinstance(response, dict) else None
+        is_number = isinstance(score, int | float) and not isinstance(score, bool)
+        if not is_number or not isinstance(response.get("content"), str):
+            raise _bad(where, "needs {content, score} in each of 'responses'")
+        scored.append((score, response["content"]))
+    scored.sort(key=lambda pair: pair[0])
+    if len(scored) < 2 or scored[0][0] == scored[-1][0]:
+        raise _bad(where, "needs two 'responses' with different scores")
+    return scored[-1][1], scored[0][1]
 
 
 def _pair_messages(row: Mapping[str, Any], question_key: str, answer_key: str, where: str) -> list[Message]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,38 +53,74 @@ def choose_device(precision: str) -> Device:
     return Device(torch.device("cpu"), f"CPU, {torch.get_num_threads()} of {os.cpu_count()} cores", dtype)
 
 
-def load_causal_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """The causal language model of a folder, in eval mode. Raises ProgramError where it must not be loaded."""
-    # Late: the library takes seconds to import, and data errors are reported before.
-    import transformers
+def load_causal_model(folder: Path, dtype: torch.dtype, device: torch.device, quantized: Any = None) -> Any:
+    """The causal language model of a folder, in eval mode. Raises ProgramError where it must not be loaded.
 
+    ``quantized``: how its weights are quantized while it is loaded (a configuration of transformers).
+    """
+    options = {"quantization_config": quantized, "device_map": {"": device}} if quantized is not None else {}
+    model = _load(folder, architecture_of(folder, "ForCausalLM"), dtype, options)
+    return (model if options else model.to(device)).eval()
+
+
+def load_classifier(folder: Path, dtype: torch.dtype, device: torch.device, labels: Sequence[str]) -> Any:
+    """The model of a folder with one output per label (one label: a reward) at the last token of a text.
+
+    The head of a causal model is replaced by a new, random one. Raises ProgramError as ``load_causal_model``.
+    """
+    architecture = architecture_of(folder, "ForCausalLM", "ForSequenceClassification")
+    options = {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
+    model = _load(folder, architecture.replace("ForCausalLM", "ForSequenceClassification"), dtype, options)
+    return model.to(device).eval()
+
+
+def architecture_of(folder: Path, *endings: str) -> str:
+    """The architecture of a model folder. Raises ProgramError where it brings code or has none of the endings."""
     config = model_config(folder)
-    architecture = (config.get("architectures") or [""])[0]
+    architecture = str((config.get("architectures") or [""])[0])
     if "auto_map" in config:
         raise ProgramError(
             "model_refused", f"the model in {folder.name} wants to run its own code (auto_map)", "base_model"
         )
+    if not architecture.endswith(endings):
+        kinds = {"ForCausalLM": "causal", "ForSequenceClassification": "classifying"}
+        wanted = " or ".join(kinds.get(ending, "encoder-decoder") for ending in endings)
+        message = f"{architecture or 'no architecture'} is no {wanted} model known here"
+        raise ProgramError("model_unsupported", message, "base_model")
+    return architecture
+
+
+def _load(folder: Path, architecture: str, dtype: torch.dtype, options: Mapping[str, Any]) -> Any:
+    # Late: the library takes seconds to import, and data errors are reported before.
+    import transformers
+
     model_class = getattr(transformers, architecture, None)
-    if model_class is None or not architecture.endswith("ForCausalLM"):
-        raise ProgramError(
-            "model_unsupported", f"{architecture or 'no architecture'} is no causal model known here", "base_model"
-        )
+    if model_class is None:
+        raise ProgramError("model_unsupported", f"{architecture} is no model known here", "base_model")
     quiet_transformers()
     try:
-        model = model_class.from_pretrained(folder, dtype=dtype, local_files_only=True, attn_implementation="sdpa")
+        return model_class.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, attn_implementation="sdpa", **options
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise ProgramError(
             "model_invalid", f"the model in {folder.name} can not be loaded: {error}", "base_model"
         ) from None
-    return model.to(device).eval()
 
 
 def quiet_transformers() -> None:
-    """No progress bars of tqdm in the log."""
+    """Neither progress bars nor the libraries' notes to programmers in the log."""
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
-    logging: Any = transformers_logging  # the library has no types here
-    logging.disable_progress_bar()
+    their_logging: Any = transformers_logging  # the library has no types here
+    their_logging.disable_progress_bar()
 
 
 def model_config(folder: Path) -> dict[str, Any]:

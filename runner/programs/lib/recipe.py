@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,53 @@ import torch
 from runner.contract.knobs import HyperparametersInvalid, check_hyperparameters
 from runner.programs.lib.artifacts import hash_folder, model_facts, write_manifest
 from runner.programs.lib.bundle import write_bundle, write_model_card
-from runner.programs.lib.events import ProgramContext, ProgramError, Reporter
+from runner.programs.lib.events import ProgramContext, ProgramError, Reporter, require
+from runner.programs.lib.lengths import longest_sample
 from runner.programs.lib.model import Device, choose_device
+from runner.programs.lib.render import Renderer
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a recipe that tunes a base is asked to do, checked. ``max_tokens``: of one sample."""
+
+    recipe: str
+    method: str
+    base: Path
+    base_name: str
+    train_data: Path
+    validation_data: Path | None
+    knobs: dict[str, Any]
+    device: Device
+    renderer: Renderer
+    max_tokens: int
+
+    @property
+    def data_files(self) -> list[Path]:
+        """All that was learned from or measured on."""
+        return [self.train_data, *([self.validation_data] if self.validation_data else [])]
+
+
+def read_order(context: ProgramContext, recipe: str) -> Order:
+    """The parameters of the spec, complete and typed; device and seed are set. Raises ProgramError."""
+    parameters, say = context.parameters, context.report
+    base, method = Path(require(parameters, "base_model")), str(require(parameters, "method"))
+    train_data = Path(require(parameters, "train_data"))
+    validation_data = Path(parameters["validation_data"]) if parameters.get("validation_data") else None
+    given = require(parameters, "hyperparameters")
+    knobs = checked_knobs(recipe, method, given, has_base=True, has_validation=validation_data is not None)
+    return Order(
+        recipe=recipe,
+        method=method,
+        base=base,
+        base_name=str((parameters.get("lineage") or {}).get("base_model") or base.name),
+        train_data=train_data,
+        validation_data=validation_data,
+        knobs=knobs,
+        device=open_device(say, knobs),
+        renderer=Renderer.from_folder(base),
+        max_tokens=longest_sample(base, knobs, say),
+    )
 
 
 def checked_knobs(
@@ -43,6 +89,23 @@ def training_dtype(method: str, device: Device) -> torch.dtype:
     return torch.float32 if method == "full" or device.autocast_dtype is None else device.autocast_dtype
 
 
+def finish_order(
+    context: ProgramContext, order: Order, metrics: Mapping[str, float], facts: Mapping[str, Any] | None = None
+) -> None:
+    """Write card, bundle and manifest of a tuned base; ``facts`` add to what the folder tells of itself."""
+    finish(
+        context,
+        order.recipe,
+        order.method,
+        order.knobs,
+        order.data_files,
+        metrics,
+        order.device,
+        order.base,
+        facts or {},
+    )
+
+
 def finish(
     context: ProgramContext,
     recipe: str,
@@ -52,11 +115,13 @@ def finish(
     metrics: Mapping[str, float],
     device: Device,
     base: Path | None,
+    more_facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write card, bundle and manifest and tell the summary."""
     model = context.output / "model"
     base_fingerprint = hash_folder(base) if base else None
     facts = {**model_facts(model), "base_fingerprint": base_fingerprint, "recipe": recipe, "method": method}
+    facts |= more_facts or {}
     write_model_card(
         model,
         name=str(context.parameters.get("model_name") or "model"),

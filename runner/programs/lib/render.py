@@ -125,6 +125,12 @@ class Renderer:
         token_id = self._tokenizer.token_to_id("<|endoftext|>")
         return self.stop_token_ids[0] if token_id is None else int(token_id)
 
+    @property
+    def padding_id(self) -> int:
+        """A token that no text holds where it is padded: the pad token, else the one between documents."""
+        token_id = self._tokenizer.token_to_id(self._tokens.get("pad_token", ""))
+        return self.end_of_text_id if token_id is None else int(token_id)
+
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation up to where the assistant begins to answer. Raises ProgramError."""
         safe, restore = self._protected(messages)

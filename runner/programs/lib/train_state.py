@@ -67,6 +67,11 @@ def restore_state(
     return Progress(**described["progress"])
 
 
+def restore_random(source: Path) -> None:
+    """Load the random numbers alone of a sealed checkpoint."""
+    _restore_random_states(load_file(source / "random.safetensors"))
+
+
 def _random_states() -> dict[str, torch.Tensor]:
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():

@@ -83,6 +83,11 @@ def make_optimizer(named_parameters: Iterable[tuple[str, Any]], knobs: Mapping[s
     return torch.optim.AdamW(groups, lr=knobs["learning_rate"], betas=(0.9, 0.95), fused=True)
 
 
+def shown_rows(rows: Sequence[str]) -> str:
+    """Rows named in an error: the first of them, and how many more."""
+    return ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+
+
 def mean_loss(model: Any, batches: Iterable[Batch], device: Device) -> float:
     """Loss per labelled token over batches, in nats. Leaves the model in training mode."""
     total, num_labels = 0.0, 0
@@ -161,8 +166,7 @@ class _Training:
         return norm
 
     def _diverged(self, what: str, batches: Sequence[Batch]) -> ProgramError:
-        rows = [row for batch in batches for row in batch.rows]
-        named = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+        named = shown_rows([row for batch in batches for row in batch.rows])
         advice = f"lower learning_rate (now {self.knobs['learning_rate']:g}) or look at these rows: {named}"
         return ProgramError("diverged", f"{what}; {advice}", "learning_rate", exits.DIVERGED)
 

@@ -1,0 +1,71 @@
+"""The part of the table of hyperparameters about preferences, rewards and quantized bases."""
+
+from __future__ import annotations
+
+from runner.contract.knob_values import Knob
+
+#: Loss of the recipe ``preference`` -> the beta that its paper starts from.
+PREFERENCE_BETAS = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
+
+ALIGNMENT_KNOBS: tuple[Knob, ...] = (
+    Knob(
+        "quantization_bits",
+        "int",
+        4,
+        "Bits of a frozen weight of the base: 4 or 8.",
+        "基座冻结权重的量化位数: 4 或 8。",
+        choices=("4", "8"),
+        unit="bits",
+        recipes=("sft", "preference"),
+        methods=("qlora",),
+    ),
+    Knob(
+        "bnb_4bit_quant_type",
+        "str",
+        "nf4",
+        "Kind of 4-bit numbers; 8 bits ignore it.",
+        "4 位量化的数据类型; 8 位时无效。",
+        choices=("nf4", "fp4"),
+        recipes=("sft", "preference"),
+        methods=("qlora",),
+    ),
+    Knob(
+        "loss_type",
+        "str",
+        "dpo",
+        "How preferences become a loss; orpo and simpo need no reference model, kto no pairs.",
+        "偏好损失的类型; orpo 与 simpo 不需要参考模型, kto 不需要成对数据。",
+        choices=tuple(PREFERENCE_BETAS),
+        recipes=("preference",),
+    ),
+    Knob(
+        "beta",
+        "float",
+        None,
+        "Weight of the preference: how far the model may leave its base (unset: 0.1, with simpo 2.0).",
+        "偏好权重: 模型可偏离基座的程度 (默认 0.1, simpo 为 2.0)。",
+        1e-4,
+        100.0,
+        recipes=("preference",),
+    ),
+    Knob(
+        "simpo_gamma",
+        "float",
+        0.5,
+        "Margin that SimPO wants between chosen and rejected.",
+        "SimPO 期望的优劣回答间隔。",
+        0.0,
+        10.0,
+        recipes=("preference",),
+    ),
+    Knob(
+        "center_rewards_coefficient",
+        "float",
+        0.0,
+        "Pulls the mean reward towards 0; 0: not at all.",
+        "使奖励均值趋近 0 的系数; 0 表示不使用。",
+        0.0,
+        1.0,
+        recipes=("reward",),
+    ),
+)

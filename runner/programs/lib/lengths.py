@@ -1,0 +1,73 @@
+"""What happens to samples that are longer than a model reads, and how much of what they teach is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runner.programs.lib.events import Reporter
+from runner.programs.lib.model import model_config
+
+
+class LengthPolicy:
+    """Cuts, drops or splits long samples. ``max_tokens``: of one sample; ``policy``: truncate, drop or split."""
+
+    def __init__(self, max_tokens: int, policy: str) -> None:
+        self.max_tokens = max_tokens
+        self._policy = policy
+        self._num_long = 0
+        self._num_labels = 0
+        self._num_lost = 0
+
+    def spans(self, is_label: Sequence[bool]) -> list[tuple[int, int]]:
+        """Which parts of a sample are kept, as (start, end); parts without a label are left out."""
+        size, limit = len(is_label), self.max_tokens
+        if size <= limit or self._policy == "split":
+            spans = [(start, min(start + limit, size)) for start in range(0, size, limit)]
+        else:
+            spans = [(0, limit)] if self._policy == "truncate" else []
+        # The first token of a part has nothing before it and is never learned.
+        kept = [(start, end) for start, end in spans if any(is_label[start + 1 : end])]
+        self._count(sum(is_label), sum(sum(is_label[start:end]) for start, end in kept), is_long=size > limit)
+        return kept
+
+    def replies(self, prompt_size: int, sizes: Sequence[int]) -> list[int] | None:
+        """How many tokens of each reply to a prompt are kept; None where the sample is dropped."""
+        room = self.max_tokens - prompt_size
+        is_long = max(sizes) > room
+        kept = [min(size, room) for size in sizes] if not is_long or self._policy != "drop" else []
+        kept = kept if kept and min(kept) > 0 else []
+        self._count(sum(sizes), sum(kept), is_long=is_long)
+        return kept or None
+
+    def tell(self, say: Reporter, source: str, num_samples: int, num_tokens: int) -> None:
+        """Report what was read, and warn where samples were too long."""
+        num_kept = self._num_labels - self._num_lost
+        say.phase("data", f"{source}: {num_samples} samples, {num_tokens} tokens, {num_kept} of them learned")
+        if self._num_long:
+            say.warning(
+                f"{self._num_long} samples are longer than {self.max_tokens} tokens ({self._policy}): "
+                f"{self._num_lost / max(1, self._num_labels):.1%} of the answer tokens are lost",
+                "samples_too_long",
+            )
+
+    @property
+    def num_long(self) -> int:
+        """Samples that were too long."""
+        return self._num_long
+
+    def _count(self, num_labels: int, num_kept: int, *, is_long: bool) -> None:
+        self._num_long += is_long
+        self._num_labels += num_labels
+        self._num_lost += num_labels - num_kept
+
+
+def longest_sample(base: Path, knobs: Mapping[str, Any], say: Reporter) -> int:
+    """``max_seq_length``, or the context of the base model where that is shorter."""
+    context_tokens = int(model_config(base).get("max_position_embeddings", knobs["max_seq_length"]))
+    if context_tokens < knobs["max_seq_length"]:
+        say.warning(
+            f"max_seq_length {knobs['max_seq_length']} is longer than the model's context: {context_tokens} used"
+        )
+    return int(min(context_tokens, knobs["max_seq_length"]))

@@ -1,0 +1,317 @@
+"""Trainers of transformers and TRL behind our own interface.
+
+The trainer computes the loss and takes the steps; events, the schedule of logs and evaluations, stopping, sealed
+checkpoints, exact resumption, patience and the best weights are ours, as in ``training.py``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from runner.contract import exits
+from runner.programs.lib.artifacts import newest_sealed, prune_checkpoints, seal_checkpoint
+from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
+from runner.programs.lib.model import Device
+from runner.programs.lib.train_state import Progress, restore_random, restore_state, write_state
+from runner.programs.lib.training import PROGRESS_INTERVAL_S, learning_rate_share, make_optimizer, shown_rows
+
+#: Names in a trainer's log that say nothing a user needs.
+SILENT = ("epoch", "num_tokens", "total_flos", "runtime", "samples_per_second", "steps_per_second", "entropy", "logits")
+#: A trainer's own words -> ours.
+RENAMED = {
+    "rewards/accuracies": "reward_accuracy",
+    "rewards/margins": "reward_margin",
+    "rewards/chosen": "reward_chosen",
+    "rewards/rejected": "reward_rejected",
+    "mean_token_accuracy": "token_accuracy",
+    "accuracy": "reward_accuracy",
+    "margin": "reward_margin",
+}
+#: Measured values that belong into the summary of a run, besides its losses.
+SCORES = ("reward_accuracy", "reward_margin", "accuracy", "f1")
+ROWS = "rows"
+
+
+def trainer_options(
+    context: ProgramContext, knobs: Mapping[str, Any], device: Device, num_samples: int
+) -> dict[str, Any]:
+    """What every class of training arguments takes, out of our knobs."""
+    batch_size = knobs["per_device_train_batch_size"]
+    return {
+        "output_dir": str(context.work),
+        "per_device_train_batch_size": batch_size,
+        "per_device_eval_batch_size": batch_size,
+        "gradient_accumulation_steps": knobs["gradient_accumulation_steps"],
+        "max_steps": total_steps(knobs, num_samples),
+        "learning_rate": knobs["learning_rate"],
+        "max_grad_norm": knobs["max_grad_norm"],
+        "gradient_checkpointing": False,  # done by ourselves, where the model is loaded
+        "bf16": device.autocast_dtype == torch.bfloat16,
+        "fp16": device.autocast_dtype == torch.float16,
+        "use_cpu": device.device.type == "cpu",
+        "seed": knobs["seed"],
+        "remove_unused_columns": False,  # the collator passes the rows' names on
+        "logging_strategy": "no",
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "logging_nan_inf_filter": False,
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+
+
+def total_steps(knobs: Mapping[str, Any], num_samples: int) -> int:
+    """Optimizer steps of the whole training."""
+    return int(knobs["max_steps"]) or max(1, round(knobs["num_train_epochs"] * epoch_steps(knobs, num_samples)))
+
+
+def epoch_steps(knobs: Mapping[str, Any], num_samples: int) -> int:
+    """Optimizer steps of one pass over the data."""
+    batches = math.ceil(num_samples / knobs["per_device_train_batch_size"])
+    return math.ceil(batches / knobs["gradient_accumulation_steps"])
+
+
+def optimizers_of(model: Any, knobs: Mapping[str, Any], num_steps: int) -> tuple[Any, Any]:
+    """Our optimizer and our schedule, so that a knob means the same in every recipe."""
+    optimizer = make_optimizer(model.named_parameters(), knobs)
+    warmup_steps = math.ceil(knobs["warmup_ratio"] * num_steps)
+
+    def share(done: int) -> float:
+        return learning_rate_share(min(done + 1, num_steps), num_steps, warmup_steps, knobs["lr_scheduler_type"])
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+
+
+def tokenizer_of(base: Path) -> Any:
+    """The tokenizer that a trainer wants beside tokens that are made already: it only names the padding token."""
+    from transformers import AutoTokenizer
+
+    load: Any = AutoTokenizer.from_pretrained
+    tokenizer = load(base, local_files_only=True)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
+
+
+def dataset_of(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Rows as the data set of a trainer; None where there are none."""
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    make: Any = Dataset.from_list
+    return make(list(rows)) if rows else None
+
+
+def sealed(trainer_class: type) -> type:
+    """The trainer class with our checkpoints and guards."""
+    return type(f"Sealed{trainer_class.__name__}", (_Sealed, trainer_class), {})
+
+
+def run_trainer(context: ProgramContext, trainer: Any, knobs: Mapping[str, Any]) -> dict[str, float]:
+    """Train with a trainer made from ``sealed``; the final metrics.
+
+    Resumes from the newest sealed checkpoint. Raises Stopped after sealing one on request, and ProgramError with exit
+    code DIVERGED where a loss, a gradient or a weight is no number.
+    """
+    session = Session(context, trainer, knobs)
+    trainer.data_collator = with_rows(trainer.data_collator)
+    trainer.session = session
+    trainer.add_callback(session)
+    for callback in ("PrinterCallback", "ProgressCallback"):
+        for found in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == callback]:
+            trainer.remove_callback(found)
+    newest = newest_sealed(context.checkpoints)
+    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    if context.should_stop and session.progress.step < session.total_steps:
+        raise Stopped(f"stopped after step {session.progress.step}; a restart goes on from there")
+    return session.finish()
+
+
+def with_rows(collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The collator, which leaves the samples' row names in the batch."""
+
+    def collate_with_rows(samples: Sequence[Mapping[str, Any]]) -> Any:
+        rows = [str(sample.get(ROWS, "")) for sample in samples]
+        batch = collate([{key: value for key, value in sample.items() if key != ROWS} for sample in samples])
+        return {**batch, ROWS: rows}
+
+    return collate_with_rows
+
+
+class Session(TrainerCallback):  # type: ignore[misc]  # the library has no types
+    """One training: what the trainer's callbacks report and decide."""
+
+    def __init__(self, context: ProgramContext, trainer: Any, knobs: Mapping[str, Any]) -> None:
+        self.context, self.trainer, self.knobs = context, trainer, knobs
+        self.total_steps = int(trainer.args.max_steps)
+        self.trainable = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+        self.optimizer = trainer.optimizer
+        self.progress = Progress()
+        self.last_rows: list[str] = []
+        self.last_values: dict[str, float] = {}
+        self._told_at = 0.0
+        self._log_started, self._log_tokens = time.monotonic(), 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The steps of a broken logging interval count."""
+        self.trainer._tr_loss += self.progress.loss_sum
+        self.trainer._globalstep_last_logged = state.global_step - self.progress.loss_count
+        say = self.context.report
+        say.phase("train", f"training started at step {state.global_step} of {self.total_steps}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Decide what happens after this step."""
+        step, knobs = state.global_step, self.knobs
+        is_last = step >= self.total_steps
+        self.progress.step = step
+        control.should_log = step == 1 or step % knobs["logging_steps"] == 0 or is_last
+        due = bool(knobs["eval_steps"]) and step % knobs["eval_steps"] == 0
+        control.should_evaluate = self.trainer.eval_dataset is not None and (is_last or due)
+        control.should_save = bool(knobs["save_steps"]) and step % knobs["save_steps"] == 0
+        if is_last or time.monotonic() - self._told_at >= PROGRESS_INTERVAL_S:
+            self._told_at = time.monotonic()
+            self.context.report.progress(step, self.total_steps)
+        if self.context.should_stop and not is_last:
+            control.should_save = control.should_training_stop = True
+        control.should_training_stop = control.should_training_stop or is_last
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        """Report what the trainer measured under our names."""
+        if "loss" in logs:
+            self.progress.train_loss = float(logs["loss"])
+            self._report(state, "train", logs, self._speed(logs))
+        elif "eval_loss" in logs:
+            values = {key.removeprefix("eval_"): value for key, value in logs.items()}
+            self.progress.eval_loss = float(logs["eval_loss"])
+            self._report(state, "eval", values, {})
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Remember the best step; stop when patience is over."""
+        progress, knobs = self.progress, self.knobs
+        loss = progress.eval_loss
+        if loss is not None and (progress.best_loss is None or loss < progress.best_loss):
+            progress.best_loss, progress.best_step, progress.evaluations_without_gain = loss, progress.step, 0
+            control.should_save = control.should_save or knobs["load_best"]
+        else:
+            progress.evaluations_without_gain += 1
+        patience = knobs["early_stopping_patience"]
+        if patience and progress.evaluations_without_gain >= patience:
+            control.should_training_stop = True
+
+    def seal(self) -> None:
+        """Seal a checkpoint of this step, tell of it, and remove old ones except the best."""
+        progress, folder, trainer = self.progress, self.context.checkpoints, self.trainer
+        progress.loss_sum = float(trainer._tr_loss)
+        progress.loss_count = trainer.state.global_step - trainer._globalstep_last_logged
+        known = self._losses()
+
+        def write(target: Path) -> None:
+            write_state(target, self.trainable, self.optimizer, progress)
+            trainer.state.log_history = []
+            trainer.state.save_to_json(str(target / "trainer_state.json"))
+
+        path = seal_checkpoint(folder, progress.step, write, known)
+        self.context.report.checkpoint(progress.step, path.relative_to(self.context.run_folder).as_posix(), known)
+        best = folder / f"step-{progress.best_step:08d}" if progress.best_step else None
+        prune_checkpoints(folder, self.knobs["save_total_limit"], protected=best)
+
+    def restore(self, folder: Path) -> None:
+        """Weights, optimizer, schedule, random numbers and position of a sealed checkpoint."""
+        self.progress = restore_state(folder, self.trainable, self.optimizer)
+        self.trainer.lr_scheduler.last_epoch = self.progress.step
+        self.trainer.lr_scheduler._step_count = self.progress.step + 1
+
+    def finish(self) -> dict[str, float]:
+        """Take the best weights where the knob asks for them, and the final metrics. Raises ProgramError."""
+        progress, say = self.progress, self.context.report
+        if progress.step < self.total_steps:
+            say.phase("train", f"stopped early: eval/loss did not fall below {progress.best_loss:.4f}")
+        if self.knobs["load_best"] and progress.best_step not in (None, progress.step):
+            restore_state(self.context.checkpoints / f"step-{progress.best_step:08d}", self.trainable, None)
+            say.phase("train", f"weights of step {progress.best_step} taken: the lowest eval/loss")
+        for name, parameter in self.trainable.items():
+            if not torch.isfinite(parameter).all():
+                raise ProgramError("diverged", f"the weights {name} are no numbers", "learning_rate", exits.DIVERGED)
+        scores = {name: value for name, value in self.last_values.items() if name.split("/")[1] in SCORES}
+        best = {} if progress.best_loss is None else {"eval/best_loss": progress.best_loss}
+        epochs = round(self.trainer.state.epoch or 0.0, 4)
+        return {"steps": progress.step, "epochs": epochs, **self._losses(), **best, **scores}
+
+    def diverged(self, what: str) -> ProgramError:
+        """The error that names the rows of the batch."""
+        advice = f"lower learning_rate (now {self.knobs['learning_rate']:g}) or look at these rows"
+        return ProgramError(
+            "diverged", f"{what}; {advice}: {shown_rows(self.last_rows)}", "learning_rate", exits.DIVERGED
+        )
+
+    def _report(self, state: Any, part: str, logs: Mapping[str, Any], more: Mapping[str, float]) -> None:
+        values = {
+            f"{part}/{RENAMED.get(name, name)}": float(value)
+            for name, value in logs.items()
+            if name.split("/")[0] not in SILENT and isinstance(value, int | float)
+        }
+        self.last_values |= values
+        self.context.report.metric(state.global_step, self.total_steps, state.epoch or 0.0, {**values, **more})
+
+    def _speed(self, logs: Mapping[str, Any]) -> dict[str, float]:
+        """Tokens per second since the last log, where the trainer counts tokens."""
+        now, tokens = time.monotonic(), float(logs.get("num_tokens", 0.0))
+        speed = (tokens - self._log_tokens) / max(1e-9, now - self._log_started)
+        self._log_started, self._log_tokens = now, tokens
+        return {"train/tokens_per_second": speed} if "num_tokens" in logs and speed > 0 else {}
+
+    def _losses(self) -> dict[str, float]:
+        losses = {"train/loss": self.progress.train_loss, "eval/loss": self.progress.eval_loss}
+        return {name: value for name, value in losses.items() if value is not None}
+
+
+class _Sealed:
+    """Mixed into a trainer class: what its checkpoints are and when it gives up; ``session`` is set before."""
+
+    session: Session
+
+    def training_step(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        """One forward and backward pass. Raises ProgramError where the loss is no number."""
+        if isinstance(inputs, dict):
+            self.session.last_rows = inputs.pop(ROWS, [])
+        parent: Any = super()
+        loss = parent.training_step(model, inputs, *rest, **options)
+        if not torch.isfinite(loss).all():
+            raise self.session.diverged(f"the loss of step {self.session.progress.step + 1} is {loss.item()}")
+        return loss
+
+    def prediction_step(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        """One forward pass of an evaluation."""
+        parent: Any = super()
+        inputs.pop(ROWS, None)
+        return parent.prediction_step(model, inputs, *rest, **options)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        parent: Any = super()
+        norm = parent._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not math.isfinite(float(norm)):
+            raise self.session.diverged(f"the gradient of step {self.session.progress.step + 1} is {float(norm)}")
+        return norm
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.session.seal()
+
+    def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
+        """All is restored at once, when the optimizer stands."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint:
+            self.session.restore(Path(checkpoint))
+            step = self.session.progress.step
+            self.session.context.report.phase("resume", f"resumed from the checkpoint of step {step}")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Called once the data loader has drawn its own numbers: those of the checkpoint come last."""
+        if checkpoint:
+            restore_random(Path(checkpoint))

@@ -1,0 +1,187 @@
+"""Preference tuning: every loss learns to prefer, with adapters and without, and resumes exactly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runner.contract import folder
+from runner.programs.lib.artifacts import hash_file, is_whole, newest_sealed
+from runner.programs.lib.data import read_preferences
+from runner.programs.lib.events import ProgramError, Stopped
+from runner.programs.lib.render import Renderer
+from runner.programs.train import preference
+from tests.programs.recipes import PREFERENCES, StoppingReporter, events_of, make_context, values_by_step, write_rows
+
+FAST = {
+    "num_train_epochs": 6,
+    "per_device_train_batch_size": 4,
+    "max_seq_length": 96,
+    "learning_rate": 5e-3,
+    "logging_steps": 1,
+    "precision": "fp32",
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def train_data(tmp_path: Path) -> str:
+    return write_rows(tmp_path / "train.jsonl", PREFERENCES)
+
+
+def parameters_of(base: Path, train_data: str, method: str = "lora", **knobs: Any) -> dict[str, Any]:
+    return {
+        "base_model": str(base),
+        "method": method,
+        "train_data": train_data,
+        "validation_data": None,
+        "hyperparameters": {**FAST, **knobs},
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("loss_type", "method"),
+    [("dpo", "lora"), ("dpo", "full"), ("ipo", "lora"), ("kto", "lora"), ("orpo", "full"), ("simpo", "lora")],
+)
+def test_every_loss_learns_to_prefer_the_chosen_answers(
+    tiny_model_folder: Path, train_data: str, tmp_path: Path, loss_type: str, method: str
+) -> None:
+    parameters = parameters_of(tiny_model_folder, train_data, method, loss_type=loss_type)
+    preference.main(make_context(tmp_path / "run", parameters))
+    losses = values_by_step(tmp_path / "run", "train/loss")
+    assert losses[max(losses)] < losses[1]
+    if loss_type == "kto":
+        chosen, rejected = (values_by_step(tmp_path / "run", f"train/reward_{name}") for name in ("chosen", "rejected"))
+        assert chosen[max(chosen)] > rejected[max(rejected)]
+    else:
+        accuracy = values_by_step(tmp_path / "run", "train/reward_accuracy")
+        margin = values_by_step(tmp_path / "run", "train/reward_margin")
+        assert accuracy[max(accuracy)] == 1.0
+        assert margin[max(margin)] > margin[1]
+    output = tmp_path / "run" / folder.OUTPUT
+    assert is_whole(output)
+    facts = json.loads((output / folder.MANIFEST).read_text(encoding="utf-8"))["facts"]
+    assert facts["format"] == ("adapter" if method == "lora" else "full")
+
+
+@pytest.mark.slow
+def test_dpo_through_our_door_equals_trl_on_its_own(tiny_model_folder: Path, train_data: str, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    knobs = {"warmup_ratio": 0.0, "num_train_epochs": 10, "learning_rate": 1e-3}
+    preference.main(make_context(tmp_path / "ours", parameters_of(tiny_model_folder, train_data, "full", **knobs)))
+    renderer = Renderer.from_folder(tiny_model_folder)
+    rows = [
+        {
+            "prompt": renderer.apply_template(pair.prompt),
+            "chosen": pair.chosen["content"],
+            "rejected": pair.rejected["content"],
+        }
+        for _, pair in read_preferences(train_data)
+    ]
+    arguments = DPOConfig(
+        output_dir=str(tmp_path / "theirs"), max_steps=20, per_device_train_batch_size=4, learning_rate=1e-3,
+        lr_scheduler_type="cosine", adam_beta2=0.95, optim="adamw_torch_fused", seed=42, beta=0.1, max_length=96,
+        logging_steps=1, gradient_checkpointing=False, bf16=False, use_cpu=True, report_to=[], save_strategy="no",
+    )  # fmt: skip
+    load: Any = AutoModelForCausalLM.from_pretrained
+    trainer = DPOTrainer(
+        model=load(tiny_model_folder, dtype=torch.float32),
+        ref_model=load(tiny_model_folder, dtype=torch.float32),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(tiny_model_folder),
+    )
+    trainer.train()
+    theirs = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+    ours = values_by_step(tmp_path / "ours", "train/loss")
+    assert len(ours) == 20
+    assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["stop", "crash"])
+def test_a_resumed_run_ends_exactly_like_an_unbroken_one(
+    tiny_model_folder: Path, train_data: str, tmp_path: Path, end: str
+) -> None:
+    knobs = {
+        "lora_dropout": 0.2,
+        "save_steps": 4,
+        "eval_steps": 3,
+        "logging_steps": 3,
+        "per_device_train_batch_size": 2,
+    }
+    parameters = parameters_of(tiny_model_folder, train_data, num_train_epochs=3, **knobs)
+    parameters["validation_data"] = write_rows(tmp_path / "validation.jsonl", PREFERENCES[:3])
+    preference.main(make_context(tmp_path / "whole", parameters))
+
+    def interrupt() -> None:
+        if end == "crash":
+            raise KeyboardInterrupt
+        context.should_stop = True
+
+    broken = tmp_path / "broken"
+    context = make_context(broken, parameters)
+    context.report = StoppingReporter(broken, 6, interrupt)
+    with pytest.raises(KeyboardInterrupt if end == "crash" else Stopped):
+        preference.main(context)
+    sealed = newest_sealed(broken / folder.CHECKPOINTS)
+    assert sealed is not None
+    assert not [path for path in sealed.rglob("*") if path.suffix not in (".safetensors", ".json")]
+    preference.main(make_context(broken, parameters))
+    for name in ("train/loss", "eval/loss", "train/grad_norm"):
+        assert values_by_step(broken, name) == values_by_step(tmp_path / "whole", name)
+    weights = [path / folder.OUTPUT / "model" / "adapter_model.safetensors" for path in (broken, tmp_path / "whole")]
+    assert hash_file(weights[0]) == hash_file(weights[1])
+
+
+@pytest.mark.slow
+def test_patience_ends_a_run_and_the_best_weights_are_taken(
+    tiny_model_folder: Path, train_data: str, tmp_path: Path
+) -> None:
+    turned = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in PREFERENCES if "chosen" in row]
+    parameters = parameters_of(
+        tiny_model_folder, train_data, num_train_epochs=30, eval_steps=1, load_best=True, early_stopping_patience=3
+    )
+    parameters["validation_data"] = write_rows(tmp_path / "validation.jsonl", turned)
+    preference.main(make_context(tmp_path / "run", parameters))
+    evaluated = values_by_step(tmp_path / "run", "eval/loss")
+    best = min(evaluated, key=lambda step: evaluated[step])
+    assert max(evaluated) == best + 3 < 60
+    messages = [event["message"] for event in events_of(tmp_path / "run", "phase")]
+    assert any(f"weights of step {best} taken" in message for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("row", "word"),
+    [
+        ({"prompt": "q", "chosen": "a"}, "one of these shapes is needed"),
+        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "list of turns under 'prompt'"),
+        ({"prompt": "q", "responses": [{"content": "a", "score": 1}]}, "two 'responses' with different scores"),
+        ({"prompt": "q", "responses": [{"content": "a"}]}, "{content, score} in each"),
+        ({"prompt": "q", "chosen": "a", "rejected": [{"role": "user", "content": "x"}]}, "one turn of the assistant"),
+    ],
+)
+def test_a_bad_row_is_refused_with_its_line(tiny_model_folder: Path, tmp_path: Path, row: Any, word: str) -> None:
+    data = write_rows(tmp_path / "train.jsonl", [PREFERENCES[0], row])
+    with pytest.raises(ProgramError, match=r"train\.jsonl line 2") as caught:
+        preference.main(make_context(tmp_path / "run", parameters_of(tiny_model_folder, data)))
+    assert word in caught.value.message
+
+
+def test_kto_needs_liked_and_disliked_replies(tiny_model_folder: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "train.jsonl", [{"prompt": "q", "completion": "a", "label": True}])
+    with pytest.raises(ProgramError, match=r"every reply of train\.jsonl is liked"):
+        preference.main(make_context(tmp_path / "run", parameters_of(tiny_model_folder, data, loss_type="kto")))
