@@ -18,17 +18,22 @@ KIND_COLUMNS: dict[str, tuple[str, ...]] = {
     "instruction": ("instruction", "output"),
     "question_answer": ("question", "answer"),
     "question_reference": ("question", "reference"),
+    "binary_preference": ("prompt", "completion", "label"),
     "prompt_completion": ("prompt", "completion"),
+    "source_target": ("source", "target"),
     "label": ("text", "label"),
     "text": ("text",),
+    "prompt": ("prompt",),
 }
 KINDS = (*KIND_COLUMNS, "table")
 #: What the uploader says the rows are for -> the kinds that serve it.
 PURPOSES: dict[str, tuple[str, ...]] = {
     "sft": ("messages", "instruction", "question_answer", "prompt_completion"),
-    "preference": ("preference",),
+    "preference": ("preference", "binary_preference"),
     "pretrain": ("text",),
     "classification": ("label",),
+    "seq2seq": ("source_target", "instruction", "question_answer", "prompt_completion"),
+    "rl": ("prompt", "question_answer", "question_reference", "preference"),
 }
 ROLES = ("system", "user", "assistant", "tool")
 #: Which role may follow which; "" is the start.
@@ -230,6 +235,14 @@ def check_preference(row: Row) -> Problem | None:
     return problem
 
 
+def check_binary_preference(row: Row) -> Problem | None:
+    """prompt and completion with label: whether the completion was liked."""
+    problem = _missing(row, ("prompt", "completion"))
+    if problem is None and str(row.get("label")).lower() not in ("true", "false", "1", "0"):
+        return Problem("wrong_type", f"'label' must be true or false (or 1 or 0), it is {_seen(row, 'label')}.")
+    return problem
+
+
 def check_responses(responses: Any) -> Problem | None:
     """At least two of {content, score} with different scores."""
     if not isinstance(responses, list) or len(responses) < 2:
@@ -306,6 +319,9 @@ _CHECKS: dict[str, Callable[[Row], Problem | None]] = {
     "question_answer": _pair_check("question", "answer"),
     "question_reference": _pair_check("question", "reference"),
     "prompt_completion": _pair_check("prompt", "completion"),
+    "binary_preference": check_binary_preference,
+    "source_target": _pair_check("source", "target"),
+    "prompt": lambda row: _missing(row, ("prompt",)),
     "label": check_label,
     "text": lambda row: _texts(row, ("text",)),
 }

@@ -19,7 +19,7 @@ from datasets_app.queries import access_dataset_version
 from datasets_app.services import rows_path
 from evaluation_app.models import EvaluationTask, Score
 from models_app.models import ModelVersion
-from models_app.services import access_model_version, check_model_name, require_usable
+from models_app.services import access_model_version, check_model_name, require_task, require_usable
 from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
 
 PROGRAM = "runner.programs.evaluate.questions"
@@ -48,6 +48,7 @@ def create_evaluation_task(
     check_model_name(name)
     version = access_model_version(actor, model_version)
     require_usable(version)
+    require_task(version, "generation", purpose="an evaluation by questions")
     questions = access_dataset_version(actor, dataset_version, field="dataset_version")
     if questions.kind not in QUESTION_KINDS:
         raise Invalid(

@@ -22,14 +22,22 @@ from datasets_app.services import rows_path
 from finetune_app.models import FineTuneTask
 from finetune_app.own_code import own_code_spec
 from models_app.models import ModelVersion
-from models_app.services import access_model_version, check_model_name, create_version_from_run, require_usable
-from runner.contract.knobs import HyperparametersInvalid, check_hyperparameters
+from models_app.services import (
+    access_model_version,
+    check_model_name,
+    create_version_from_run,
+    require_task,
+    require_usable,
+)
+from runner.contract.knobs import RECIPES, HyperparametersInvalid, check_hyperparameters
 from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
 
-PROGRAMS = {"sft": "runner.programs.train.sft", "pretrain": "runner.programs.train.pretrain"}
+PROGRAMS = {recipe: f"runner.programs.train.{recipe}" for recipe in RECIPES}
 #: What the columns of a dataset must look like for a recipe (the kinds of datasets_app).
 DATA_KINDS = {
     "sft": ("messages", "instruction", "question_answer", "prompt_completion"),
+    "preference": ("preference", "binary_preference"),
+    "reward": ("preference",),
     "pretrain": ("text",),
 }
 DEFAULT_TIME_LIMIT_S = 7 * 24 * 3600
@@ -73,6 +81,8 @@ def create_fine_tune_task(
         else None
     )
     where = checked_options(options or {})
+    for field, data in (("train_dataset", train), ("validation_dataset", validation)):
+        check_loss_fits(checked, data, field)
     with transaction.atomic():
         task = FineTuneTask.objects.create(
             tenant_id=actor.tenant_id,
@@ -183,14 +193,13 @@ def recipe_spec(task: FineTuneTask) -> RunSpec:
     mounts = [Mount(train_path)] + [Mount(path) for path in (validation_path, str(base.path) if base else None) if path]
     parameters: dict[str, Any] = {
         "base_model": str(base.path) if base else None,
-        "train_data": train_path if task.recipe == "sft" else [train_path],
+        "train_data": [train_path] if task.is_pretrain else train_path,
         "validation_data": validation_path,
+        "method": task.method,
         "hyperparameters": task.hyperparameters,
         "model_name": task.output_model_name,
         "lineage": lineage_of(task),
     }
-    if task.recipe == "sft":
-        parameters["method"] = task.method
     return RunSpec(
         kind="fine_tune",
         program=PROGRAMS[task.recipe],
@@ -231,6 +240,7 @@ def access_base(actor: Actor, base_model: UUID | str | None, recipe: str) -> Mod
             code="bad_value",
             field="base_model",
         )
+    require_task(base, "generation", purpose=f"the recipe {recipe}", field="base_model")
     return base
 
 
@@ -245,6 +255,18 @@ def access_training_data(actor: Actor, version_id: UUID | str, recipe: str, *, f
             field=field,
         )
     return version
+
+
+def check_loss_fits(hyperparameters: Mapping[str, Any], data: DatasetVersion | None, field: str) -> None:
+    """Single replies with verdicts have no pairs: only KTO learns from them. Raises Invalid (``missing_column``)."""
+    loss = hyperparameters.get("loss_type", "kto")
+    if data is not None and data.kind == "binary_preference" and loss != "kto":
+        raise Invalid(
+            f"{field}: {data} holds single replies with a label; loss_type {loss} needs prompt, chosen and rejected. "
+            "Use loss_type kto.",
+            code="missing_column",
+            field=field,
+        )
 
 
 def checked_hyperparameters(recipe: str, method: str, given: Mapping[str, Any], *, has_base: bool) -> dict[str, Any]:

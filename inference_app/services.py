@@ -20,7 +20,7 @@ from clavier.runs.services import checked_resources, delete_run, stop_run, submi
 from clavier.runs.states import EndReason, RunState
 from inference_app.models import InferenceService, Replica, ServiceVersion, service_name_validator
 from models_app.models import ModelVersion
-from models_app.services import access_model_version, require_usable
+from models_app.services import access_model_version, require_task, require_usable
 from runner.contract import exits
 from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
 
@@ -62,6 +62,7 @@ def create_service(
     check_service_name(name)
     version = access_model_version(actor, model_version)
     require_usable(version)
+    require_task(version, "generation", purpose="a chat service")
     longest = longest_context(version)
     context_tokens = min(DEFAULT_CONTEXT_TOKENS, longest) if context_tokens is None else context_tokens
     require_in_range("num_replicas", num_replicas, 1, 64)

@@ -13,6 +13,8 @@ from clavier.runs.models import Run
 from datasets_app.models import DatasetVersion
 
 SOURCES = ("folder", "path", "huggingface", "modelscope", "fine_tune")
+#: What a version does: continues text and chats, scores replies, names classes, or turns one text into another.
+TASKS = ("generation", "reward", "classification", "seq2seq")
 VERSION_STATES = ("importing", "ready", "failed")
 
 
@@ -48,6 +50,7 @@ class ModelVersion(TenantOwned):
     folder = models.CharField(max_length=1000, blank=True, help_text="Below CLAVIER_HOME, or absolute when in place.")
 
     format = models.CharField(max_length=10, choices=[("full", "full"), ("adapter", "adapter")], default="full")
+    task = models.CharField(max_length=20, choices=[(t, t) for t in TASKS], default="generation")
     base_version = models.ForeignKey(
         "self", on_delete=models.PROTECT, null=True, blank=True, related_name="derived_versions"
     )

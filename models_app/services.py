@@ -22,7 +22,7 @@ from clavier.runs.outputs import check_manifest
 from clavier.runs.services import delete_run, stop_run, submit_run
 from clavier.runs.states import RunState
 from datasets_app.models import DatasetVersion
-from models_app.models import SOURCES, ModelVersion, RegisteredModel
+from models_app.models import SOURCES, TASKS, ModelVersion, RegisteredModel
 from runner.contract import folder
 from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
 
@@ -152,6 +152,16 @@ def require_usable(version: ModelVersion, *, field: str = "model_version") -> No
         )
 
 
+def require_task(version: ModelVersion, *tasks: str, purpose: str, field: str = "model_version") -> None:
+    """Raises Invalid (``wrong_task``) unless the version does one of the tasks, which ``purpose`` needs."""
+    if version.task not in tasks:
+        raise Invalid(
+            f"{field} {version} is a model for {version.task}; {purpose} needs one for {' or '.join(tasks)}.",
+            code="wrong_task",
+            field=field,
+        )
+
+
 def update_model(*, actor: Actor, model: RegisteredModel, **changes: Any) -> RegisteredModel:
     """Change name, description, license or tags. Raises Forbidden, Invalid, Conflict."""
     require_change(actor, model, noun="model")
@@ -218,6 +228,7 @@ def fill_from_manifest(version: ModelVersion, run: Run) -> dict[str, Any]:
     version.state = "ready"
     version.folder = f"runs/{run.pk}/{folder.OUTPUT}/model"
     version.format = facts["format"]
+    version.task = facts.get("task", "generation") if facts.get("task") in TASKS else "generation"
     version.architecture = facts.get("architecture") or ""
     version.num_parameters = facts.get("num_parameters")
     version.fingerprint = facts.get("fingerprint") or ""

@@ -17,10 +17,11 @@ from finetune_app.services import (
     start_fine_tune_task,
     stop_fine_tune_task,
 )
+from inference_app.services import create_service
 from models_app.models import ModelVersion
 from models_app.services import delete_model_version
 from tests.engine import assert_consistent, make_engine
-from tests.worlds import make_dataset, make_model_version, output_of, spec_on_disk
+from tests.worlds import FACTS, make_dataset, make_model_version, output_of, spec_on_disk
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -115,6 +116,36 @@ def test_an_adapter_is_no_base(engine, asked, alice):
     adapter = make_model_version(alice, "adapter", format="adapter")
     with pytest.raises(Invalid, match="is an adapter"):
         create_fine_tune_task(**(asked | {"base_model": adapter.pk}))
+
+
+PAIRS = [{"prompt": f"q{n}", "chosen": "yes", "rejected": "no"} for n in range(4)]
+VERDICTS = [{"prompt": f"q{n}", "completion": "yes", "label": n % 2 == 0} for n in range(4)]
+
+
+def test_a_reward_model_is_told_from_a_chat_model(engine, asked, alice, spooled):
+    pairs = make_dataset(alice, spooled, PAIRS, name="pairs")
+    engine.will(files=output_of({**FACTS, "task": "reward"}))
+    task = create_fine_tune_task(**(asked | {"recipe": "reward", "train_dataset": pairs.pk}))
+    engine.step(2)
+    version = output_version(access_fine_tune_task(alice, task.pk))
+    assert version.task == "reward"
+    with pytest.raises(Invalid, match="is a model for reward; a chat service needs one for generation") as refusal:
+        create_service(actor=alice, name="helper", model_version=version.pk)
+    assert refusal.value.code == "wrong_task"
+    with pytest.raises(Invalid, match="the recipe sft needs one for generation"):
+        create_fine_tune_task(**(asked | {"base_model": version.pk}))
+
+
+def test_single_verdicts_are_for_kto_only(engine, asked, alice, spooled):
+    verdicts = make_dataset(alice, spooled, VERDICTS, name="verdicts")
+    assert verdicts.kind == "binary_preference"
+    wanted = asked | {"recipe": "preference", "train_dataset": verdicts.pk}
+    with pytest.raises(Invalid, match="Use loss_type kto") as refusal:
+        create_fine_tune_task(**(wanted | {"hyperparameters": {"loss_type": "dpo"}}))
+    assert refusal.value.field == "train_dataset"
+    task = create_fine_tune_task(**(wanted | {"hyperparameters": {"loss_type": "kto"}}))
+    parameters = task.run.spec["parameters"]
+    assert (parameters["method"], parameters["hyperparameters"]["loss_type"]) == ("lora", "kto")
 
 
 def test_charlie_can_not_use_see_or_stop_what_is_alices(engine, asked, charlie, spooled):

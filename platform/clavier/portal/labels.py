@@ -34,8 +34,26 @@ STATES: dict[str, Label] = {
 }
 NOT_STARTED = Label(_("Not started"), "idle")
 
-RECIPES: dict[str, str | Promise] = {"sft": _("Fine-tuning"), "pretrain": _("Pretraining")}
-METHODS: dict[str, str | Promise] = {"full": _("all weights"), "lora": _("LoRA adapter")}
+RECIPES: dict[str, str | Promise] = {
+    "sft": _("Fine-tuning"),
+    "preference": _("Preference tuning"),
+    "reward": _("Reward model"),
+    "classify": _("Classifier"),
+    "seq2seq": _("Text to text"),
+    "rl": _("Reinforcement learning"),
+    "pretrain": _("Pretraining"),
+}
+METHODS: dict[str, str | Promise] = {
+    "full": _("all weights"),
+    "lora": _("LoRA adapter"),
+    "qlora": _("LoRA on a quantized base"),
+}
+MODEL_TASKS: dict[str, str | Promise] = {
+    "generation": _("text generation"),
+    "reward": _("reward model"),
+    "classification": _("classifier"),
+    "seq2seq": _("text to text"),
+}
 SOURCES: dict[str, str | Promise] = {
     "folder": _("folder of your files"),
     "path": _("folder of the server"),
@@ -49,7 +67,10 @@ KINDS: dict[str, str | Promise] = {
     "instruction": _("instructions"),
     "question_answer": _("questions and answers"),
     "question_reference": _("questions and references"),
+    "binary_preference": _("liked and disliked replies"),
     "prompt_completion": _("prompts and completions"),
+    "source_target": _("sources and targets"),
+    "prompt": _("prompts"),
     "label": _("labelled texts"),
     "text": _("plain text"),
     "table": _("table"),

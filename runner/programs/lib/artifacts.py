@@ -108,7 +108,8 @@ def hash_folder(folder: Path) -> str:
 
 
 def model_facts(folder: Path) -> dict[str, Any]:
-    """What a model folder holds: format, architecture, num_parameters, dtype, context_tokens, render_hash, fingerprint.
+    """What a model folder holds: format, task, architecture, num_parameters, dtype, context_tokens, render_hash,
+    fingerprint.
 
     An adapter's ``num_parameters`` are its own; its ``context_tokens`` are its base model's and thus None here.
     Raises ProgramError where the folder is neither a model nor an adapter.
@@ -123,6 +124,7 @@ def model_facts(folder: Path) -> dict[str, Any]:
     num_parameters, dtype = _tensor_facts(weights)
     return {
         "format": "adapter" if is_adapter else "full",
+        "task": _task_of(config),
         "architecture": config.get("peft_type", "LORA") if is_adapter else (config.get("architectures") or [None])[0],
         "num_parameters": num_parameters,
         "dtype": dtype,
@@ -130,6 +132,14 @@ def model_facts(folder: Path) -> dict[str, Any]:
         "render_hash": Renderer.from_folder(folder).render_hash,
         "fingerprint": hash_folder(folder),
     }
+
+
+def _task_of(config: Mapping[str, Any]) -> str:
+    """What a model does, by its configuration or its adapter's: generation, classification or seq2seq."""
+    kind = str(config.get("task_type") or (config.get("architectures") or [""])[0])
+    if kind == "SEQ_CLS" or kind.endswith("ForSequenceClassification"):
+        return "classification"
+    return "seq2seq" if kind == "SEQ_2_SEQ_LM" or kind.endswith("ForConditionalGeneration") else "generation"
 
 
 def _tensor_facts(weights: list[Path]) -> tuple[int, str]:

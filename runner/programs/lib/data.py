@@ -15,6 +15,8 @@ Message = dict[str, str]
 ROLES = ("system", "user", "assistant", "tool")
 #: Which keys make a row, tried in this order: (name of the question, name of the answer).
 PAIRS = (("instruction", "output"), ("question", "answer"), ("question", "reference"), ("prompt", "completion"))
+#: How a verdict is written, in lower case.
+VERDICT_WORDS = {"true": True, "1": True, "false": False, "0": False}
 #: A text file is handed on in pieces of about this many characters, cut at line ends.
 PIECE_CHARACTERS = 1 << 20
 
@@ -109,10 +111,11 @@ def read_verdicts(path: Path | str) -> Iterator[tuple[int, Verdict]]:
             yield line_number, Verdict(pair.prompt, pair.chosen, True)
             yield line_number, Verdict(pair.prompt, pair.rejected, False)
             continue
-        if row["label"] not in (True, False):
+        word = str(row["label"]).lower()  # CSV has texts only
+        if word not in VERDICT_WORDS:
             raise _bad(where, f"needs true or false under 'label', got {row['label']!r}")
         prompt = row_prompt(row, where)
-        yield line_number, Verdict(prompt, _reply(row["completion"], prompt, where), bool(row["label"]))
+        yield line_number, Verdict(prompt, _reply(row["completion"], prompt, where), VERDICT_WORDS[word])
 
 
 def row_preference(row: Mapping[str, Any], where: str) -> Preference:
@@ -182,13 +185,16 @@ def _best_and_worst(responses: Any, where: str) -> tuple[str, str]:
     """The texts with the highest and the lowest score."""
     if not isinstance(responses, list):
         raise _bad(where, "needs a list of {content, score} under 'responses'")
-    scored = []
+    scored: list[tuple[float, str]] = []
     for response in responses:
         score = response.get("score") if isinstance(response, dict) else None
-        is_number = isinstance(score, int | float) and not isinstance(score, bool)
-        if not is_number or not isinstance(response.get("content"), str):
+        if (
+            not isinstance(score, int | float)
+            or isinstance(score, bool)
+            or not isinstance(response.get("content"), str)
+        ):
             raise _bad(where, "needs {content, score} in each of 'responses'")
-        scored.append((score, response["content"]))
+        scored.append((float(score), response["content"]))
     scored.sort(key=lambda pair: pair[0])
     if len(scored) < 2 or scored[0][0] == scored[-1][0]:
         raise _bad(where, "needs two 'responses' with different scores")

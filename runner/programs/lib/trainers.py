@@ -69,13 +69,14 @@ def trainer_options(
 
 def total_steps(knobs: Mapping[str, Any], num_samples: int) -> int:
     """Optimizer steps of the whole training."""
-    return int(knobs["max_steps"]) or max(1, round(knobs["num_train_epochs"] * epoch_steps(knobs, num_samples)))
+    max_steps, epochs = int(knobs["max_steps"]), float(knobs["num_train_epochs"])
+    return max_steps or max(1, round(epochs * epoch_steps(knobs, num_samples)))
 
 
 def epoch_steps(knobs: Mapping[str, Any], num_samples: int) -> int:
     """Optimizer steps of one pass over the data."""
-    batches = math.ceil(num_samples / knobs["per_device_train_batch_size"])
-    return math.ceil(batches / knobs["gradient_accumulation_steps"])
+    batches = math.ceil(num_samples / int(knobs["per_device_train_batch_size"]))
+    return math.ceil(batches / int(knobs["gradient_accumulation_steps"]))
 
 
 def optimizers_of(model: Any, knobs: Mapping[str, Any], num_steps: int) -> tuple[Any, Any]:
@@ -144,7 +145,7 @@ def with_rows(collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return collate_with_rows
 
 
-class Session(TrainerCallback):  # type: ignore[misc]  # the library has no types
+class Session(TrainerCallback):
     """One training: what the trainer's callbacks report and decide."""
 
     def __init__(self, context: ProgramContext, trainer: Any, knobs: Mapping[str, Any]) -> None:
@@ -181,8 +182,9 @@ class Session(TrainerCallback):  # type: ignore[misc]  # the library has no type
             control.should_save = control.should_training_stop = True
         control.should_training_stop = control.should_training_stop or is_last
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Report what the trainer measured under our names."""
+        logs = given["logs"]
         if "loss" in logs:
             self.progress.train_loss = float(logs["loss"])
             self._report(state, "train", logs, self._speed(logs))

@@ -2,6 +2,7 @@
 const form = document.getElementById("task-form");
 const complexities = JSON.parse(form.dataset.complexities);
 const kinds = JSON.parse(form.dataset.kinds);
+const methods = JSON.parse(form.dataset.methods);
 const summary = document.getElementById("summary");
 const plan = document.getElementById("plan");
 
@@ -10,10 +11,10 @@ function valueOf(name) {
 }
 
 function fitMethod() {
-  const isPretraining = valueOf("recipe") === "pretrain";
-  for (const option of form.elements.method.options) option.disabled = isPretraining && option.value !== "full";
-  if (isPretraining) form.elements.method.value = "full";
-  form.elements.base_model.required = !isPretraining;
+  const fitting = methods[valueOf("recipe")];
+  for (const option of form.elements.method.options) option.disabled = !fitting.includes(option.value);
+  if (!fitting.includes(valueOf("method"))) form.elements.method.value = fitting[fitting.length - 1];
+  form.elements.base_model.required = valueOf("recipe") !== "pretrain";
 }
 
 function fitKnobs() {

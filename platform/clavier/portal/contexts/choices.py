@@ -23,13 +23,13 @@ class Option:
 
 def base_model_options(actor: Actor) -> list[Option]:
     """Versions that can be tuned: ready and whole."""
-    versions = visible_versions(actor).filter(state="ready", format="full")[:MOST_CHOICES]
+    versions = visible_versions(actor).filter(state="ready", format="full", task="generation")[:MOST_CHOICES]
     return [Option(str(version.pk), str(version), {}) for version in versions]
 
 
 def model_options(actor: Actor) -> list[Option]:
     """Versions that can be judged and served."""
-    versions = visible_versions(actor).filter(state="ready")[:MOST_CHOICES]
+    versions = visible_versions(actor).filter(state="ready", task="generation")[:MOST_CHOICES]
     return [Option(str(version.pk), str(version), {"name": version.model.name}) for version in versions]
 
 

@@ -13,6 +13,8 @@ PURPOSES = [
     ("pretrain", _("pretraining: plain text")),
     ("preference", _("preference: chosen and rejected answers")),
     ("classification", _("classification: text and label")),
+    ("seq2seq", _("text to text: source and target")),
+    ("rl", _("reinforcement learning: prompts")),
 ]
 LANGUAGES = [("zh", "中文"), ("en", "English")]
 

@@ -16,6 +16,8 @@ from runner.contract.knobs import KNOBS, RECIPES
 
 #: Knobs that most people look at; the others are folded away.
 MAIN_KNOBS = ("num_train_epochs", "learning_rate", "per_device_train_batch_size", "max_seq_length", "lora_r")
+#: Methods in the order of the select box; the first is the one that most people want.
+METHODS = ("lora", "full", "qlora")
 GIB_IN_MIB = 1024
 
 
@@ -28,9 +30,7 @@ class TaskForm(forms.Form):
     base_model = forms.CharField(label=_("Base model"), required=False)
     train_dataset = forms.CharField(label=_("Training data"))
     validation_dataset = forms.CharField(label=_("Validation data"), required=False)
-    method = forms.ChoiceField(
-        label=_("Method"), choices=[("lora", labels.METHODS["lora"]), ("full", labels.METHODS["full"])]
-    )
+    method = forms.ChoiceField(label=_("Method"), choices=[(name, labels.METHODS[name]) for name in METHODS])
     output_model_name = forms.CharField(
         label=_("Name of the new model"), required=False, max_length=100, help_text=_("Empty: the task's name.")
     )
@@ -58,6 +58,10 @@ class TaskForm(forms.Form):
     def complexities(self) -> str:
         """Word -> values of knobs, for the page's script."""
         return json.dumps(COMPLEXITIES)
+
+    def methods(self) -> str:
+        """Recipe -> its methods, for the page's script."""
+        return json.dumps(RECIPES)
 
     def hyperparameters(self) -> dict[str, Any]:
         """The knobs that the chosen recipe and method take, as they were given; empty ones are left out."""

@@ -107,11 +107,13 @@ class TaskFilters(Form):
 class NewTask(Strict):
     name = Text(max_length=100)
     description = Text(required=False, allow_blank=True, max_length=20_000)
-    recipe = Choice(tuple(RECIPES), help_text="sft: questions and answers; pretrain: plain text.")
+    recipe = Choice(tuple(RECIPES), help_text="`GET /recipes` lists them; docs/programs.md says what each needs.")
     method = Choice(METHODS, help_text="`GET /recipes` lists which recipe has which.")
     train_dataset = Identifier(help_text="Id of a data set version.")
     validation_dataset = Identifier(required=False, allow_null=True, help_text="Id of a data set version.")
-    base_model = Identifier(required=False, allow_null=True, help_text="Id of a full model version. Required for sft.")
+    base_model = Identifier(
+        required=False, allow_null=True, help_text="Id of a full model version. Required, except for pretrain."
+    )
     hyperparameters = AnyObject(required=False, help_text="`GET /recipes/{recipe}/{method}` tells which there are.")
     resources = Resources(required=False)
     options = AnyObject(required=False, help_text=OPTIONS_HELP)

@@ -19,7 +19,7 @@ from clavier.api.native.schema import BINARY, listed, operation
 from clavier.api.native.views import NativeView
 from clavier.runs.queries import progress
 from models_app.exports import tar_of_version
-from models_app.models import SOURCES, VERSION_STATES, ModelVersion
+from models_app.models import SOURCES, TASKS, VERSION_STATES, ModelVersion
 from models_app.presets import presets
 from models_app.queries import lineage, visible_models, visible_versions
 from models_app.services import (
@@ -64,6 +64,7 @@ class ModelVersionItem(Owned):
     location = serializers.CharField(help_text="Where it was imported from.")
     revision = serializers.CharField()
     format = serializers.ChoiceField(("full", "adapter"))
+    task = serializers.ChoiceField(TASKS, help_text="Only a version for generation can be served, judged and tuned.")
     base_version = Reference(allow_null=True, help_text="What it was tuned from.")
     dataset_version = Reference(allow_null=True, help_text="What it was tuned on.")
     run_id = serializers.UUIDField(allow_null=True, help_text="The run that imported or made it.")
