@@ -125,13 +125,31 @@ def stop_fine_tune_task(*, actor: Actor, task: FineTuneTask) -> FineTuneTask:
     return task
 
 
-def retry_fine_tune_task(*, actor: Actor, task: FineTuneTask) -> FineTuneTask:
-    """A new run of a task whose last one failed or was stopped. Raises Conflict otherwise, Forbidden."""
+def retry_fine_tune_task(
+    *,
+    actor: Actor,
+    task: FineTuneTask,
+    hyperparameters: Mapping[str, Any] | None = None,
+    resources: Mapping[str, Any] | None = None,
+    time_limit_s: int | None = None,
+) -> FineTuneTask:
+    """A new run of a task whose last one failed or was stopped, with what is given changed.
+
+    Raises Conflict for a task in another state, InvalidFields for a change, Forbidden.
+    """
     require_change(actor, task, noun="task")
     with transaction.atomic():
         if task.run is None or task.run.state not in (RunState.FAILED, RunState.STOPPED):
             state = task.run.state if task.run else "not started"
             raise Conflict(f"Only a failed or stopped task can be retried; this one is {state}.", code="not_retriable")
+        if hyperparameters:
+            wanted = {**task.hyperparameters, **hyperparameters}
+            has_base = task.base_version is not None
+            task.hyperparameters = checked_hyperparameters(task.recipe, task.method, wanted, has_base=has_base)
+        if resources:
+            task.resources = checked_resources({**task.resources, **resources})
+        task.time_limit_s = time_limit_s or task.time_limit_s
+        task.save(update_fields=["hyperparameters", "resources", "time_limit_s", "updated_at"])
         launch(actor, task)
     return task
 

@@ -47,6 +47,7 @@ ACTIONS = {
     "model_version_delete": lambda w: [w.base.pk],
     "task_start": lambda w: [w.waiting.pk],
     "task_stop": lambda w: [w.live.pk],
+    "task_remedy": lambda w: [w.done.pk],
     "task_retry": lambda w: [w.done.pk],
     "task_delete": lambda w: [w.done.pk],
     "evaluation_stop": lambda w: [w.evaluation.pk],

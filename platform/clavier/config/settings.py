@@ -382,6 +382,7 @@ SPECTACULAR_SETTINGS = {
         "RunState": "clavier.api.native.run_parts.STATES",
         "EndReason": "clavier.api.native.run_parts.END_REASONS",
         "RunKind": "runner.contract.run_spec.RUN_KINDS",
+        "DiagnosisKind": "clavier.api.native.nouns.fine_tune_tasks.DIAGNOSES",
         "DatasetKind": "datasets_app.validation.KINDS",
         "DatasetFormat": "datasets_app.formats.FORMATS",
         "ModelFormat": ["full", "adapter"],

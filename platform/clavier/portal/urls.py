@@ -42,6 +42,7 @@ urlpatterns = [
     path("tasks/<uuid:task_id>/log.txt", tasks.task_log_file, name="task_log_file"),
     path("tasks/<uuid:task_id>/start", tasks.task_start, name="task_start"),
     path("tasks/<uuid:task_id>/stop", tasks.task_stop, name="task_stop"),
+    path("tasks/<uuid:task_id>/remedy", tasks.task_remedy, name="task_remedy"),
     path("tasks/<uuid:task_id>/retry", tasks.task_retry, name="task_retry"),
     path("tasks/<uuid:task_id>/delete", tasks.task_delete, name="task_delete"),
     path("evaluations", evaluations.evaluation_list, name="evaluations"),

@@ -62,6 +62,7 @@ urlpatterns = [
     path("fine-tune-tasks/<uuid:task_id>/start", fine_tune_tasks.StartTaskView.as_view()),
     path("fine-tune-tasks/<uuid:task_id>/stop", fine_tune_tasks.StopTaskView.as_view()),
     path("fine-tune-tasks/<uuid:task_id>/retry", fine_tune_tasks.RetryTaskView.as_view()),
+    path("fine-tune-tasks/<uuid:task_id>/diagnosis", fine_tune_tasks.DiagnosisView.as_view()),
     path("fine-tune-tasks/<uuid:task_id>/status", fine_tune_tasks.TaskStatusView.as_view()),
     path("fine-tune-tasks/<uuid:task_id>/metrics", fine_tune_tasks.TaskMetricsView.as_view()),
     path("fine-tune-tasks/<uuid:task_id>/log", fine_tune_tasks.TaskLogView.as_view()),

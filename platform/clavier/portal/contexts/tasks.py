@@ -11,9 +11,11 @@ from clavier.core.actor import Actor
 from clavier.portal.contexts.choices import Option, base_model_options, dataset_options
 from clavier.portal.forms.tasks import TaskForm
 from clavier.portal.listing import Listing
+from clavier.runs.doctor import Diagnosis
 from clavier.runs.models import Run, RunEvent
 from clavier.runs.queries import events, progress
 from clavier.runs.states import LIVE_STATES, RunState
+from finetune_app.doctor import Remedy, examine_task
 from finetune_app.models import FineTuneTask
 from finetune_app.queries import live_status, metrics, output_version, runs_of
 from finetune_app.services import DATA_KINDS
@@ -80,6 +82,8 @@ class TaskDetail:
     events: list[RunEvent]
     hyperparameters: list[tuple[Knob | None, str, Any]]
     runs: list[Run]
+    diagnosis: Diagnosis | None
+    remedy: Remedy | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +150,14 @@ def task_status(actor: Actor, task: FineTuneTask) -> TaskStatus:
 def task_detail(actor: Actor, task: FineTuneTask) -> TaskDetail:
     """Status, timeline, hyperparameters and earlier runs."""
     known = {knob.name: knob for knob in KNOBS}
+    diagnosis, remedy = examine_task(task) or (None, None)
     return TaskDetail(
         status=task_status(actor, task),
         events=list(events(task.run)) if task.run else [],
         hyperparameters=[(known.get(name), name, value) for name, value in task.hyperparameters.items()],
         runs=list(runs_of(task)[:20]),
+        diagnosis=diagnosis,
+        remedy=remedy,
     )
 
 

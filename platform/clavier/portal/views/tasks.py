@@ -14,6 +14,7 @@ from clavier.portal.listing import listing, whole_number
 from clavier.portal.logs import log_chunk, whole_log
 from clavier.portal.pages import PortalRequest, add_problems, feed, page, show
 from finetune_app import queries, services
+from finetune_app.doctor import examine_task
 from finetune_app.models import FineTuneTask
 
 
@@ -98,6 +99,15 @@ def task_stop(request: PortalRequest, task_id: UUID) -> HttpResponseRedirect:
     """Stop a live task."""
     task = services.access_fine_tune_task(request.actor, task_id)
     services.stop_fine_tune_task(actor=request.actor, task=task)
+    return redirect("portal:task", task_id)
+
+
+@page("POST")
+def task_remedy(request: PortalRequest, task_id: UUID) -> HttpResponseRedirect:
+    """Run a failed task again with the change that the run doctor proposes."""
+    task = services.access_fine_tune_task(request.actor, task_id)
+    _, remedy = examine_task(task) or (None, None)
+    services.retry_fine_tune_task(actor=request.actor, task=task, **(remedy.as_json() if remedy else {}))
     return redirect("portal:task", task_id)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from django.http import HttpResponseBase
+from django.utils.translation import gettext
 from drf_spectacular.utils import OpenApiExample, extend_schema_field
 from rest_framework import serializers
 from rest_framework.request import Request
@@ -40,8 +41,10 @@ from clavier.api.native.run_parts import (
 )
 from clavier.api.native.schema import BINARY, operation
 from clavier.api.native.views import NativeView
+from clavier.runs.doctor import ADVICE, shown
 from clavier.runs.models import Run
 from finetune_app.custom import create_custom_fine_tune_task
+from finetune_app.doctor import examine_task
 from finetune_app.models import CREATE_WAYS, FineTuneTask
 from finetune_app.queries import output_version, runs_of, visible_tasks
 from finetune_app.services import (
@@ -56,6 +59,7 @@ from runner.contract.knobs import RECIPES
 
 TAG = "fine-tune tasks"
 METHODS = tuple(sorted({method for methods in RECIPES.values() for method in methods}))
+DIAGNOSES = tuple(ADVICE)
 YEAR_S = 366 * 24 * 3600
 OPTIONS_HELP = (
     "`{resource_group, node_names, roles: [{name: master or worker, count, resources}], priority, is_urgent}`; "
@@ -97,6 +101,24 @@ class TaskDetail(TaskItem):
         """One query."""
         made = output_version(task)
         return Reference(made).data if made else None
+
+
+class TaskChanges(Strict):
+    hyperparameters = serializers.DictField(required=False, help_text="Those that change.")
+    resources = serializers.DictField(required=False, help_text="Those that change.")
+    time_limit_s = WholeNumber(required=False, min_value=1, max_value=YEAR_S, help_text="Seconds.")
+
+
+class TaskRemedy(serializers.Serializer[Any]):
+    reason = serializers.CharField(help_text="What it does, for people.")
+    changes = serializers.DictField(help_text="The body of a retry.")
+
+
+class TaskDiagnosis(serializers.Serializer[Any]):
+    kind = serializers.ChoiceField(DIAGNOSES, allow_null=True, help_text="What went wrong.")
+    advice = serializers.CharField(allow_null=True)
+    evidence = serializers.ListField(child=serializers.CharField(), help_text="Lines of the log that show it.")
+    remedy = TaskRemedy(allow_null=True)
 
 
 class TaskFilters(Form):
@@ -215,14 +237,26 @@ class StopTaskView(NativeView):
 
 
 class RetryTaskView(NativeView):
-    @operation("retry_fine_tune_task", TAG, "Run a failed or stopped task again", answer=TaskDetail,
+    @operation("retry_fine_tune_task", TAG, "Run a failed or stopped task again", body=TaskChanges, answer=TaskDetail,
                errors=(404, 409, 422))  # fmt: skip
     @idempotent()
     def post(self, request: Request, task_id: UUID) -> Response:
-        """A new run; the old one stays."""
-        self.body()
-        task = retry_fine_tune_task(actor=self.actor, task=access_fine_tune_task(self.actor, task_id))
-        return Response(TaskDetail(task).data)
+        """A new run; the old one stays. What the body names is changed first, such as a remedy's `changes`."""
+        changes = self.body(TaskChanges)
+        task = access_fine_tune_task(self.actor, task_id)
+        return Response(TaskDetail(retry_fine_tune_task(actor=self.actor, task=task, **changes)).data)
+
+
+class DiagnosisView(NativeView):
+    @operation("diagnose_fine_tune_task", TAG, "Why a task failed, and what helps", answer=TaskDiagnosis, errors=(404,))
+    def get(self, request: Request, task_id: UUID) -> Response:
+        """All null for a task whose newest run has not failed."""
+        found = examine_task(access_fine_tune_task(self.actor, task_id))
+        if found is None:
+            return Response({"kind": None, "advice": None, "evidence": [], "remedy": None})
+        diagnosis, remedy = found
+        proposal = {"reason": gettext(remedy.reason), "changes": remedy.as_json()} if remedy else None
+        return Response({**shown(diagnosis), "remedy": proposal})
 
 
 class TaskRunsView(NativeView):
