@@ -11,6 +11,7 @@ from django.db.models.functions import Cast
 
 from clavier.accounts.access import access_object
 from clavier.core.actor import Actor
+from clavier.core.errors import NotFound, quoted
 from datasets_app.models import Dataset, DatasetVersion
 
 #: What every page and answer about a version names.
@@ -27,6 +28,15 @@ def access_dataset_version(actor: Actor, version_id: UUID | str, *, field: str |
     """A version of a data set of the actor's tenant. Raises NotFound."""
     versions = DatasetVersion.objects.select_related(*_SHOWN)
     return access_object(versions, actor, version_id, noun="data set version", field=field)
+
+
+def newest_version_named(actor: Actor, name: str, *, field: str | None = None) -> DatasetVersion:
+    """The newest version of the tenant's data set of that name. Raises NotFound."""
+    versions = DatasetVersion.objects.select_related("dataset", "created_by")
+    found = versions.filter(tenant_id=actor.tenant_id, dataset__name=name).order_by("-number").first()
+    if found is None:
+        raise NotFound(f"There is no data set {quoted(name)} with a version.", field=field)
+    return found
 
 
 def search(actor: Actor, text: str = "", *, tag: str = "") -> QuerySet[Dataset]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from django.db.models import Count, Q, QuerySet
 
+from clavier.accounts.access import access_object
 from clavier.core.actor import Actor
+from clavier.core.errors import NotFound, quoted
 from models_app.models import ModelVersion, RegisteredModel
 
 
@@ -21,6 +25,19 @@ def visible_versions(actor: Actor) -> QuerySet[ModelVersion]:
     return ModelVersion.objects.filter(tenant_id=actor.tenant_id).select_related(
         "model", "base_version__model", "dataset_version__dataset", "run", "created_by"
     )
+
+
+def version_named(actor: Actor, model_id: UUID | str, version: str = "", *, field: str | None = None) -> ModelVersion:
+    """A version of the tenant's model by its number or its client's name for it; the newest when none is named.
+
+    Raises NotFound.
+    """
+    versions = visible_versions(actor).order_by("-number")
+    model = access_object(RegisteredModel.objects.all(), actor, model_id, noun="model", field=field)
+    for found in versions.filter(model=model):
+        if version in ("", str(found.number), found.submitted.get("version")):
+            return found
+    raise NotFound(f"The model {quoted(model.name)} has no version {quoted(version)}.", field=field)
 
 
 def lineage(version: ModelVersion) -> list[ModelVersion]:

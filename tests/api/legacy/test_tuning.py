@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from rest_framework.test import APIClient
 from clavier.accounts.models import User
 from clavier.core.actor import Actor
 from finetune_app.models import FineTuneTask
-from tests.api.legacy.conftest import ENGLISH, failure, payload
+from tests.api.legacy.conftest import ENGLISH, failure, form, payload
 from tests.api.native.conftest import end, make_dataset, make_model
 
 CREATE = "/kernel/fineTune/createLlmFineTuneTask"
@@ -189,9 +190,9 @@ def test_a_field_that_can_not_be_honoured_is_refused(alice_client: APIClient, bo
     failure(post(alice_client, CREATE, {**body, "rdma": "YES"}), 422, "unprocessable", "rdma")
 
 
-def test_secrets_among_the_variables_are_not_kept(alice_client: APIClient, body: dict[str, Any]) -> None:
+def test_secrets_among_the_variables_are_not_kept(alice_client: APIClient, custom: dict[str, Any]) -> None:
     variables = [{"HF_TOKEN": "hf_secret"}, {"LEVEL": "3"}, {"name": "API_KEY", "value": "k"}]
-    made = payload(post(alice_client, CREATE, {**body, "variable": variables}))
+    made = payload(post(alice_client, CREATE, {**custom, "variable": variables}))
     found = payload(post(alice_client, DETAIL, {"taskId": made["taskId"]}))
     assert found["variable"] == [{"HF_TOKEN": "***"}, {"LEVEL": "3"}, {"name": "API_KEY", "value": "***"}]
 
@@ -202,3 +203,106 @@ def test_the_same_key_creates_once(alice_client: APIClient, body: dict[str, Any]
     assert first == second
     failure(post(alice_client, CREATE, {**body, "name": "other"}, **key), 409, "idempotency_mismatch")
     assert FineTuneTask.objects.count() == 1
+
+
+@pytest.fixture
+def custom(alice_client: APIClient, alice: Actor, node: None) -> dict[str, Any]:
+    """A request for Alice's own script, with all of its folders among her files."""
+    for folder, name in (("code", "train.py"), ("data/train", "a.jsonl"), ("data/validate", "b.jsonl"),
+                         ("data/test", "c.jsonl"), ("base", "config.json")):  # fmt: skip
+        payload(alice_client.post("/api/file/file/uploadFolder", **form(name, b"{}", currentPath=f"/{folder}")))
+    return {
+        "name": "own code",
+        "createWay": "custom",
+        "command": "python train.py --model ${model_dir} --data ${input_dir} --out ${output_dir}",
+        "workingDir": "/code",
+        "inputType": "local",
+        "inputDir": "/data",
+        "originModelDir": "/base",
+        "outputDir": "/result",
+        "variable": [{"LEVEL": "3"}],
+        "commonHyperParameters": [{"name": "learning_rate", "value": "1e-4"}],
+        "fineTuneStrategy": "LoRA",
+    }
+
+
+def test_own_code_runs_with_its_folders_and_values(alice_client: APIClient, custom: dict[str, Any]) -> None:
+    task = FineTuneTask.objects.get(pk=payload(post(alice_client, CREATE, custom))["taskId"])
+    assert (task.create_way, task.method) == ("custom", "lora")
+    assert task.own_code["code_folder"] == "private/code"
+    assert (task.own_code["data_folder"], task.own_code["output_folder"]) == ("private/data", "private/result")
+    assert task.hyperparameters == {"learning_rate": "1e-4"}
+    found = payload(post(alice_client, DETAIL, {"taskId": str(task.pk)}))
+    assert {name: found[name] for name in custom} == custom
+
+
+def test_several_nodes_become_roles(alice_client: APIClient, custom: dict[str, Any]) -> None:
+    nodes = [
+        {"nodeType": "master", "numbers": 1, "cpuNumber": 1, "memory": 1},
+        {"nodeType": "worker", "numbers": 2, "cpuNumber": 1, "memory": 1},
+    ]
+    response = post(alice_client, CREATE, {**custom, "resource": nodes, "priority": "5", "isUrgentTask": "YES"})
+    if response.status_code == 422:  # this machine is too small for three containers
+        assert response.json()["error"] == "unschedulable"
+        return
+    options = FineTuneTask.objects.get(pk=payload(response)["taskId"]).options
+    assert [(role["name"], role["count"]) for role in options["roles"]] == [("master", 1), ("worker", 2)]
+    assert (options["priority"], options["is_urgent"]) == (5, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "error", "field"),
+    [
+        ({"command": ""}, 400, "required", "command"),
+        ({"command": "a\0b"}, 400, "bad_value", "command"),
+        ({"command": "echo", "algorithmId": "sft"}, 400, "conflicting_fields", "command"),
+        ({"variable": [{"": "x"}]}, 400, "bad_name", "variable"),
+        ({"variable": ["A=B"]}, 400, "wrong_type", "variable"),
+        ({"inputDir": "/none"}, 404, "not_found", "inputDir"),
+        ({"workingDir": "../../etc"}, 400, "path_outside_root", "workingDir"),
+        ({"zoneName": "none"}, 404, "not_found", "zoneName"),
+        ({"resourceGroupKey": "resourceGroupOBwEzW5u6RjazuzI"}, 404, "not_found", "resourceGroupKey"),
+        ({"priority": "soon"}, 400, "wrong_type", "priority"),
+        ({"commonHyperParameters": [{"name": "--output_dir=/etc", "value": "1"}]}, 400, "bad_name", None),
+        ({"commonHyperParameters": [{"name": "output_dir", "value": "1"}]}, 400, "not_settable", None),
+        ({"image": "nobody/none:1"}, 404, "not_found", "image"),
+    ],
+)
+def test_what_is_wrong_with_own_code_is_named(
+    alice_client: APIClient, custom: dict[str, Any], change: dict[str, Any], status: int, error: str, field: str | None
+) -> None:
+    failure(post(alice_client, CREATE, {**custom, **change}), status, error, field)
+    assert FineTuneTask.objects.count() == 0
+
+
+@pytest.mark.parametrize("name", ["outputDir", "workingDir", "originModelDir", "image"])
+def test_a_recipe_refuses_what_only_own_code_has(alice_client: APIClient, body: dict[str, Any], name: str) -> None:
+    failure(post(alice_client, CREATE, {**body, name: "/x"}), 422, "unprocessable", name)
+
+
+def test_a_profile_gives_what_the_request_leaves_out(alice_client: APIClient, body: dict[str, Any]) -> None:
+    profile = {
+        "commonHyperParameters": [
+            {"name": "learning_rate", "value": "9e-4", "description": "学习率"},
+            {"name": "save_strategy", "value": "steps", "description": ""},
+            {"name": "save_steps", "value": "200", "description": ""},
+        ],
+        "fineTuneHyperParameters": [{"name": "lora_alpha", "value": "16", "description": ""}],
+        "fineTuneStrategy": "LoRA",
+    }
+    upload = form("config.json", json.dumps(profile).encode(), currentPath="config/LoRA")
+    payload(alice_client.post("/api/file/file/uploadFolder", **upload))
+    made = payload(post(alice_client, CREATE, {**body, "profilePath": "/config/LoRA/config.json"}))
+    values = FineTuneTask.objects.get(pk=made["taskId"]).hyperparameters
+    assert (values["learning_rate"], values["lora_alpha"], values["save_steps"]) == (1e-4, 16.0, 200)
+
+
+def test_data_and_models_are_also_found_by_name(alice_client: APIClient, body: dict[str, Any]) -> None:
+    base = FineTuneTask.objects.get(pk=payload(post(alice_client, CREATE, body))["taskId"]).base_version
+    assert base
+    del body["modelVersionId"], body["datasetVersionId"]
+    by_name = {**body, "name": "b", "dataSetName": "faq", "modelId": str(base.model_id), "modelVersion": "1"}
+    task = FineTuneTask.objects.get(pk=payload(post(alice_client, CREATE, by_name))["taskId"])
+    assert task.base_version == base
+    failure(post(alice_client, CREATE, {**by_name, "dataSetName": "none"}), 404, "not_found", "dataSetName")
+    failure(post(alice_client, CREATE, {**body, "name": "c"}), 400, "required", "datasetVersionId")

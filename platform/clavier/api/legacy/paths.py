@@ -23,3 +23,11 @@ def own_path(text: str, *, field: str) -> str:
         )
         raise spoken(Invalid(message, code="path_outside_root", field=field))
     return "/".join(parse_user_path(relative, field=field))
+
+
+def location_of(text: str, *, field: str) -> str:
+    """A path as the services name it: ``private/lightgbm``, or ``public/...`` where it says so; empty for nothing."""
+    if not text.strip("/"):
+        return ""
+    path = own_path(text, field=field)
+    return path if path.startswith(("public/", "private/")) else f"private/{path}"

@@ -6,12 +6,14 @@ from typing import Any
 
 from django.urls import URLPattern, path
 
-from clavier.api.legacy.nouns import files, models, resources, tuning
+from clavier.api.legacy.nouns import files, images, models, resources, tuning
 
 #: As the document prints them.
 ROUTES: tuple[tuple[str, type[Any]], ...] = (
     ("api/file/file/uploadFolder", files.PrivateUploadView),
     ("api/file/file/uploadPublicFolder", files.PublicUploadView),
+    ("docker/image/upload", images.RegisterImageView),
+    ("docker/image/uploadOld", images.ImportImageView),
     ("model/aiApplication/getAiApplicationList", models.ModelListView),
     ("model/aiApplication/getAiApplicationDetail", models.ModelDetailView),
     ("model/aiApplicationVersion/getAiApplicationVersionList", models.VersionListView),

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from rest_framework import serializers
 
+from clavier.api.legacy.errors import spoken
 from clavier.api.legacy.fields import Body, Id, Number, OneOf, Structure, UserIs, Word, Words, YesNo
-from clavier.api.legacy.requests import HyperParameter, NodeResource, Variables, resources_of, without_secrets
+from clavier.api.legacy.groups import group_name
+from clavier.api.legacy.paths import location_of
+from clavier.api.legacy.requests import (
+    HyperParameter,
+    NodeResource,
+    Variables,
+    environment_of,
+    resources_of,
+    without_secrets,
+)
 from clavier.api.legacy.words import say
-from clavier.core.errors import Unprocessable
+from clavier.core.actor import Actor
+from clavier.core.errors import Invalid, Unprocessable, quoted
+from clavier.images.access import access_image_version, find_image_version, parse_id
+from clavier.images.models import ImageVersion
+from datasets_app.queries import newest_version_named
+from finetune_app.profile import METHOD_OF_STRATEGY, read_profile
+from models_app.queries import version_named
 
-METHODS = {"LoRA": "lora", "QLoRA": "qlora", "FineTune": "full"}
+METHODS = METHOD_OF_STRATEGY
 MAX_COMMAND = 100_000
 #: The document's fields -> the service's, where a refusal of the service has another name.
 FIELD_NAMES = {
@@ -24,6 +41,33 @@ FIELD_NAMES = {
     "recipe": "algorithmId",
     "output_model_name": "name",
     "resources": "resource",
+    "command": "command",
+    "code_folder": "workingDir",
+    "data_folder": "inputDir",
+    "model_folder": "originModelDir",
+    "output_folder": "outputDir",
+    "checkpoint_folder": "checkPointDir",
+    "profile_path": "profilePath",
+    "environment": "variable",
+    "image_version": "image",
+    "resource_group": "zoneName",
+    "options.resource_group": "zoneName",
+    "options.node_names": "nodeName",
+    "options.priority": "priority",
+    "options.roles": "resource",
+}
+#: What a recipe of the platform decides itself; each belongs to a program of the user's.
+_CUSTOM_ONLY = (
+    "originModelDir", "inputDir", "outputDir", "checkPointDir", "workingDir", "image", "commands", "mpiCommand",
+    "variable",
+)  # fmt: skip
+_FOLDERS = {
+    "code_folder": "workingDir",
+    "data_folder": "inputDir",
+    "model_folder": "originModelDir",
+    "output_folder": "outputDir",
+    "checkpoint_folder": "checkPointDir",
+    "profile_path": "profilePath",
 }
 
 
@@ -80,37 +124,175 @@ class NewTask(Body):
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         """Raises ValidationError for fields that contradict each other."""
-        if attrs.get("command") and attrs.get("algorithmId"):
-            both = say("command 与 algorithmId 不能同时填写", "command and algorithmId are both given; send one.")
-            raise serializers.ValidationError({"command": both}, code="conflicting_fields")
+        for one, other in (("command", "algorithmId"), ("command", "commands"), ("inputDir", "datasetVersionId")):
+            if attrs.get(one) and attrs.get(other):
+                both = say(f"{one} 与 {other} 不能同时填写", f"{one} and {other} are both given; send one.")
+                raise serializers.ValidationError({one: both}, code="conflicting_fields")
         return attrs
 
 
-def arguments_of(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The service's arguments, and the name of each of its fields in the request. Raises Unprocessable."""
+def is_custom(values: dict[str, Any]) -> bool:
+    """The request runs the user's own program: it says so, or it brings one."""
+    if values.get("createWay"):
+        return bool(values["createWay"] == "custom")
+    return any(values.get(name) for name in ("command", "commands", "mpiCommand", "image"))
+
+
+def system_arguments(actor: Actor, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arguments of a recipe's task, and the name of each of its fields in the request.
+
+    Raises Invalid, NotFound, Unprocessable.
+    """
     refuse_what_is_missing_here(values)
+    for name in _CUSTOM_ONLY:
+        if values.get(name):
+            message = say(
+                f"{name} 仅适用于 createWay=custom；预置算法使用平台的数据集与模型版本，结果保存为模型版本",
+                f"{name} goes with createWay=custom: a recipe reads data set and model versions and makes a version.",
+            )
+            raise spoken(Unprocessable(message, field=name))
+    given, names = hyperparameters_of(values)
+    hyperparameters = {**profile_of(actor, values), **given}
+    fold_saving(hyperparameters)
     recipe = values.get("algorithmId") or ("pretrain" if values.get("isPretrain") else "sft")
-    method = METHODS.get(values.get("fineTuneStrategy", ""), "full" if recipe == "pretrain" else "lora")
-    hyperparameters, names = hyperparameters_of(values)
-    resource = values.get("resource") or [{}]
+    strategy = values.get("fineTuneStrategy", "")
     arguments = {
+        **shared_arguments(actor, values),
+        "recipe": recipe,
+        "method": METHODS.get(strategy, "full" if recipe == "pretrain" else "lora"),
+        "train_dataset": dataset_of(actor, values) or required("datasetVersionId"),
+        "base_model": model_of(actor, values),
+        "hyperparameters": hyperparameters,
+    }
+    if sum(role.get("numbers") or 1 for role in values.get("resource") or []) > 1:
+        message = say("预置算法只使用一个节点", "a recipe uses one container; several go with createWay=custom.")
+        raise spoken(Unprocessable(f"resource: {message}", field="resource"))
+    return arguments, {**FIELD_NAMES, **names}
+
+
+def custom_arguments(actor: Actor, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arguments of a task of the user's own program, and the name of each of its fields in the request.
+
+    Raises Invalid, NotFound, Unprocessable.
+    """
+    refuse_what_is_missing_here(values)
+    hyperparameters, names = hyperparameters_of(values)
+    folders = {name: location_of(values.get(field, ""), field=field) for name, field in _FOLDERS.items()}
+    arguments = {
+        **shared_arguments(actor, values),
+        **folders,
+        "command": command_of(values),
+        "method": METHODS.get(values.get("fineTuneStrategy", ""), ""),
+        "is_pretrain": bool(values.get("isPretrain")),
+        "hyperparameters": hyperparameters,
+        "environment": environment_of(values.get("variable") or []),
+        "train_dataset": dataset_of(actor, values) or None,
+        "base_model": model_of(actor, values),
+    }
+    if values.get("image"):
+        arguments["image"] = image_version(actor, values["image"]).pk
+    roles = roles_of(values)
+    if roles:
+        arguments["options"]["roles"] = roles
+    return arguments, {**FIELD_NAMES, **names}
+
+
+def shared_arguments(actor: Actor, values: dict[str, Any]) -> dict[str, Any]:
+    """What both ways have: names, resources, where and when to run, the request as it was written."""
+    options: dict[str, Any] = {}
+    group = group_name(actor, values)
+    if group:
+        options["resource_group"] = group
+    if values.get("nodeName"):
+        options["node_names"] = values["nodeName"]
+    if values.get("priority"):
+        options["priority"] = whole(values["priority"], field="priority")
+    if values.get("isUrgentTask") is not None:
+        options["is_urgent"] = values["isUrgentTask"]
+    return {
         "name": values["name"],
         "description": values.get("describe", ""),
-        "recipe": recipe,
-        "method": method,
-        "train_dataset": values.get("datasetVersionId", ""),
-        "base_model": values.get("modelVersionId") or None,
-        "hyperparameters": hyperparameters,
-        "resources": resources_of(resource[0]),
+        "resources": resources_of((values.get("resource") or [{}])[0]),
+        "options": options,
         "submitted": submitted_of(values),
     }
-    return arguments, {**FIELD_NAMES, **names}
 
 
 def refuse_what_is_missing_here(values: dict[str, Any]) -> None:
     """Raises Unprocessable for what is understood and can not be had, so that nothing is dropped in silence."""
     if values.get("rdma"):
-        raise Unprocessable("rdma: no node of this installation has an RDMA device. Send false.", field="rdma")
+        message = say("rdma: 没有配备 RDMA 设备的节点，请填写 false", "rdma: no node has an RDMA device; send false.")
+        raise spoken(Unprocessable(message, field="rdma"))
+
+
+def image_version(actor: Actor, image: str) -> ImageVersion:
+    """A version by its id, or by ``name:tag``. Raises NotFound."""
+    if parse_id(image):
+        return access_image_version(actor, image, field="image")
+    return find_image_version(actor, image, field="image")
+
+
+def command_of(values: dict[str, Any]) -> str:
+    """The one command that the request has. Raises Invalid (``conflicting_fields``)."""
+    if values.get("commands"):
+        return shlex.join(values["commands"])
+    return str(values.get("command") or values.get("mpiCommand") or "")
+
+
+def roles_of(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """The containers of a multi-node task; empty for one container."""
+    nodes = values.get("resource") or []
+    if sum(node.get("numbers") or 1 for node in nodes) <= 1:
+        return []
+    return [
+        {
+            "name": node.get("nodeType") or ("worker" if number else "master"),
+            "count": node.get("numbers") or 1,
+            "resources": resources_of(node),
+        }
+        for number, node in enumerate(nodes)
+    ]
+
+
+def dataset_of(actor: Actor, values: dict[str, Any]) -> str:
+    """The data set version: by id, or the newest one of a name. Raises NotFound."""
+    if values.get("datasetVersionId"):
+        return str(values["datasetVersionId"])
+    if values.get("dataSetName") and not values.get("inputDir"):
+        return str(newest_version_named(actor, values["dataSetName"], field="dataSetName").pk)
+    return ""
+
+
+def model_of(actor: Actor, values: dict[str, Any]) -> str | None:
+    """The model version: by id, or by its model and name. Raises NotFound."""
+    if values.get("modelVersionId"):
+        return str(values["modelVersionId"])
+    if values.get("modelId"):
+        return str(version_named(actor, values["modelId"], values.get("modelVersion", ""), field="modelId").pk)
+    return None
+
+
+def profile_of(actor: Actor, values: dict[str, Any]) -> dict[str, Any]:
+    """The hyperparameters of the user's config.json; its strategy stands where the request has none."""
+    location = location_of(values.get("profilePath", ""), field="profilePath")
+    if not location:
+        return {}
+    profile = read_profile(actor, location, field="profilePath")
+    if profile.method and not values.get("fineTuneStrategy"):
+        strategies = {method: strategy for strategy, method in METHODS.items()}
+        values["fineTuneStrategy"] = strategies[profile.method]
+    return dict(profile.values)
+
+
+def fold_saving(hyperparameters: dict[str, Any]) -> None:
+    """A recipe saves every ``save_steps`` steps, so ``save_strategy`` says no more than whether. Raises Invalid."""
+    strategy = hyperparameters.pop("save_strategy", None)
+    if strategy == "no":
+        hyperparameters["save_steps"] = 0
+    elif strategy not in (None, "", "steps"):
+        given = f"save_strategy {quoted(strategy, 60)}"
+        message = say(f"{given} 不是 steps, no 之一", f"{given} is none of steps, no.")
+        raise spoken(Invalid(message, code="not_a_choice", field="commonHyperParameters"))
 
 
 def hyperparameters_of(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -131,3 +313,17 @@ def submitted_of(values: dict[str, Any]) -> dict[str, Any]:
     if "variable" in kept:
         kept["variable"] = without_secrets(kept["variable"])
     return kept
+
+
+def whole(text: str, *, field: str) -> int:
+    """A whole number in a text. Raises Invalid (``wrong_type``)."""
+    digits = text.strip().removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 9):
+        message = say(f"{field} {quoted(text, 60)} 须为整数", f"{field} {quoted(text, 60)} is no whole number.")
+        raise spoken(Invalid(message, code="wrong_type", field=field))
+    return int(text)
+
+
+def required(field: str) -> str:
+    """Raises Invalid (``required``)."""
+    raise spoken(Invalid(say(f"{field}: 必填", f"{field}: this field is required."), code="required", field=field))

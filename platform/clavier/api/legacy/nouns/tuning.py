@@ -12,7 +12,7 @@ from rest_framework.response import Response
 
 from clavier.api.common.idempotency import idempotent
 from clavier.api.common.json_body import StrictJsonParser
-from clavier.api.legacy.bodies.tuning import NewTask, arguments_of
+from clavier.api.legacy.bodies.tuning import NewTask, custom_arguments, is_custom, system_arguments
 from clavier.api.legacy.envelopes import TUNING
 from clavier.api.legacy.fields import Body, Id, Number, UserIs, Word
 from clavier.api.legacy.paging import PageBody, PageData, page_of
@@ -21,6 +21,7 @@ from clavier.api.legacy.shapes.tuning import TaskCreated, TaskDetail, created_of
 from clavier.api.legacy.states import states_of
 from clavier.api.legacy.views import LegacyView
 from clavier.api.legacy.words import say
+from finetune_app.custom import create_custom_fine_tune_task
 from finetune_app.models import FineTuneTask
 from finetune_app.queries import tasks_of_all_tenants, visible_tasks
 from finetune_app.services import access_fine_tune_task, create_fine_tune_task
@@ -66,8 +67,13 @@ class CreateTaskView(TuningView):
     @idempotent()
     def post(self, request: Request) -> Response:
         """Create a task and start it. Every field is kept and comes back in the detail."""
-        arguments, self.field_names = arguments_of(self.read(NewTask))
-        task = create_fine_tune_task(actor=self.actor, **arguments)
+        values = self.read(NewTask)
+        if is_custom(values):
+            arguments, self.field_names = custom_arguments(self.actor, values)
+            task = create_custom_fine_tune_task(actor=self.actor, **arguments)
+        else:
+            arguments, self.field_names = system_arguments(self.actor, values)
+            task = create_fine_tune_task(actor=self.actor, **arguments)
         return self.answer(created_of(task), say("任务创建成功", "The task was created."))
 
 
