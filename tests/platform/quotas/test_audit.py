@@ -16,6 +16,7 @@ from clavier.quotas.models import QuotaWindow, Reservation, Usage
 from clavier.quotas.services import lift_cap, set_cap
 from clavier.runs.models import Run
 from clavier.runs.services import stop_run
+from clavier.runs.waiting import explain
 from runner.contract.run_spec import Resources
 from tests.engine import assert_consistent, make_engine
 from tests.worlds import make_dataset
@@ -65,7 +66,7 @@ def test_a_lifted_cap_is_gone_and_the_runs_it_counted_end_well(engine, alice):
     ("window", "words"),
     [
         ({"valid_from": timedelta(days=1)}, "Your quota is valid from"),
-        ({"valid_until": -timedelta(days=1)}, "Your quota has ended; no new run starts"),
+        ({"valid_until": -timedelta(days=1)}, "Your quota ended at"),
         ({"valid_from": -timedelta(days=1), "valid_until": timedelta(days=1)}, ""),
     ],
 )
@@ -78,7 +79,7 @@ def test_outside_the_window_of_a_quota_no_run_starts_and_running_ones_go_on(engi
     engine.step(2)
     run.refresh_from_db()
     assert run.state == ("PENDING" if words else "RUNNING")
-    assert run.why.startswith(words)
+    assert explain(run).why.startswith(words)
     assert Run.objects.get(pk=running.pk).state == "RUNNING"
 
 
