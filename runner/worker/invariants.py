@@ -13,15 +13,16 @@ from typing import Any
 from uuid import UUID
 
 from django.conf import settings
-from django.db.models import Max
+from django.db.models import Max, Q
 from django.utils import timezone
 
+from clavier.quotas.models import Node
 from clavier.runs.invariants import FRESH, Finding, find_all
 from clavier.runs.models import Attempt
 from clavier.runs.states import RunState
 from runner.contract.folder import write_json_durably
 from runner.executors.base import ExecutorError, Observation
-from runner.worker.engines import executor
+from runner.worker.engines import Engine, engines_of, executor
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +48,15 @@ def check_everything(since: datetime | None = None) -> Report:
 def executor_findings(silent: list[str]) -> Iterator[Finding]:
     """I4 and I6 of every executor in use; those that do not answer are added to ``silent``."""
     live = Attempt.objects.filter(ended_at=None)
-    for name in sorted({settings.CLAVIER_EXECUTOR, *live.values_list("node__executor", flat=True)}):
+    used = Node.objects.filter(Q(attempts__in=live) | Q(peers__attempt__in=live)).distinct()
+    for engine in engines_of(used):
         try:
-            observed = executor(name).list()  # before the rows are read: an attempt's row is older than its process
+            observed = executor(engine).list()  # before the rows are read: an attempt's row is older than its process
         except ExecutorError as error:
-            silent.append(f"{name}: {error}")
+            silent.append(f"{engine}: {error}")
             continue
         yield from strays(observed)
-        yield from out_of_sight(name, observed)
+        yield from out_of_sight(engine, observed)
 
 
 def strays(observed: list[Observation]) -> Iterator[Finding]:
@@ -69,15 +71,17 @@ def strays(observed: list[Observation]) -> Iterator[Finding]:
             yield Finding("I4", f"{seen.name} is {seen.state}, its attempt ended at {row.ended_at:%Y-%m-%d %H:%M:%S}")
 
 
-def out_of_sight(name: str, observed: list[Observation]) -> Iterator[Finding]:
+def out_of_sight(engine: Engine, observed: list[Observation]) -> Iterator[Finding]:
     """I6: of a run that neither waits nor has ended its executor knows something, or it changed a minute ago."""
     known = {attempt_id(seen) for seen in observed}
     fresh = timezone.now() - FRESH
-    live = Attempt.objects.filter(ended_at=None, node__executor=name).exclude(run__state=RunState.PENDING)
-    for attempt in live.select_related("run").annotate(heard_at=Max("run__events__at")):
+    live = Attempt.objects.filter(ended_at=None, node__executor=engine.executor, node__engine_url=engine.url)
+    for attempt in (
+        live.exclude(run__state=RunState.PENDING).select_related("run").annotate(heard_at=Max("run__events__at"))
+    ):
         moments = [attempt.created_at, attempt.not_before, attempt.heard_at]
         if attempt.pk not in known and max(moment for moment in moments if moment is not None) < fresh:
-            yield Finding("I6", f"run {attempt.run_id} is {attempt.run.state}, and {name} knows nothing of {attempt}")
+            yield Finding("I6", f"run {attempt.run_id} is {attempt.run.state}, and {engine} knows nothing of {attempt}")
 
 
 def attempt_id(seen: Observation) -> UUID:

@@ -5,23 +5,31 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
 
 from django.utils import timezone
 
+from clavier.quotas.models import Node
 from clavier.quotas.services import gpus_of
 from clavier.runs.models import Attempt, Outbox, Run
 from clavier.runs.outputs import run_folder
 from clavier.runs.services import finish_attempt
 from clavier.runs.states import EndReason, RunState
 from runner.contract import folder
-from runner.executors.base import ExecutorError, Launch, LaunchRefused
+from runner.executors.base import ExecutorError, Gang, Launch, LaunchRefused
 from runner.worker import scheduler
-from runner.worker.engines import executor
+from runner.worker.engines import engine_of, executor
 from runner.worker.layout import lay_out
+from runner.worker.ranks import name_of
 
 logger = logging.getLogger(__name__)
+
+#: Executors whose programs share the host's network, so that gangs of one host need different ports.
+ON_THE_HOST = ("local_process", "fake")
+#: Below what systems choose ports of outgoing connections from.
+FIRST_PORT, NUM_PORTS = 20_000, 12_000
 
 
 def schedule(outbox_id: str = "") -> None:
@@ -31,16 +39,18 @@ def schedule(outbox_id: str = "") -> None:
 
 
 def launch(attempt_id: str) -> None:
-    """Start an attempt, or adopt what an earlier call started."""
-    attempt = Attempt.objects.select_related("run__tenant", "node").filter(pk=UUID(attempt_id), ended_at=None).first()
-    if attempt is None or attempt.run.state not in (RunState.PREPARING, RunState.RUNNING):
+    """Start all containers of an attempt, or adopt what an earlier call started."""
+    live = Attempt.objects.select_related("run__tenant", "node").filter(pk=UUID(attempt_id), ended_at=None)
+    attempt = live.first()
+    if attempt is None or attempt.run.state not in (RunState.PREPARING, RunState.RUNNING) or attempt.leave_asked_at:
         return
     if attempt.not_before is not None and attempt.not_before > timezone.now():
         return
-    engine = executor(attempt.node.executor)
+    nodes = [attempt.node, *(peer.node for peer in attempt.peers.select_related("node"))]
     try:
         prepare_folder(attempt.run)
-        engine.start(launch_of(attempt))
+        for started, node in zip(launches_of(attempt, nodes), nodes, strict=True):
+            executor(engine_of(node)).start(started)
     except LaunchRefused as refusal:
         finish_attempt(attempt=attempt, reason=EndReason.INVALID_SPEC, message=str(refusal))
         return
@@ -48,20 +58,37 @@ def launch(attempt_id: str) -> None:
         logger.warning("start of attempt %s failed: %s; the reconciler tries again", attempt_id, error)
         return
     if Run.objects.filter(pk=attempt.run_id, state=RunState.STOPPING).exists():
-        engine.stop(str(attempt.pk), attempt.run.run_spec().limits.stop_grace_s)
+        for rank, node in enumerate(nodes):
+            executor(engine_of(node)).stop(name_of(attempt, rank), attempt.run.run_spec().limits.stop_grace_s)
 
 
-def launch_of(attempt: Attempt) -> Launch:
-    """What the executor is told of an attempt."""
-    run = attempt.run
-    return Launch(
-        name=str(attempt.pk),
-        run_folder=run_folder(run.pk),
-        spec=run.run_spec(),
-        owner_id=run.tenant.number,
-        gpus=gpus_of(attempt.pk).get(0, ()),
-        labels={"run": str(run.pk), "attempt": str(attempt.number), "tenant": run.tenant.name, "kind": run.kind},
-    )
+def launches_of(attempt: Attempt, nodes: Sequence[Node]) -> list[Launch]:
+    """What the executors are told of each container, by rank."""
+    run, spec = attempt.run, attempt.run.run_spec()
+    gpus = gpus_of(attempt.pk)
+    return [
+        Launch(
+            name=name_of(attempt, rank),
+            run_folder=run_folder(run.pk),
+            spec=spec,
+            owner_id=run.tenant.number,
+            gpus=gpus.get(rank, ()),
+            labels={"run": str(run.pk), "attempt": str(attempt.number), "tenant": run.tenant.name, "kind": run.kind},
+            resources=role.resources,
+            gang=gang_of(attempt, rank, nodes) if len(nodes) > 1 else None,
+        )
+        for rank, role in enumerate(spec.containers())
+    ]
+
+
+def gang_of(attempt: Attempt, rank: int, nodes: Sequence[Node]) -> Gang:
+    """Where the containers of a run meet: on this host, in a network of the run's own, or in one that engines share."""
+    network, address = f"clavier-{attempt.pk}", "rank-0"
+    if nodes[0].executor in ON_THE_HOST:
+        address = "127.0.0.1"
+    elif len({engine_of(node) for node in nodes}) > 1:  # the planner allows it where a network is shared only
+        network, address = nodes[0].engine_network, f"rank-0-{attempt.pk.hex}"
+    return Gang(rank, len(nodes), network, address, FIRST_PORT + attempt.pk.int % NUM_PORTS)
 
 
 def prepare_folder(run: Run) -> Path:

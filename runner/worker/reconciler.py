@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
 
-from django.conf import settings
+from django.db import transaction
+from django.db.models import Prefetch
 from django.utils import timezone
 
 from clavier.core.errors import DomainError, StorageFull
-from clavier.runs.models import Attempt, Outbox
+from clavier.quotas.models import Node
+from clavier.runs.leases import Fence, LeaseLost
+from clavier.runs.models import Attempt, Outbox, Peer
 from clavier.runs.outputs import check_manifest, make_manifest, read_json, read_log, read_metrics, seal_output
 from clavier.runs.printed import last_words
 from clavier.runs.queries import TAIL_BYTES, waiting_runs
 from clavier.runs.services import finish_attempt, mark_running
 from clavier.runs.states import EndReason, RunState
 from runner.contract import folder
-from runner.executors.base import Executor, ExecutorError, Observation
+from runner.executors.base import ExecutorError, Observation
 from runner.worker import jobs, scheduler
-from runner.worker.engines import executor
+from runner.worker.engines import Engine, engines_of, executor
+from runner.worker.listing import Listings
+from runner.worker.ranks import Rank, decisive, ranks_of
 from runner.worker.verdicts import Verdict, verdict_of
 
 logger = logging.getLogger(__name__)
@@ -38,112 +47,189 @@ class Reconciler:
     def __init__(self) -> None:
         self.orphans_since: dict[str, datetime] = {}
         self.last_schedule = timezone.now() - timedelta(hours=1)
+        self.listings = Listings()
+        self.fence: Fence | None = None
 
-    def run_pass(self) -> None:
-        """Settle running attempts, then start what waits."""
-        attempts = list(Attempt.objects.filter(ended_at=None).select_related("run__tenant", "node"))
-        for name in {settings.CLAVIER_EXECUTOR} | {attempt.node.executor for attempt in attempts}:
-            mine = [attempt for attempt in attempts if attempt.node.executor == name]
-            try:
-                self.settle_executor(executor(name), mine)
-            except ExecutorError as error:
-                # No news is not bad news: nothing is concluded from an executor that does not answer.
-                logger.warning("executor %s does not answer: %s", name, error)
-        self.sweep_outbox()
-
-    def settle_executor(self, engine: Executor, attempts: Iterable[Attempt]) -> None:
-        """Compare one executor's list with the live attempts that belong to it."""
-        observed = {observation.name: observation for observation in engine.list()}
+    def run_pass(self, fence: Fence | None = None) -> None:
+        """Settle running attempts, then start what waits. ``fence``: our term as the leader; raises LeaseLost."""
+        self.fence = fence
+        attempts = list(
+            Attempt.objects.filter(ended_at=None)
+            .select_related("run__tenant", "node")
+            .prefetch_related(Prefetch("peers", Peer.objects.select_related("node").order_by("rank")))
+        )
+        engines = engines_of(Node.objects.all())
+        answers = self.listings.ask({engine: executor(engine) for engine in engines})
+        observed = {engine: {seen.name: seen for seen in answer} for engine, answer in answers.items()}
         known: set[str] = set()
         for attempt in attempts:
-            known.add(str(attempt.pk))
-            try:
-                self.settle_attempt(engine, attempt, observed.get(str(attempt.pk)))
-            except Exception:
-                # One broken run must not stop the settling of all the others.
-                logger.exception("attempt %s could not be settled; trying again", attempt.pk)
-        for name, observation in observed.items():
-            if name not in known:
-                self.settle_orphan(engine, observation)
+            ranks = ranks_of(attempt, observed)
+            known.update(rank.name for rank in ranks)
+            # No news is not bad news: nothing is concluded while one of its engines does not answer.
+            if all(rank.engine in observed for rank in ranks):
+                self.settle_safely(attempt, ranks)
+        for engine, answer in answers.items():
+            for seen in answer:
+                if seen.name not in known:
+                    self.settle_orphan(engine, seen)
+        self.sweep_outbox()
 
-    def settle_attempt(self, engine: Executor, attempt: Attempt, seen: Observation | None) -> None:
-        """Bring one attempt's rows up to what was observed."""
-        if seen is None:
-            self.settle_missing(attempt)
+    def settle_safely(self, attempt: Attempt, ranks: Sequence[Rank]) -> None:
+        """One broken run must not stop the settling of all the others."""
+        try:
+            self.settle_attempt(attempt, ranks)
+        except LeaseLost:
+            raise
+        except ExecutorError as error:
+            logger.warning("attempt %s could not be settled: %s; trying again", attempt.pk, error)
+        except Exception:
+            logger.exception("attempt %s could not be settled; trying again", attempt.pk)
+
+    def settle_attempt(self, attempt: Attempt, ranks: Sequence[Rank]) -> None:
+        """Bring an attempt's rows up to what was observed of its containers."""
+        is_leaving = attempt.run.state == RunState.STOPPING or attempt.leave_asked_at is not None
+        has_failed = any(rank.has_exited and not rank.ended_well for rank in ranks)
+        if any(rank.seen is None for rank in ranks):
+            self.settle_missing(attempt, ranks, is_ending=is_leaving or has_failed)
             return
-        if attempt.observed_at is None or attempt.missing_since is not None:
-            Attempt.objects.filter(pk=attempt.pk).update(
-                observed_at=attempt.observed_at or timezone.now(), missing_since=None
-            )
-        if seen.state == "exited":
-            self.collect(attempt, seen)
-            self.forget(engine, seen)
-        elif attempt.run.state == RunState.STOPPING:
-            engine.stop(seen.name, attempt.run.run_spec().limits.stop_grace_s)
-        elif seen.state == "starting":
+        self.write_observed(attempt)
+        if all(rank.has_exited for rank in ranks):
+            self.collect(attempt, ranks)
+        elif is_leaving or has_failed:
+            self.stop_all(attempt, ranks)
+        elif any(rank.seen is not None and rank.seen.state == "starting" for rank in ranks):
             jobs.launch(str(attempt.pk))
         elif attempt.run.state == RunState.PREPARING and self.is_ready(attempt):
-            mark_running(attempt=attempt, started_at=as_time(seen.started_at))
+            started = max((rank.seen.started_at or 0.0 for rank in ranks if rank.seen is not None), default=0.0)
+            with self.writing():
+                mark_running(attempt=attempt, started_at=as_time(started or None))
 
-    def settle_missing(self, attempt: Attempt) -> None:
-        """The executor does not know the attempt: not started yet, to be stopped, or lost."""
+    def settle_missing(self, attempt: Attempt, ranks: Sequence[Rank], *, is_ending: bool) -> None:
+        """An executor does not know a container: not started yet, not to be started any more, or lost."""
         now = timezone.now()
-        if attempt.run.state == RunState.STOPPING and attempt.observed_at is None:
-            finish_attempt(
-                attempt=attempt, reason=EndReason(attempt.run.stop_reason), message="Stopped before it started."
-            )
+        is_alive = any(rank.is_alive for rank in ranks)
+        if is_ending and is_alive:
+            self.stop_all(attempt, ranks)
+        elif is_ending and attempt.observed_at is None:
+            if any(rank.has_exited for rank in ranks):
+                self.collect(attempt, [rank for rank in ranks if rank.seen is not None])
+            else:
+                self.end_before_start(attempt)
         elif attempt.observed_at is None:
             due = attempt.not_before or attempt.created_at + LAUNCH_AGAIN_AFTER
             if now >= due:
                 jobs.launch(str(attempt.pk))
         elif attempt.missing_since is None:
-            Attempt.objects.filter(pk=attempt.pk).update(missing_since=now)
+            self.write(attempt, missing_since=now)
+        elif now - attempt.missing_since >= LOST_AFTER and is_alive:
+            self.stop_all(attempt, ranks)
         elif now - attempt.missing_since >= LOST_AFTER:
+            with self.writing():
+                finish_attempt(
+                    attempt=attempt, reason=EndReason.EXECUTOR_LOST, message="The executor no longer knows the attempt."
+                )
+
+    def end_before_start(self, attempt: Attempt) -> None:
+        """It is not wanted any more, and no engine has it."""
+        reason = EndReason(attempt.run.stop_reason) if attempt.run.stop_reason else EndReason.PREEMPTED
+        with self.writing():
+            finish_attempt(attempt=attempt, reason=reason, message="Stopped before it started.")
+
+    def stop_all(self, attempt: Attempt, ranks: Sequence[Rank]) -> None:
+        """Ask what still runs to end; again and again until it has, for a stop may be lost."""
+        grace_s = attempt.run.run_spec().limits.stop_grace_s
+        for rank in ranks:
+            if rank.is_alive:
+                executor(rank.engine).stop(rank.name, grace_s)
+
+    def write_observed(self, attempt: Attempt) -> None:
+        """The executors know all of it."""
+        if attempt.observed_at is None or attempt.missing_since is not None:
+            self.write(attempt, observed_at=attempt.observed_at or timezone.now(), missing_since=None)
+
+    def write(self, attempt: Attempt, **columns: Any) -> None:
+        """Columns of an attempt, as the leader."""
+        with self.writing():
+            Attempt.objects.filter(pk=attempt.pk).update(**columns)
+
+    def writing(self) -> AbstractContextManager[None]:
+        """A transaction in which nobody else can have taken the lead. Raises LeaseLost."""
+        return self.fence.transaction() if self.fence is not None else transaction.atomic()
+
+    def collect(self, attempt: Attempt, ranks: Sequence[Rank]) -> None:
+        """All containers have exited: find the verdict, write it down, let the executors forget them."""
+        rank = decisive(ranks)
+        assert rank.seen is not None
+        verdict = self.verdict_on(attempt, rank, is_gang=len(ranks) > 1)
+        most = [one.seen.max_memory_mib for one in ranks if one.seen is not None and one.seen.max_memory_mib]
+        seen = replace(rank.seen, max_memory_mib=max(most, default=rank.seen.max_memory_mib))
+        try:
+            self.finish(attempt, verdict, seen)
+        except StorageFull as refusal:  # the owner has no room for what was made
+            self.finish(attempt, Verdict(EndReason.STORAGE_QUOTA, refusal.message), seen)
+        except DomainError as refusal:  # the domain can not use what the program made
+            self.finish(attempt, Verdict(EndReason.BAD_OUTPUT, refusal.message), seen)
+        for one in ranks:
+            self.forget(one.engine, one.name)
+
+    def verdict_on(self, attempt: Attempt, rank: Rank, *, is_gang: bool) -> Verdict:
+        """Why an attempt ended whose containers have all exited."""
+        assert rank.seen is not None
+        verdict = verdict_of(rank.seen, last_error(attempt), was_asked_to_leave=attempt.leave_asked_at is not None)
+        if verdict.reason == EndReason.COMPLETED and attempt.run.spec["ready_file"]:
+            return Verdict(EndReason.EXIT_NONZERO, "The server ended by itself.")
+        if verdict.reason == EndReason.COMPLETED:
+            return self.verdict_on_output(attempt) or verdict
+        return Verdict(verdict.reason, f"Rank {rank.number}: {verdict.message}") if is_gang else verdict
+
+    def verdict_on_output(self, attempt: Attempt) -> Verdict | None:
+        """Seal what was made; why it can not be used, or None."""
+        seal_output(attempt.run_id, attempt.run.tenant.number)
+        if attempt.run.spec["program"] is None:
+            make_manifest(attempt.run_id)
+        manifest, wrong = check_manifest(attempt.run_id)
+        if manifest is not None:
+            return None
+        missing = wrong.startswith("The program ended without")
+        if missing and attempt.run.spec["program"] is None:
+            wrong = LEFT_NOTHING
+        return Verdict(EndReason.NO_OUTPUT if missing else EndReason.BAD_OUTPUT, wrong)
+
+    def finish(self, attempt: Attempt, verdict: Verdict, seen: Observation) -> None:
+        """Write an attempt's end down, as the leader. Raises DomainError when the domain's hook refuses, LeaseLost."""
+        with self.writing():
             finish_attempt(
-                attempt=attempt, reason=EndReason.EXECUTOR_LOST, message="The executor no longer knows the attempt."
+                attempt=attempt,
+                reason=verdict.reason,
+                message=verdict.message,
+                exit_code=seen.exit_code,
+                ended_at=as_time(seen.ended_at),
+                max_memory_mib=seen.max_memory_mib,
             )
 
-    def collect(self, attempt: Attempt, seen: Observation) -> None:
-        """An attempt has exited: find the verdict and write it down."""
-        verdict = verdict_of(seen, last_error(attempt))
-        if verdict.reason == EndReason.COMPLETED and attempt.run.spec["ready_file"]:
-            verdict = Verdict(EndReason.EXIT_NONZERO, "The server ended by itself.")
-        elif verdict.reason == EndReason.COMPLETED:
-            seal_output(attempt.run_id, attempt.run.tenant.number)
-            if attempt.run.spec["program"] is None:
-                make_manifest(attempt.run_id)
-            manifest, wrong = check_manifest(attempt.run_id)
-            if manifest is None:
-                missing = wrong.startswith("The program ended without")
-                verdict = Verdict(EndReason.NO_OUTPUT if missing else EndReason.BAD_OUTPUT, wrong)
-                if missing and attempt.run.spec["program"] is None:
-                    verdict = Verdict(EndReason.NO_OUTPUT, LEFT_NOTHING)
-        try:
-            finish(attempt, verdict, seen)
-        except StorageFull as refusal:  # the owner has no room for what was made
-            finish(attempt, Verdict(EndReason.STORAGE_QUOTA, refusal.message), seen)
-        except DomainError as refusal:  # the domain can not use what the program made
-            finish(attempt, Verdict(EndReason.BAD_OUTPUT, refusal.message), seen)
+    def forget(self, engine: Engine, name: str) -> None:
+        """Let the executor drop an exited container, but never before its end stands in the database."""
+        if not Attempt.objects.filter(pk=attempt_id(name), ended_at=None).exists():
+            executor(engine).remove(name)
 
-    def forget(self, engine: Executor, seen: Observation) -> None:
-        """Let the executor drop an exited attempt, but never before its end stands in the database."""
-        if not Attempt.objects.filter(pk=seen.name, ended_at=None).exists():
-            engine.remove(seen.name)
-
-    def settle_orphan(self, engine: Executor, seen: Observation) -> None:
+    def settle_orphan(self, engine: Engine, seen: Observation) -> None:
         """No live attempt had this name: forget it when it has exited, end it after a grace when it runs.
 
         An attempt that began after this pass had read the rows looks like an orphan too; the next pass settles it.
         """
-        if seen.state == "exited":
-            self.forget(engine, seen)
-            self.orphans_since.pop(seen.name, None)
-            return
-        since = self.orphans_since.setdefault(seen.name, timezone.now())
-        ended = Attempt.objects.filter(pk=seen.name, ended_at__isnull=False).exists()
-        if ended or timezone.now() - since > timedelta(seconds=ORPHAN_GRACE_S):
-            logger.warning("%s runs without a live attempt; ending it", seen.name)
-            engine.stop(seen.name, 10)
+        try:
+            if seen.state == "exited":
+                self.forget(engine, seen.name)
+                self.orphans_since.pop(seen.name, None)
+                return
+            since = self.orphans_since.setdefault(seen.name, timezone.now())
+            ended = Attempt.objects.filter(pk=attempt_id(seen.name), ended_at__isnull=False).exists()
+            if ended or timezone.now() - since > timedelta(seconds=ORPHAN_GRACE_S):
+                with self.writing():  # who no longer leads ends nothing
+                    logger.warning("%s runs without a live attempt; ending it", seen.name)
+                executor(engine).stop(seen.name, 10)
+        except ExecutorError as error:
+            logger.warning("%s of %s could not be ended: %s; trying again", seen.name, engine, error)
 
     def is_ready(self, attempt: Attempt) -> bool:
         """A program that serves counts as running once it has written ready.json."""
@@ -162,18 +248,6 @@ class Reconciler:
             Outbox.objects.filter(pk__in=stale).delete()
 
 
-def finish(attempt: Attempt, verdict: Verdict, seen: Observation) -> None:
-    """Write an attempt's end down. Raises DomainError when the domain's hook refuses."""
-    finish_attempt(
-        attempt=attempt,
-        reason=verdict.reason,
-        message=verdict.message,
-        exit_code=seen.exit_code,
-        ended_at=as_time(seen.ended_at),
-        max_memory_mib=seen.max_memory_mib,
-    )
-
-
 def last_error(attempt: Attempt) -> str:
     """What the program itself said of its end: its last ``error`` event; of a user's command the end of its log."""
     if attempt.run.spec["program"] is None:
@@ -186,3 +260,8 @@ def last_error(attempt: Attempt) -> str:
 def as_time(seconds: float | None) -> datetime:
     """An executor's epoch seconds, or now."""
     return timezone.now() if seconds is None else datetime.fromtimestamp(seconds, tz=UTC)
+
+
+def attempt_id(name: str) -> UUID:
+    """The attempt of a container's name."""
+    return UUID(name.partition(".")[0])

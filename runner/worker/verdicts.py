@@ -25,12 +25,15 @@ OWN_EXITS = {
 }
 
 
-def verdict_of(seen: Observation, said: str) -> Verdict:
+def verdict_of(seen: Observation, said: str, *, was_asked_to_leave: bool = False) -> Verdict:
     """The verdict on an exited attempt; ``said`` is the program's own last error, if any.
 
     User errors are never retried; only what nobody asked for (lost, killed from outside) is infrastructure.
+    ``was_asked_to_leave``: the platform stopped it to make room, so its run waits again.
     """
     code = seen.exit_code
+    if was_asked_to_leave and (seen.cause in ("stopped", "lost") or code in (128 + 9, 128 + 15)):
+        return Verdict(EndReason.PREEMPTED, "It made room for a run whose tenant wanted its share, and waits again.")
     if seen.cause == "stopped":
         # A stop that a user asked for overrides this: the run is STOPPING then.
         return Verdict(EndReason.INFRASTRUCTURE, "The executor ended it though nobody had asked for that.")

@@ -265,16 +265,16 @@ def test_what_can_never_run_is_refused_at_submission(engine, alice):
 
 
 def test_a_run_that_begins_and_ends_during_a_pass_is_collected_by_the_next(engine, alice, monkeypatch):
-    rows_were_read = engine.executor.list
+    listings = engine.reconciler.listings
+    rows_were_read = listings.ask
 
-    def start_one_then_list():
-        monkeypatch.setattr(engine.executor, "list", rows_were_read)
+    def start_one_then_list(executors):
         for attempt_id in scheduler.schedule_pass():
             jobs.launch(str(attempt_id))
-        return rows_were_read()
+        return rows_were_read(executors)
 
     run = engine.submit(alice)
-    monkeypatch.setattr(engine.executor, "list", start_one_then_list)
+    monkeypatch.setattr(listings, "ask", start_one_then_list)
     engine.reconciler.run_pass()
     engine.reconciler.run_pass()
     run.refresh_from_db()

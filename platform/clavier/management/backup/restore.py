@@ -22,13 +22,14 @@ from clavier.management.backup import databases
 from clavier.management.backup.manifest import HOME, BackupError, Entry, Manifest, copy_hashed
 from clavier.management.backup.source import contents, load_manifest, raise_if_damaged
 from clavier.management.backup.tree import LEFT_OUT, TOP_FILES, Progress
+from clavier.quotas.models import Node
 from clavier.runs.models import Attempt, Lease, Outbox, Run
 from clavier.runs.services import finish_attempt
 from clavier.runs.states import LIVE_STATES, EndReason
 from runner.contract import folder as names
 from runner.contract.run_spec import RunSpec
 from runner.executors.base import Executor, ExecutorError
-from runner.worker.engines import executor
+from runner.worker.engines import engines_of, executor
 
 #: What any management command makes in a home by itself.
 MADE_BY_COMMANDS = frozenset({"secret_key", "uploads", "run", "static", "logs", "up.lock", "queue"})
@@ -138,14 +139,13 @@ def is_whole(entry: Entry, stream: IO[bytes] | None, target: Path) -> bool:
 
 def end_programs(done: Restored) -> None:
     """End what the replaced installation still runs: its runs may be started anew, and two at once must never be."""
-    used: set[str] = {settings.CLAVIER_EXECUTOR}
-    if not databases.is_empty() and "runs_attempt" in connection.introspection.table_names():
-        used |= set(Attempt.objects.filter(ended_at=None).values_list("node__executor", flat=True))
-    for name in sorted(used):
+    has_rows = not databases.is_empty() and "runs_attempt" in connection.introspection.table_names()
+    nodes = Node.objects.filter(attempts__ended_at=None, attempts__isnull=False) if has_rows else Node.objects.none()
+    for engine in engines_of(nodes):
         try:
-            end_programs_of(executor(name))
+            end_programs_of(executor(engine))
         except ExecutorError as error:
-            done.warnings.append(f"executor {name} does not answer ({error}); end its programs yourself")
+            done.warnings.append(f"executor {engine} does not answer ({error}); end its programs yourself")
 
 
 def end_programs_of(engine: Executor) -> None:

@@ -44,10 +44,13 @@ class Command(BaseCommand):
         while not self.stopping:
             began = time.monotonic()
             try:
-                if leases.hold(RECONCILER_LEASE, holder, for_s=LEASE_S):
-                    reconciler.run_pass()
+                fence = leases.hold(RECONCILER_LEASE, holder, for_s=LEASE_S)
+                if fence is not None:
+                    reconciler.run_pass(fence)
                     housekeeping.tidy()
                     watch.look()
+            except leases.LeaseLost as lost:
+                logger.warning("another reconciler took over: %s", lost)
             except (DatabaseError, OSError):
                 logger.exception("the database or the disk failed; trying again")
                 close_old_connections()
