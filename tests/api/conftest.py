@@ -56,6 +56,12 @@ def charlie_client(charlie_user: User) -> APIClient:
 
 
 @pytest.fixture
+def operator_client(db: None) -> APIClient:
+    """Who runs the installation, with a tenant of her own."""
+    return client_of(create_user(username="olga", tenant_name="ops", password="olga-secret-5", is_operator=True)[0])
+
+
+@pytest.fixture
 def anonymous_client(db: None) -> APIClient:
     """Nobody."""
     return APIClient(raise_request_exception=False)

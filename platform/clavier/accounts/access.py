@@ -56,3 +56,11 @@ def require_tenant_admin(actor: Actor) -> None:
     require_write(actor)
     if not actor.manages_tenant:
         raise Forbidden(f"Only owners and admins of {actor.tenant_name} may do this.")
+
+
+def require_operator(actor: Actor, *, to_write: bool = False) -> None:
+    """Raises Forbidden unless the actor runs this installation and the credential has the scope that is needed."""
+    if not actor.is_operator:
+        raise Forbidden("Only operators of this installation may do this.", code="operators_only")
+    if to_write and "write" not in actor.scopes:
+        raise Forbidden("This API key has no scope 'write'. Make a key with it under Settings.", code="scope_missing")

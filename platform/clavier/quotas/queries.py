@@ -8,10 +8,12 @@ from uuid import UUID
 
 from django.db.models import OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Coalesce
+from django.utils import timezone
 
 from clavier.accounts.models import Tenant, User
 from clavier.core.actor import Actor
 from clavier.core.errors import NotFound, quoted
+from clavier.files.queries import storage_usage, tenant_storage_usage
 from clavier.quotas.models import OWNER_SCOPES, RESOURCES, Node, QuotaWindow, ResourceGroup, ResourceGroupGrant, Usage
 
 
@@ -59,6 +61,23 @@ def window_of(actor: Actor) -> tuple[datetime | None, datetime | None]:
     starts = [window.valid_from for window in windows if window.valid_from]
     ends = [window.valid_until for window in windows if window.valid_until]
     return max(starts, default=None), min(ends, default=None)
+
+
+def quota_of(actor: Actor) -> dict[str, Any]:
+    """Everything that bounds the actor: caps, what is left of them and of the nodes, validity, storage."""
+    now, (start, end), limits = timezone.now(), window_of(actor), remaining(actor)
+    return {
+        "limits": limits,
+        "remaining": left_for(actor),
+        "window": {
+            "valid_from": start,
+            "valid_until": end,
+            "is_open": (start is None or start <= now) and (end is None or now < end),
+        },
+        "is_init": not limits and start is None and end is None,
+        "storage": storage_usage(actor),
+        "tenant_storage": tenant_storage_usage(actor),
+    }
 
 
 def node_usage() -> list[dict[str, Any]]:

@@ -16,10 +16,15 @@ from tests.api.native.conftest import World, error_of
 #: Says something of the caller or of the platform, to everybody who signed in.
 FOR_ALL = {
     "/api/v1/me", "/api/v1/quota", "/api/v1/session", "/api/v1/recipes", "/api/v1/recipes/{recipe}/{method}",
-    "/api/v1/model-presets",
+    "/api/v1/model-presets", "/api/v1/resource-groups",
+}  # fmt: skip
+FOR_OPERATORS = {
+    "/api/v1/nodes", "/api/v1/nodes/{name}", "/api/v1/gpus", "/api/v1/quotas", "/api/v1/quotas/{scope}/{name}",
 }  # fmt: skip
 FORMS = {"/api/v1/files", "/api/v1/datasets/{dataset_id}/versions"}
 BODIES: dict[str, Any] = {
+    "/api/v1/nodes/{name}": {"is_schedulable": True},
+    "/api/v1/gpus": {"node": "local", "uuid": "GPU-1", "memory_mib": 1},
     "/api/v1/tenant/members/{username}": {"role": "viewer"},
     "/api/v1/files/{file_id}/move": {"folder": "", "name": "moved"},
     "/api/v1/datasets/{dataset_id}": {"license": "MIT"},
@@ -46,8 +51,10 @@ def operations() -> Iterator[tuple[str, str]]:
 
 
 OPERATIONS = list(operations())
-ON_OBJECTS = [(method, path) for method, path in OPERATIONS if "{" in path and path not in FOR_ALL]
-LISTS = [path for method, path in OPERATIONS if method == "get" and "{" not in path and path not in FOR_ALL]
+ON_OBJECTS = [(method, path) for method, path in OPERATIONS if "{" in path and path not in FOR_ALL | FOR_OPERATORS]
+LISTS = [
+    path for method, path in OPERATIONS if method == "get" and "{" not in path and path not in FOR_ALL | FOR_OPERATORS
+]
 
 
 def filled(path: str, world: World, bobs_key: str) -> str:
@@ -59,7 +66,7 @@ def filled(path: str, world: World, bobs_key: str) -> str:
         "username": "bob", "key_id": bobs_key, "file_id": world.file.pk, "dataset_id": world.dataset_version.dataset_id,
         "version_id": version, "model_id": world.base.model_id, "image_id": world.image.image_id,
         "task_id": task, "service_id": world.service.pk,
-        "run_id": world.run.pk, "recipe": "sft", "method": "lora",
+        "run_id": world.run.pk, "recipe": "sft", "method": "lora", "name": "local", "scope": "tenant",
     }  # fmt: skip
     return path.format(**values)
 
@@ -121,6 +128,18 @@ def test_charlie_sees_nothing_of_alice_in_any_list(
         items = charlie_client.get(path).json()["items"]
         assert [item.get("username", item.get("name")) for item in items] == ([own[path]] if path in own else []), path
         assert alice_client.get(path).json()["items"], path
+
+
+@pytest.mark.parametrize("who", ["alice_client", "bob_client", "viewer_client", "charlie_client"])
+def test_who_is_no_operator_gets_a_403_on_what_operators_do(
+    request: pytest.FixtureRequest, who: str, world: World, bobs_key: str
+) -> None:
+    client = request.getfixturevalue(who)
+    for method, path in OPERATIONS:
+        if path in FOR_OPERATORS:
+            response = ask(client, method, path, filled(path, world, bobs_key))
+            assert response.status_code == 403, (method, path, response.content)
+            assert error_of(response)["code"] == "operators_only"
 
 
 def test_bob_reads_what_alice_shares_and_deletes_none_of_it(bob_client: APIClient, world: World, bobs_key: str) -> None:

@@ -182,7 +182,18 @@ class Resources(Strict):
     memory_mib = WholeNumber(
         min_value=128, max_value=67_108_864, required=False, help_text="Memory in MiB (default 4096)."
     )
-    gpus = WholeNumber(min_value=0, max_value=64, required=False, help_text="GPUs (default 0).")
+    gpus = WholeNumber(min_value=0, max_value=64, required=False, help_text="Whole GPUs (default 0).")
+    gpu_cores_percent = WholeNumber(
+        min_value=0,
+        max_value=100,
+        required=False,
+        help_text="A share of one GPU instead: percent of its time, counted at admission and not enforced.",
+    )
+    gpu_memory_mib = WholeNumber(
+        min_value=0, max_value=1_048_576, required=False, help_text="Of the share: memory in MiB."
+    )
+    mig_profile = Text(max_length=20, allow_blank=True, required=False, help_text="MIG devices instead: `1g.10gb`.")
+    mig_devices = WholeNumber(min_value=0, max_value=64, required=False, help_text="How many of them.")
 
 
 class OwnCodeFields(Strict):

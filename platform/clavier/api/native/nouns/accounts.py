@@ -22,8 +22,7 @@ from clavier.api.native.schema import operation
 from clavier.api.native.views import NativeView
 from clavier.core.actor import ROLES, SCOPES, Actor
 from clavier.core.errors import Forbidden, NotAuthenticated
-from clavier.files.queries import storage_usage
-from clavier.quotas.queries import remaining
+from clavier.quotas.queries import quota_of
 
 _ROLE_HELP = "What the member may do: viewers read, members create, admins and owners change what others created."
 
@@ -111,7 +110,9 @@ class Session(serializers.Serializer[Any]):
 
 class Limit(serializers.Serializer[Any]):
     scope = serializers.ChoiceField(("tenant", "user"), help_text="Whose limit it is.")
-    resource = serializers.CharField(help_text="`running_runs`, `cpu_milli`, `memory_mib` or `gpus`.")
+    resource = serializers.CharField(
+        help_text="`running_runs`, `cpu_milli`, `memory_mib`, `gpus`, `vgpus` or `mig_devices`."
+    )
     cap = serializers.IntegerField()
     used = serializers.IntegerField()
     remaining = serializers.IntegerField()
@@ -126,11 +127,35 @@ class Storage(serializers.Serializer[Any]):
     inodes_remaining = serializers.IntegerField()
 
 
+class TenantStorage(Storage):
+    """A limit of null is none."""
+
+    bytes_limit = serializers.IntegerField(allow_null=True)
+    bytes_remaining = serializers.IntegerField(allow_null=True)
+    inodes_limit = serializers.IntegerField(allow_null=True)
+    inodes_remaining = serializers.IntegerField(allow_null=True)
+
+
+class Window(serializers.Serializer[Any]):
+    """Outside it no new run starts; running ones go on."""
+
+    valid_from = serializers.DateTimeField(allow_null=True)
+    valid_until = serializers.DateTimeField(allow_null=True)
+    is_open = serializers.BooleanField(help_text="Now.")
+
+
 class Quota(serializers.Serializer[Any]):
     """What is left."""
 
     limits = Limit(many=True, help_text="What is not listed has no limit.")
-    storage = Storage(help_text="Of your files and data sets.")
+    remaining = serializers.DictField(
+        child=serializers.IntegerField(allow_null=True),
+        help_text="By resource: the least of your limits, your tenant's and what the nodes have free; null: no limit.",
+    )
+    window = Window()
+    is_init = serializers.BooleanField(help_text="Nobody ever set a quota for you or your tenant.")
+    storage = Storage(help_text="Of your files, data sets and images.")
+    tenant_storage = TenantStorage(help_text="Of all members together.")
 
 
 class MeView(NativeView):
@@ -233,4 +258,4 @@ class QuotaView(NativeView):
     @operation("get_quota", "accounts", "What you and your tenant may still use", answer=Quota)
     def get(self, request: Request) -> Response:
         """Limits and storage."""
-        return Response(Quota({"limits": remaining(self.actor), "storage": storage_usage(self.actor)}).data)
+        return Response(Quota(quota_of(self.actor)).data)
