@@ -129,6 +129,21 @@ def test_a_killed_child_is_named_with_its_signal(supervise: Callable[..., Superv
     assert one.end(signal.SIGINT) == 0
 
 
+def test_a_stale_socket_is_taken_away_before_each_start(supervise: Callable[..., Supervised]) -> None:
+    code = (
+        "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); print('bound');"
+        " time.sleep(600)"
+    )
+    one = supervise(
+        f'supervise.Child("server", [sys.executable, "-u", "-c", "{code}", str(home / "s.sock")], dict(os.environ),'
+        ' prepare=lambda: (home / "s.sock").unlink(missing_ok=True))'
+    )
+    one.wait_for("bound")
+    os.kill(one.child_pids()[0], signal.SIGKILL)
+    one.wait_for(r"server \| bound", times=2)
+    assert one.end() == 0
+
+
 def test_what_a_dead_child_left_behind_dies_before_it_starts_again(supervise: Callable[..., Supervised]) -> None:
     code = (
         "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"

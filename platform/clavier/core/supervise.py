@@ -40,7 +40,10 @@ class AlreadyRunning(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """One process to keep alive. ``ready`` is asked often and must answer within a second; None means at once."""
+    """One process to keep alive. ``ready`` is asked often and must answer within a second; None means at once.
+
+    ``prepare`` is called before every start, also after a crash.
+    """
 
     name: str
     argv: Sequence[str]
@@ -48,6 +51,7 @@ class Child:
     ready: Callable[[], bool] | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     stop_grace_s: float = 5.0
+    prepare: Callable[[], object] | None = None
 
 
 @contextmanager
@@ -202,6 +206,8 @@ class _Keeper:
     async def _live(self) -> str:
         """One life of the child; how it ended, in words."""
         try:
+            if self.child.prepare:
+                self.child.prepare()
             self._process = process = _spawn(self.child)
         except OSError as error:
             return f"could not be started ({error.strerror}: {self.child.argv[0]})"

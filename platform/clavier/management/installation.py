@@ -39,7 +39,8 @@ def _folders() -> Iterator[str]:
     home = Path(settings.CLAVIER_HOME)
     if not os.access(home, os.W_OK | os.X_OK):
         yield f"{home} can not be written to"
-    for path in (home / "clavier.sqlite3", home / "secret_key", Path(settings.CLAVIER_EXECUTOR_FOLDER)):
+    executors = Path(settings.CLAVIER_EXECUTOR_FOLDER)
+    for path in (home / "clavier.sqlite3", home / "secret_key", *executors.glob("*")):
         if path.exists() and path.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP) & ~stat.S_IXOTH:
             yield f"{path} can be read by other users of this machine; run chmod go= {path}"
 

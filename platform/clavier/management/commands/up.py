@@ -120,7 +120,14 @@ def platform_children(host: str, port: int, workers: int) -> list[Child]:
     web = granian("wsgi", "clavier.config.wsgi:application", "--uds", web_socket, "--uds-permissions", "0o600")
     front = granian("asgi", "clavier.config.asgi:application", "--host", host, "--port", port)
     children = [
-        Child("web", [*web, "--blocking-threads", str(WEB_THREADS)], env, partial(accepts, web_socket)),
+        Child(
+            "web",
+            [*web, "--blocking-threads", str(WEB_THREADS)],
+            env,
+            partial(accepts, web_socket),
+            # A killed server leaves its socket behind, and granian refuses an address that is there.
+            prepare=partial(web_socket.unlink, missing_ok=True),
+        ),
         Child("front", front, env, partial(answers_ok, host, port, "/healthz")),
         *(Child(f"worker-{n}", worker(f"worker-{n}"), env) for n in range(1, workers + 1)),
         Child("reconciler", manage("reconcile"), env),

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -18,6 +19,7 @@ from clavier.quotas.inventory import scan_gpus
 from clavier.quotas.models import Node
 from clavier.quotas.services import ensure_local_node
 from clavier.runs import leases
+from clavier.runs.models import Lease
 from clavier.runs.queries import RECONCILER_LEASE
 from runner.worker.housekeeping import Housekeeping
 from runner.worker.invariants import Watch
@@ -38,9 +40,10 @@ class Command(BaseCommand):
         self.stopping = False
         signal.signal(signal.SIGTERM, self.stop)
         signal.signal(signal.SIGINT, self.stop)
-        holder = f"{socket.gethostname()}:{os.getpid()}"
+        holder = f"{this_machine()}:{os.getpid()}"
         reconciler, watch, housekeeping = Reconciler(), Watch(), Housekeeping()
         self.scan(ensure_local_node())
+        bury_predecessor()
         while not self.stopping:
             began = time.monotonic()
             try:
@@ -68,3 +71,18 @@ class Command(BaseCommand):
     def stop(self, *args: Any) -> None:
         """Finish the pass, then leave."""
         self.stopping = True
+
+
+def this_machine() -> str:
+    """Names where process ids mean the same: host, boot and process namespace."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:8]
+    return f"{socket.gethostname()[:50]}:{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
+
+
+def bury_predecessor() -> None:
+    """A holder of this machine that is dead keeps nobody waiting until its lease ends."""
+    lease = Lease.objects.filter(name=RECONCILER_LEASE).first()
+    place, _, pid = lease.holder.rpartition(":") if lease else ("", "", "")
+    if lease is not None and place == this_machine() and not Path(f"/proc/{pid}").exists():
+        logger.info("%s is dead; taking over", lease.holder)
+        leases.give_up(RECONCILER_LEASE, lease.holder)
