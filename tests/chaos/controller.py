@@ -1,0 +1,257 @@
+"""One campaign: a platform of its own, jobs, faults from a seed, and the verdict in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import NAMESPACE_OID, UUID, uuid5
+
+from tests.chaos.faults import Scene, faults_of
+from tests.chaos.judge import FINAL, Judgement, Told, judge, p95
+from tests.chaos.platform_process import PlatformProcess, base_environment
+from tests.chaos.servers import PostgreSQL, Redis, Server
+
+Result = TypeVar("Result")
+STEPS, STEP_S = 8, 0.25
+#: How long the platform has, once nothing is done to it any more, to bring every run to its end.
+SETTLE_S = 240.0
+#: An invariant may be on its way to hold for this long (I4, I6, I8 say a minute).
+CLEAN_UP_S = 90.0
+WORKERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is asked for. ``pause_s``: mean time between faults."""
+
+    faults: int
+    jobs: int
+    seed: int
+    executor: str
+    database: str
+    pause_s: float = 1.5
+
+
+class Campaign:
+    """Owns a folder, the servers and the platform in it; ``close`` leaves nothing behind."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.folder = Path(tempfile.mkdtemp(prefix="clavier-chaos-"))
+        self.folder.chmod(0o755)
+        self.home, self.journals = self.folder / "home", self.folder / "journals"
+        for folder in (self.home, self.journals):
+            folder.mkdir(mode=0o755)
+        self.environment = base_environment(self.home)
+        self.servers: dict[str, Server] = {}
+        self.image: str | None = None
+        self.began_at = time.time()
+        self.takeovers: list[tuple[float, int]] = []
+
+    def run(self) -> dict[str, Any]:
+        """Everything; the facts of the line."""
+        plan = self.plan
+        self.start_servers()
+        self.platform = PlatformProcess(self.home, self.environment)
+        self.platform.start()
+        self.platform.wait_until_ready()
+        self.connect()
+        self.say(f"campaign: {plan}")
+        scene = Scene(self.platform, random.Random(plan.seed), self.servers)
+        self.prepare_scene(scene)
+        jobs = self.hurt(scene)
+        self.heal(scene)
+        told = self.wait_for_the_end(jobs)
+        found = judge(self.journals, told, STEPS)
+        leaked = self.leaks()
+        self.tell_details(found, leaked)
+        noticed = [row.noticed_s for row in told.values() if row is not None and row.noticed_s is not None]
+        return {
+            "jobs": len(jobs),
+            "faults": plan.faults,
+            "seed": plan.seed,
+            "executor": plan.executor,
+            "database": plan.database,
+            "lost": len(found.lost),
+            "duplicated": len(found.duplicated),
+            "overlapping": len(found.overlapping),
+            "leaked": len(leaked),
+            "stuck": len(found.stuck),
+            "adoption_p95_s": p95(self.adoptions(scene)),
+            "exit_noticed_p95_s": p95(noticed),
+            "attempts": sum(row.attempts for row in told.values() if row is not None),
+            "seconds": round(time.time() - self.began_at),
+        }
+
+    def start_servers(self) -> None:
+        """What this kind of platform has outside of itself."""
+        if self.plan.database == "postgresql":
+            postgresql, redis = PostgreSQL(self.folder / "postgresql"), Redis(self.folder / "redis")
+            self.servers |= {"postgresql": postgresql, "redis": redis}
+            self.environment |= {"DATABASE_URL": postgresql.url, "REDIS_URL": redis.url}
+        for server in self.servers.values():
+            server.start()
+
+    def connect(self) -> None:
+        """Become a Django process of this platform: jobs are submitted and looked at through its own services."""
+        os.environ.update(self.environment)
+        import django  # the settings are known only now
+
+        django.setup()
+        from tests.chaos import inside
+
+        self.inside = inside
+        self.operator = patiently(inside.make_operator)
+
+    def prepare_scene(self, scene: Scene) -> None:
+        """Nothing more to find for local processes."""
+
+    def hurt(self, scene: Scene) -> dict[str, UUID]:
+        """The faults, with a job submitted here and there among them; job -> what its run is for."""
+        plan, dice = self.plan, scene.dice
+        known = faults_of(plan.executor, plan.database)
+        names = [name for name, (_, weight) in known.items() for _ in range(weight)]
+        jobs: dict[str, UUID] = {}
+        done = 0
+        while done < plan.faults or len(jobs) < plan.jobs:
+            while len(jobs) < plan.jobs and len(jobs) * plan.faults <= done * plan.jobs:
+                name = f"job-{len(jobs):03d}"
+                jobs[name] = uuid5(NAMESPACE_OID, f"{self.folder}/{name}")
+                self.submit(name, jobs[name])
+            if done < plan.faults:
+                what = known[dice.choice(names)][0](scene)
+                self.note_takeover()
+                done += bool(what)
+                self.say(f"fault {done}: {what}" if what else "nothing there to hurt")
+                time.sleep(dice.expovariate(1 / plan.pause_s) if what else 0.1)
+        return jobs
+
+    def submit(self, name: str, subject_id: UUID) -> None:
+        """Submit once, whatever dies meanwhile: a commit whose answer was lost is looked for, not repeated."""
+        folder = self.journals / name
+        folder.mkdir(exist_ok=True)
+        words = ("job.py", str(folder), str(STEPS), str(STEP_S))
+        patiently(lambda: self.inside.submit_once(self.operator, name, subject_id, words, folder, self.image))
+
+    def note_takeover(self) -> None:
+        """When and by which epoch the runs were last watched."""
+        seen = self.inside.try_to(self.inside.watcher)
+        if seen is not None and (not self.takeovers or self.takeovers[-1][1] != seen[1]):
+            self.takeovers.append(seen)
+
+    def heal(self, scene: Scene) -> None:
+        """Nothing is done to it any more; what was frozen moves, what was killed is there again."""
+        for timer in scene.frozen:
+            timer.join()
+        for server in self.servers.values():
+            if not server.answers():
+                server.start()
+        self.platform.wait_until_ready()
+        self.note_takeover()
+
+    def wait_for_the_end(self, jobs: dict[str, UUID]) -> dict[str, Told | None]:
+        """Until every run is final, or the time for it is over."""
+        deadline = time.time() + SETTLE_S
+        while True:
+            self.note_takeover()
+            told = patiently(lambda: self.inside.tell(jobs))
+            open_ones = [name for name, row in told.items() if row is not None and row.state not in FINAL]
+            if not open_ones or time.time() > deadline:
+                return told
+            time.sleep(0.5)
+
+    def leaks(self) -> list[str]:
+        """What should not be there any more, given the time that the invariants give."""
+        deadline = time.time() + CLEAN_UP_S
+        while True:
+            found = [f"process {process.pid} lives on" for process in self.platform.wrappers()]
+            found += [f"program {process.pid} lives on" for process in self.platform.programs()]
+            found += [f"{len(workers)} workers" for workers in [self.main_workers()] if len(workers) != WORKERS]
+            checked = self.platform.manage("check_invariants", "--json", "--install")
+            try:
+                report = json.loads(checked.stdout.splitlines()[-1])
+                found += [f"{item['invariant']}: {item['message']}" for item in report["findings"]]
+                found += [f"silent: {name}" for name in report["silent"]]
+            except (ValueError, IndexError):
+                found.append(f"check_invariants ended with {checked.returncode}: {checked.stderr[-500:]}")
+            if not found or time.time() > deadline:
+                return found
+            time.sleep(2)
+
+    def main_workers(self) -> list[int]:
+        """Workers, without the short-lived forks that do their jobs."""
+        found = self.platform.named("worker")
+        ids = {process.pid for process in found}
+        return [process.pid for process in found if process.ppid() not in ids]
+
+    def adoptions(self, scene: Scene) -> list[float]:
+        """From each death of a watcher to the first pass of a successor."""
+        found = []
+        for died_at in scene.watcher_died_at:
+            later = [at - died_at for at, _ in self.takeovers if at > died_at]
+            found += later[:1]
+        return found
+
+    def tell_details(self, found: Judgement, leaked: list[str]) -> None:
+        """Each thing that went wrong, in words, on standard error."""
+        for kind, sentences in {**vars(found), "leaked": leaked}.items():
+            for sentence in sentences:
+                self.say(f"{kind}: {sentence}")
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        sys.stderr.write(f"{time.time() - self.began_at:7.1f} s  {text}\n")
+        sys.stderr.flush()
+
+    def close(self, *, keep: bool) -> None:
+        """Stop everything; with ``keep`` the folder stays for a look."""
+        if hasattr(self, "platform"):
+            self.platform.stop()
+        for server in self.servers.values():
+            server.stop()
+        if keep:
+            self.say(f"kept {self.folder}")
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def patiently(verb: Callable[[], Result], within_s: float = 90.0) -> Result:
+    """A verb of the inside that may meet a dead database. Raises TimeoutError."""
+    from tests.chaos.inside import NOT_NOW, forget_connections
+
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            return verb()
+        except NOT_NOW as error:
+            forget_connections()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the database did not come back: {error}") from error
+            time.sleep(0.3)
+
+
+def campaign(plan: Plan, *, keep: bool = False) -> dict[str, Any]:
+    """Run one; what failed inside leaves nothing running."""
+    made = Campaign(plan)
+    ended_well = False
+    try:
+        line = made.run()
+        ended_well = True
+        return line
+    finally:
+        made.close(keep=keep or not ended_well)
+
+
+def new_seed() -> int:
+    """A seed that the line names, so that it can be given again."""
+    return secrets.randbelow(10**6)
