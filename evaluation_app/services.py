@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from django.db import transaction
 
@@ -12,12 +12,14 @@ from clavier.accounts.access import access_object, require_change, require_write
 from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, Invalid, quoted
 from clavier.runs.models import Run
+from clavier.runs.options import checked_options, with_options
 from clavier.runs.outputs import read_json
-from clavier.runs.services import delete_run, stop_run, submit_run
+from clavier.runs.services import checked_resources, delete_run, stop_run, submit_run
 from clavier.runs.states import RunState
 from datasets_app.queries import access_dataset_version
 from datasets_app.services import rows_path
 from evaluation_app.models import EvaluationTask, Score
+from evaluation_app.own_code import finish_own_code, own_code_spec
 from models_app.models import ModelVersion
 from models_app.services import access_model_version, check_model_name, require_task, require_usable
 from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
@@ -26,6 +28,7 @@ PROGRAM = "runner.programs.evaluate.questions"
 METRICS = ("exact_match", "rouge_l", "bleu")
 QUESTION_KINDS = ("messages", "instruction", "question_answer", "question_reference", "prompt_completion")
 MAX_NEW_TOKENS = 4096
+DEFAULT_TIME_LIMIT_S = 24 * 3600
 
 
 def create_evaluation_task(
@@ -37,6 +40,9 @@ def create_evaluation_task(
     metrics: list[str] | None = None,
     max_new_tokens: int = 64,
     limit: int | None = None,
+    resources: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    time_limit_s: int | None = None,
     description: str = "",
     submitted: Mapping[str, Any] | None = None,
 ) -> EvaluationTask:
@@ -63,6 +69,7 @@ def create_evaluation_task(
             code="out_of_range",
             field="max_new_tokens",
         )
+    where = checked_options(options or {})
     with transaction.atomic():
         task = EvaluationTask.objects.create(
             tenant_id=actor.tenant_id,
@@ -74,6 +81,9 @@ def create_evaluation_task(
             metrics=checked_metrics(metrics),
             decoding={"max_new_tokens": max_new_tokens},
             limit=limit,
+            resources=checked_resources(resources or {}, resource_group=where.get("resource_group", "")),
+            options=where,
+            time_limit_s=time_limit_s,
             submitted=dict(submitted or {}),
         )
         launch(actor, task)
@@ -114,19 +124,32 @@ def delete_evaluation_task(*, actor: Actor, task: EvaluationTask) -> None:
 def access_evaluation_task(actor: Actor, task_id: UUID | str) -> EvaluationTask:
     """The actor's tenant's evaluation. Raises NotFound."""
     queryset = EvaluationTask.objects.select_related(
-        "run", "model_version__model", "model_version__base_version__model", "dataset_version__dataset", "created_by"
+        "run",
+        "model_version__model",
+        "model_version__base_version__model",
+        "dataset_version__dataset",
+        "created_by",
+        "tenant",
+        "image_version__image",
     )
     return access_object(queryset, actor, task_id, noun="evaluation")
 
 
 def on_run_finished(run: Run) -> None:
-    """A completed run's scores become rows. Raises Invalid (``bad_output``) when they can not be read."""
+    """A completed run's scores become rows, own code's output files of its owner.
+
+    Raises Invalid (``bad_output``) when scores or metrics can not be read, StorageFull when the files do not fit.
+    """
+    custom = EvaluationTask.objects.filter(pk=run.subject_id, create_way="custom").first()
+    if custom is not None:
+        finish_own_code(run, custom)
+        return
     if run.state != RunState.COMPLETED:
         return
     task = EvaluationTask.objects.select_related("model_version__base_version").filter(pk=run.subject_id).first()
-    results = read_json(run.pk, "output/scores.json")
-    if task is None:
+    if task is None or task.model_version is None:
         return
+    results = read_json(run.pk, "output/scores.json")
     versions = dict(candidates_of(task.model_version))
     if results is None or set(results.get("scores", ())) != set(versions):
         raise Invalid("output/scores.json has no scores of every candidate.", code="bad_output")
@@ -150,10 +173,21 @@ def on_run_finished(run: Run) -> None:
 
 def launch(actor: Actor, task: EvaluationTask) -> None:
     """Submit a run of the evaluation and make it the newest."""
+    run_id = uuid4()
+    spec = own_code_spec(task, run_id) if task.create_way == "custom" else questions_spec(task)
+    spec = with_options(spec, task.options)
+    task.run = submit_run(actor=actor, kind="evaluation", name=task.name, subject_id=task.pk, spec=spec, run_id=run_id)
+    task.save(update_fields=["run", "updated_at"])
+
+
+def questions_spec(task: EvaluationTask) -> RunSpec:
+    """Base and tuned model on the same questions. Raises ValueError for a task of own code."""
+    if task.model_version is None or task.dataset_version is None:
+        raise ValueError(f"evaluation {task.pk} has no model or no questions")
     candidates = [candidate_parameters(label, version) for label, version in candidates_of(task.model_version)]
     questions = str(rows_path(task.dataset_version))
     folders = {path for candidate in candidates for path in (candidate["model"], candidate["adapter"]) if path}
-    spec = RunSpec(
+    return RunSpec(
         kind="evaluation",
         program=PROGRAM,
         parameters={
@@ -164,11 +198,9 @@ def launch(actor: Actor, task: EvaluationTask) -> None:
             "limit": task.limit,
         },
         mounts=tuple(Mount(path) for path in [questions, *sorted(folders)]),
-        resources=Resources(cpu_milli=1000, memory_mib=4096),
-        limits=Limits(time_limit_s=24 * 3600),
+        resources=Resources(**task.resources) if task.resources else Resources(cpu_milli=1000, memory_mib=4096),
+        limits=Limits(time_limit_s=task.time_limit_s or DEFAULT_TIME_LIMIT_S),
     )
-    task.run = submit_run(actor=actor, kind="evaluation", name=task.name, subject_id=task.pk, spec=spec)
-    task.save(update_fields=["run", "updated_at"])
 
 
 def candidates_of(version: ModelVersion) -> list[tuple[str, ModelVersion]]:

@@ -10,6 +10,7 @@ from django.db import transaction
 
 from clavier.accounts.access import require_write
 from clavier.core.actor import Actor
+from clavier.images.access import access_image_version
 from clavier.runs.commands import checked_hyperparameters
 from clavier.runs.options import checked_options
 from clavier.runs.own_code import OwnCode, Problems, checked_own_code, placeholders, require_allowed
@@ -31,6 +32,7 @@ def create_custom_fine_tune_task(
     name: str,
     command: str,
     code_folder: str = "",
+    image: UUID | str | None = None,
     method: str = "",
     is_pretrain: bool = False,
     profile_path: str = "",
@@ -53,11 +55,12 @@ def create_custom_fine_tune_task(
 ) -> FineTuneTask:
     """A task of the user's own program, started at once unless ``start`` is False. docs/custom-code.md tells how.
 
+    ``image``: id of an image version; None: the platform's own environment.
+
     Raises InvalidFields with every bad field at once, NotFound for what the actor may not see, Forbidden,
     Unprocessable where such programs or so large ones can not run.
     """
     require_write(actor)
-    require_allowed(has_image=False)
     problems = Problems()
     problems.check(check_model_name, name)
     problems.check(check_model_name, output_model_name or name, field="output_model_name")
@@ -82,9 +85,11 @@ def create_custom_fine_tune_task(
         problems.add("method", "not_a_choice", f"method {method!r} is none of {', '.join(METHODS)}.")
     train, validation = data_of(actor, problems, data_folder, train_dataset, validation_dataset)
     base = base_of(actor, problems, model_folder, base_model)
+    version = problems.check(access_image_version, actor, image, field="image") if image else None
     where = problems.check(checked_options, options or {}) or {}
     wanted = problems.check(checked_resources, resources or {}, resource_group=where.get("resource_group", ""))
     problems.end()
+    require_allowed(has_image=version is not None, resource_group=where.get("resource_group", ""))
     code = OwnCode(**{**code.to_json(), "profile_path": profile_path, "fine_tune_names": profile.fine_tune_names})
     with transaction.atomic():
         task = FineTuneTask.objects.create(
@@ -98,6 +103,7 @@ def create_custom_fine_tune_task(
             base_version=base,
             train_dataset=train,
             validation_dataset=validation,
+            image_version=version,
             own_code=code.to_json(),
             hyperparameters=values,
             resources=wanted,

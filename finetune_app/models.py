@@ -8,6 +8,7 @@ from django.db import models
 from django.db.models import Q
 
 from clavier.core.models import TenantOwned
+from clavier.images.models import ImageVersion
 from clavier.runs.models import Run
 from datasets_app.models import DatasetVersion
 from models_app.models import ModelVersion
@@ -35,6 +36,9 @@ class FineTuneTask(TenantOwned):
     )
     validation_dataset = models.ForeignKey(
         DatasetVersion, on_delete=models.PROTECT, null=True, blank=True, related_name="validated_tasks"
+    )
+    image_version = models.ForeignKey(
+        ImageVersion, on_delete=models.PROTECT, null=True, blank=True, related_name="fine_tune_tasks"
     )
     own_code = models.JSONField(default=dict, blank=True, help_text="The fields of runs.own_code.OwnCode.")
     hyperparameters = models.JSONField()

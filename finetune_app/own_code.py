@@ -6,6 +6,7 @@ from dataclasses import replace
 from uuid import UUID
 
 from clavier.accounts.access import creator_of
+from clavier.images.access import image_of_run
 from clavier.runs.own_code import Inputs, OwnCode, command_parts, data_inputs, local_inputs
 from datasets_app.services import rows_path
 from finetune_app.models import FineTuneTask
@@ -28,6 +29,7 @@ def own_code_spec(task: FineTuneTask, run_id: UUID) -> RunSpec:
         mounts=parts.mounts,
         work=parts.work,
         start_in=parts.start_in,
+        image=image_of_run(task.image_version, field="image") if task.image_version else None,
         resources=Resources(**task.resources),
         limits=Limits(time_limit_s=task.time_limit_s),
     )

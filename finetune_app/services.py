@@ -173,7 +173,13 @@ def delete_fine_tune_task(*, actor: Actor, task: FineTuneTask) -> None:
 def access_fine_tune_task(actor: Actor, task_id: UUID | str) -> FineTuneTask:
     """The actor's tenant's task. Raises NotFound."""
     queryset = FineTuneTask.objects.select_related(
-        "run", "base_version__model", "train_dataset__dataset", "validation_dataset__dataset", "created_by"
+        "run",
+        "base_version__model",
+        "train_dataset__dataset",
+        "validation_dataset__dataset",
+        "created_by",
+        "tenant",
+        "image_version__image",
     )
     return access_object(queryset, actor, task_id, noun="task")
 

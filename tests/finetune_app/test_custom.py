@@ -15,7 +15,7 @@ from finetune_app.models import FineTuneTask
 from finetune_app.queries import output_version
 from finetune_app.services import access_fine_tune_task, retry_fine_tune_task, start_fine_tune_task
 from tests.engine import assert_consistent, make_engine
-from tests.worlds import make_dataset, make_model_version, put_tree, spec_on_disk
+from tests.worlds import make_dataset, make_image_version, make_model_version, put_tree, spec_on_disk
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -288,3 +288,18 @@ def test_a_saved_task_is_checked_and_starts_later(engine, asked):
     task = create_custom_fine_tune_task(**asked, start=False)
     assert task.run is None
     assert start_fine_tune_task(actor=asked["actor"], task=task).run.state == "PENDING"
+
+
+def test_an_image_goes_into_the_run_where_a_node_runs_containers(engine, asked, alice, charlie, settings):
+    version = make_image_version(alice)
+    with pytest.raises(Unprocessable, match="no node that runs containers") as refusal:
+        create_custom_fine_tune_task(**asked, image=version.pk)
+    assert (refusal.value.code, refusal.value.field) == ("needs_container", "image")
+    settings.CONTAINER_EXECUTORS = ("local_process",)
+    settings.ALLOW_CUSTOM_CODE = False
+    task = create_custom_fine_tune_task(**asked, image=version.pk)
+    assert task.run.run_spec().image.id == version.content_id
+    strangers = make_image_version(charlie)
+    with pytest.raises(NotFound) as missing:
+        create_custom_fine_tune_task(**asked, image=strangers.pk)
+    assert missing.value.field == "image"

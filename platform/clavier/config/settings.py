@@ -234,6 +234,8 @@ EXECUTOR_OPTIONS: dict[str, dict[str, Any]] = {
         "closed": (CLAVIER_HOME,),
     },
 }
+#: Executors that run images of users.
+CONTAINER_EXECUTORS = ("docker_engine",)
 #: Programs of users (not our recipes). Production refuses them without a container around them.
 ALLOW_CUSTOM_CODE = env_bool("ALLOW_CUSTOM_CODE", CLAVIER_ENVIRONMENT != "production")
 #: kind of a run -> the function that its domain wants called, inside the transaction that ends the run.

@@ -180,6 +180,26 @@ def make_manifest(run_id: UUID) -> bool:
     return bool(files)
 
 
+def list_output(run_id: UUID, limit: int) -> list[tuple[str, int]]:
+    """(path below ``output/``, bytes) of regular files, those nearest to the top first; at most ``limit``."""
+    root = run_folder(run_id) / folder.OUTPUT
+    found: list[tuple[str, int]] = []
+    for place, folders, names, descriptor in os.fwalk(root, follow_symlinks=False):
+        inside = Path(place).relative_to(root)
+        folders[:] = sorted(folders) if len(found) < MAX_LISTED_FILES else []
+        for name in names:
+            status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode):
+                found.append((str(inside / name), status.st_size))
+    return sorted(found, key=lambda file: (file[0].count("/"), file[0]))[:limit]
+
+
+def read_output(run_id: UUID, path: str, limit: int) -> bytes:
+    """The first bytes of a file below ``output/``. Raises NotFound."""
+    with open(open_regular(run_id, (folder.OUTPUT, *parse_path(path))), "rb") as stream:
+        return stream.read(limit)
+
+
 def seal_output(run_id: UUID, tenant_number: int) -> None:
     """Take the output of a completed run over: later programs of the tenant may read it, never change it."""
     root = run_folder(run_id) / folder.OUTPUT

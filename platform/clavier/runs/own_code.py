@@ -15,6 +15,7 @@ from clavier.files.adoption import adopt_folder
 from clavier.files.folders import disk_path, own_folder, parse_location
 from clavier.files.models import StoredFile
 from clavier.files.queries import row_at
+from clavier.quotas.models import Node
 from clavier.runs import commands
 from clavier.runs.models import Run, RunEvent
 from clavier.runs.outputs import run_folder
@@ -115,9 +116,18 @@ class Problems:
             raise self._missing
 
 
-def require_allowed(*, has_image: bool) -> None:
-    """Raises Unprocessable (``needs_container``) where programs of users run in containers only."""
-    if not has_image and not settings.ALLOW_CUSTOM_CODE:
+def require_allowed(*, has_image: bool, resource_group: str = "") -> None:
+    """Raises Unprocessable (``needs_container``) where programs of users need a container, or find no node with one."""
+    if has_image:
+        nodes = Node.objects.filter(resource_group__name=resource_group or "default")
+        if not nodes.filter(executor__in=settings.CONTAINER_EXECUTORS).exists():
+            raise Unprocessable(
+                f"The resource group {resource_group or 'default'!r} has no node that runs containers, so no image can "
+                "be used there. Choose another group, or leave the image out.",
+                code="needs_container",
+                field="image",
+            )
+    elif not settings.ALLOW_CUSTOM_CODE:
         raise Unprocessable(
             "This installation runs users' own programs in containers only. Choose an image of yours.",
             code="needs_container",

@@ -12,6 +12,11 @@ from rest_framework import serializers
 from clavier.core.errors import quoted
 
 _REQUIRED = "this field is required."
+YEAR_S = 366 * 24 * 3600
+OPTIONS_HELP = (
+    "`{resource_group, node_names, roles: [{name: master or worker, count, resources}], priority, is_urgent}`; "
+    "all may be absent."
+)
 
 
 class Text(serializers.CharField):
@@ -200,6 +205,7 @@ class OwnCodeFields(Strict):
     """A program of the user's own; folders are `private/...` or `public/...` of the user's files."""
 
     command = Text(allow_blank=True, help_text="No shell reads it. `${model_dir}`, `${output_dir}` ... are filled in.")
+    image = Identifier(required=False, allow_null=True, help_text="Id of an image version; absent: the platform's own.")
     code_folder = Text(required=False, allow_blank=True, max_length=5000, help_text="Copied; the command starts in it.")
     environment = AnyObject(required=False, help_text="`{NAME: value}`.")
     data_folder = Text(required=False, allow_blank=True, max_length=5000)

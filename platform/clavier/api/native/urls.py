@@ -77,6 +77,7 @@ urlpatterns = [
     path("fine-tune-tasks/<uuid:task_id>/events", fine_tune_tasks.TaskEventsView.as_view()),
     path("fine-tune-tasks/<uuid:task_id>/runs", fine_tune_tasks.TaskRunsView.as_view()),
     path("evaluation-tasks", evaluation_tasks.EvaluationsView.as_view()),
+    path("evaluation-tasks/custom", evaluation_tasks.CustomEvaluationsView.as_view()),
     path("evaluation-tasks/<uuid:task_id>", evaluation_tasks.EvaluationView.as_view()),
     path("evaluation-tasks/<uuid:task_id>/stop", evaluation_tasks.StopEvaluationView.as_view()),
     path("evaluation-tasks/<uuid:task_id>/retry", evaluation_tasks.RetryEvaluationView.as_view()),

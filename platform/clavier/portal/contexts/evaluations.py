@@ -128,7 +128,8 @@ def evaluation_detail(request: HttpRequest, actor: Actor, task: EvaluationTask) 
     found = progress(run.pk) if run and is_live else {}
     start = whole_number(request, "start", 0)
     only = request.GET.get("only", "")
-    wanted = (sample for sample in all_samples(task) if is_wanted(sample, only))
+    all_of_it = all_samples(task) if task.create_way == "system" else iter(())
+    wanted = (sample for sample in all_of_it if is_wanted(sample, only))
     shown = list(islice(wanted, start, start + SAMPLES_SHOWN + 1))
     return EvaluationDetail(
         task=task,
@@ -165,8 +166,8 @@ def score_rows(task: EvaluationTask) -> list[ScoreRow]:
 
 
 def candidate_labels(task: EvaluationTask) -> list[str]:
-    """Base before tuned; a version without a base stands alone."""
-    return ["base", "tuned"] if task.model_version.base_version_id else ["model"]
+    """Base before tuned; a version without a base stands alone, and so does own code."""
+    return ["base", "tuned"] if task.model_version and task.model_version.base_version_id else ["model"]
 
 
 def all_samples(task: EvaluationTask) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,19 @@ from rest_framework.response import Response
 
 from clavier.api.common.idempotency import idempotent
 from clavier.api.native.content import RANGE
-from clavier.api.native.fields import Choice, Form, Identifier, Strict, Text, WholeNumber
+from clavier.api.native.fields import (
+    OPTIONS_HELP,
+    YEAR_S,
+    AnyObject,
+    Choice,
+    Form,
+    Identifier,
+    OwnCodeFields,
+    Resources,
+    Strict,
+    Text,
+    WholeNumber,
+)
 from clavier.api.native.nouns.common import Owned, Reference
 from clavier.api.native.run_parts import (
     STATES,
@@ -29,7 +41,8 @@ from clavier.api.native.run_parts import (
 from clavier.api.native.schema import BINARY, operation
 from clavier.api.native.views import NativeView
 from clavier.runs.models import Run
-from evaluation_app.models import EvaluationTask
+from evaluation_app.custom import create_custom_evaluation_task
+from evaluation_app.models import CREATE_WAYS, EvaluationTask
 from evaluation_app.queries import samples, score_table, visible_evaluations
 from evaluation_app.services import (
     MAX_NEW_TOKENS,
@@ -49,8 +62,16 @@ class Evaluation(Owned):
 
     name = serializers.CharField()
     description = serializers.CharField()
-    model_version = Reference()
-    dataset_version = Reference()
+    create_way = serializers.ChoiceField(CREATE_WAYS, help_text="system: questions; custom: the owner's own program.")
+    model_version = Reference(allow_null=True)
+    dataset_version = Reference(allow_null=True)
+    image = Reference(source="image_version", allow_null=True, help_text="Of own code; null: the platform's own.")
+    own_code = serializers.DictField(help_text="Of own code: its command, folders and environment.")
+    resources = serializers.DictField()
+    options = serializers.DictField(help_text="Resource group, nodes, roles, priority; only what was asked for.")
+    results = serializers.DictField(
+        help_text="Of own code: `{metrics: {name: value}, sources: {name: file}, files}` from its output folder."
+    )
     metrics = serializers.ListField(child=serializers.ChoiceField(METRICS))
     decoding = serializers.DictField(help_text="`{max_new_tokens}`.")
     limit = serializers.IntegerField(allow_null=True, help_text="How many questions; null: all.")
@@ -82,6 +103,19 @@ class NewEvaluation(Strict):
     limit = WholeNumber(
         min_value=1, max_value=2**31 - 1, required=False, allow_null=True, help_text="How many questions; absent: all."
     )
+    resources = Resources(required=False)
+    options = AnyObject(required=False, help_text=OPTIONS_HELP)
+    time_limit_s = WholeNumber(min_value=1, max_value=YEAR_S, required=False, help_text="Seconds; absent: 1 day.")
+
+
+class NewCustomEvaluation(OwnCodeFields):
+    name = Text(max_length=100)
+    description = Text(required=False, allow_blank=True, max_length=20_000)
+    dataset_version = Identifier(required=False, allow_null=True, help_text="Id; excludes data_folder.")
+    model_version = Identifier(required=False, allow_null=True, help_text="Id; excludes model_folder.")
+    resources = Resources(required=False)
+    options = AnyObject(required=False, help_text=OPTIONS_HELP)
+    time_limit_s = WholeNumber(min_value=1, max_value=YEAR_S, required=False, help_text="Seconds; absent: 1 day.")
 
 
 class Samples(serializers.Serializer[Any]):
@@ -108,6 +142,22 @@ class EvaluationsView(NativeView):
     def post(self, request: Request) -> Response:
         """Started at once."""
         task = create_evaluation_task(actor=self.actor, **self.body(NewEvaluation))
+        return Response(Evaluation(task).data, status=201)
+
+
+class CustomEvaluationsView(NativeView):
+    @operation("create_custom_evaluation_task", TAG, "Judge with your own program", body=NewCustomEvaluation,
+               answer=Evaluation, status=201, errors=(404, 409, 422), examples=(
+                   OpenApiExample("OpenCompass", {
+                       "name": "opencompass", "code_folder": "private/code", "model_folder": "private/llama2-13b",
+                       "command": "python3 run.py configs/eval.py -w ${output_dir} --model_dir ${model_dir}",
+                       "output_folder": "private/opencompass-out",
+                   }, request_only=True),
+               ))  # fmt: skip
+    @idempotent()
+    def post(self, request: Request) -> Response:
+        """Started at once; metrics are taken from the output folder."""
+        task = create_custom_evaluation_task(actor=self.actor, **self.body(NewCustomEvaluation))
         return Response(Evaluation(task).data, status=201)
 
 

@@ -15,6 +15,8 @@ from rest_framework.response import Response
 from clavier.api.common.idempotency import idempotent
 from clavier.api.native.content import RANGE
 from clavier.api.native.fields import (
+    OPTIONS_HELP,
+    YEAR_S,
     AnyObject,
     Choice,
     Flag,
@@ -60,11 +62,6 @@ from runner.contract.knobs import RECIPES
 TAG = "fine-tune tasks"
 METHODS = tuple(sorted({method for methods in RECIPES.values() for method in methods}))
 DIAGNOSES = tuple(ADVICE)
-YEAR_S = 366 * 24 * 3600
-OPTIONS_HELP = (
-    "`{resource_group, node_names, roles: [{name: master or worker, count, resources}], priority, is_urgent}`; "
-    "all may be absent."
-)
 
 
 class TaskItem(Owned):
@@ -88,6 +85,7 @@ class TaskDetail(TaskItem):
     """A task with all that it was made of and what it has made."""
 
     validation_dataset = Reference(allow_null=True)
+    image = Reference(source="image_version", allow_null=True, help_text="Of own code; null: the platform's own.")
     own_code = serializers.DictField(help_text="Of a custom task: its command, folders and environment.")
     hyperparameters = serializers.DictField(help_text="All of them, defaults filled in; of own code as written.")
     resources = serializers.DictField(help_text="`{cpu_milli, memory_mib, gpus}`.")
