@@ -38,8 +38,12 @@ DATA_KINDS = {
     "sft": ("messages", "instruction", "question_answer", "prompt_completion"),
     "preference": ("preference", "binary_preference"),
     "reward": ("preference",),
+    "classify": ("label",),
+    "seq2seq": ("source_target", "instruction", "question_answer", "prompt_completion"),
     "pretrain": ("text",),
 }
+#: Which models a recipe can tune besides those for generation.
+BASE_TASKS = {"seq2seq": ("generation", "seq2seq"), "classify": ("generation", "classification")}
 DEFAULT_TIME_LIMIT_S = 7 * 24 * 3600
 
 
@@ -264,7 +268,8 @@ def access_base(actor: Actor, base_model: UUID | str | None, recipe: str) -> Mod
             code="bad_value",
             field="base_model",
         )
-    require_task(base, "generation", purpose=f"the recipe {recipe}", field="base_model")
+    tasks = BASE_TASKS.get(recipe, ("generation",))
+    require_task(base, *tasks, purpose=f"the recipe {recipe}", field="base_model")
     return base
 
 

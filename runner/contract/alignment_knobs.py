@@ -1,4 +1,4 @@
-"""The part of the table of hyperparameters about preferences, rewards and quantized bases."""
+"""The part of the table of hyperparameters about preferences, rewards, answers and quantized bases."""
 
 from __future__ import annotations
 
@@ -28,6 +28,28 @@ ALIGNMENT_KNOBS: tuple[Knob, ...] = (
         choices=("nf4", "fp4"),
         recipes=("sft", "preference"),
         methods=("qlora",),
+    ),
+    Knob(
+        "max_predict_samples",
+        "int",
+        32,
+        "Validation samples that are answered at the end, for ROUGE-L, BLEU and chrF; 0: none.",
+        "训练结束时生成回答并计算 ROUGE-L、BLEU、chrF 的验证样本数; 0 表示不生成。",
+        0,
+        100_000,
+        unit="samples",
+        recipes=("sft", "seq2seq"),
+    ),
+    Knob(
+        "generation_max_length",
+        "int",
+        64,
+        "Longest answer to a validation sample.",
+        "验证样本回答的最大长度。",
+        1,
+        8192,
+        unit="tokens",
+        recipes=("sft", "seq2seq"),
     ),
     Knob(
         "loss_type",

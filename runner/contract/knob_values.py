@@ -13,6 +13,8 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "sft": ("full", "lora", "qlora"),
     "preference": ("full", "lora", "qlora"),
     "reward": ("full", "lora"),
+    "classify": ("full", "lora"),
+    "seq2seq": ("full", "lora"),
     "pretrain": ("full",),
 }
 

@@ -110,3 +110,27 @@ def write_tiny_adapter(folder: Path, model_folder: Path, seed: int = 11) -> Path
     )
     get_peft_model(model, config).save_pretrained(str(folder))
     return folder
+
+
+def write_tiny_encoder_decoder(folder: Path) -> Path:
+    """Write a T5 of 1 + 1 layers with fixed random weights; returns the folder."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    tokenizer = write_tiny_tokenizer(folder)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=64,
+        d_kv=32,
+        d_ff=128,
+        num_layers=1,
+        num_decoder_layers=1,
+        num_heads=2,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dropout_rate=0.0,
+    )
+    torch.manual_seed(7)
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    return folder

@@ -11,7 +11,7 @@ import torch
 
 from runner.contract.knobs import ADAPTER_METHODS
 from runner.programs.lib.events import ProgramError, Reporter
-from runner.programs.lib.model import Device, load_causal_model, load_classifier
+from runner.programs.lib.model import Device, load_causal_model, load_classifier, load_encoder_decoder
 from runner.programs.lib.recipe import Order, training_dtype
 
 
@@ -39,6 +39,15 @@ def load_trainable_classifier(order: Order, labels: Sequence[str], say: Reporter
     prepare(model, order.knobs)
     tell_size(model, say)
     return package
+
+
+def load_trainable_encoder_decoder(order: Order, say: Reporter) -> tuple[Any, Any]:
+    """The encoder-decoder of an order's base, and the package that saves the result."""
+    model = load_encoder_decoder(order.base, training_dtype(order.method, order.device), order.device.device)
+    package = model if order.method == "full" else add_lora(model, order.base_name, order.knobs, "SEQ_2_SEQ_LM")
+    prepare(model, order.knobs)
+    tell_size(model, say)
+    return model, package
 
 
 def add_lora(model: Any, base_name: str, knobs: Mapping[str, Any], task_type: str = "CAUSAL_LM") -> Any:

@@ -14,7 +14,13 @@ Message = dict[str, str]
 
 ROLES = ("system", "user", "assistant", "tool")
 #: Which keys make a row, tried in this order: (name of the question, name of the answer).
-PAIRS = (("instruction", "output"), ("question", "answer"), ("question", "reference"), ("prompt", "completion"))
+PAIRS = (
+    ("instruction", "output"),
+    ("question", "answer"),
+    ("question", "reference"),
+    ("prompt", "completion"),
+    ("source", "target"),
+)
 #: How a verdict is written, in lower case.
 VERDICT_WORDS = {"true": True, "1": True, "false": False, "0": False}
 #: A text file is handed on in pieces of about this many characters, cut at line ends.
@@ -52,7 +58,7 @@ def read_messages(path: Path | str) -> Iterator[tuple[int, list[Message]]]:
     """Yield (line number, messages) for each row of a JSONL file, of any of the shapes in the table of formats.
 
     ``messages``; ``instruction``/``input``/``output``; ``question``/``answer``; ``question``/``reference``;
-    ``prompt``/``completion``; each but the first with an optional ``system_prompt``.
+    ``prompt``/``completion``; ``source``/``target``; each but the first with an optional ``system_prompt``.
     Raises ProgramError with the line of the first bad row.
     """
     for line_number, row in read_rows(path):
@@ -86,6 +92,20 @@ def row_messages(row: Mapping[str, Any], where: str) -> list[Message]:
             return _pair_messages(row, question_key, answer_key, where)
     shapes = ", ".join(["messages", *("/".join(pair) for pair in PAIRS)])
     raise _bad(where, f"has the keys {sorted(row)}; one of these shapes is needed: {shapes}")
+
+
+def read_labelled(path: Path | str) -> Iterator[tuple[int, str, str]]:
+    """Yield (line number, text, label) for each row of a JSONL file; true and 7 are the labels "true" and "7".
+
+    Raises ProgramError with the line of the first bad row.
+    """
+    for line_number, row in read_rows(path):
+        where = f"{Path(path).name} line {line_number}"
+        label = row.get("label")
+        if "text" not in row or not isinstance(label, str | int):
+            raise _bad(where, f"needs a text under 'text' and a class under 'label', it has the keys {sorted(row)}")
+        word = label if isinstance(label, str) else json.dumps(label)
+        yield line_number, _text(row, "text", where), word
 
 
 def read_preferences(path: Path | str) -> Iterator[tuple[int, Preference]]:

@@ -78,6 +78,12 @@ def load_classifier(folder: Path, dtype: torch.dtype, device: torch.device, labe
     return model.to(device).eval()
 
 
+def load_encoder_decoder(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """The encoder-decoder of a folder, in eval mode. Raises ProgramError as ``load_causal_model``."""
+    architecture = architecture_of(folder, "ForConditionalGeneration")
+    return _load(folder, architecture, dtype, {"attn_implementation": "eager"}).to(device).eval()
+
+
 def architecture_of(folder: Path, *endings: str) -> str:
     """The architecture of a model folder. Raises ProgramError where it brings code or has none of the endings."""
     config = model_config(folder)
@@ -103,9 +109,8 @@ def _load(folder: Path, architecture: str, dtype: torch.dtype, options: Mapping[
         raise ProgramError("model_unsupported", f"{architecture} is no model known here", "base_model")
     quiet_transformers()
     try:
-        return model_class.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, attn_implementation="sdpa", **options
-        )
+        options = {"attn_implementation": "sdpa", **options}
+        return model_class.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise ProgramError(
             "model_invalid", f"the model in {folder.name} can not be loaded: {error}", "base_model"
@@ -121,6 +126,7 @@ def quiet_transformers() -> None:
 
     their_logging: Any = transformers_logging  # the library has no types here
     their_logging.disable_progress_bar()
+    their_logging.set_verbosity_error()
 
 
 def model_config(folder: Path) -> dict[str, Any]:

@@ -31,8 +31,6 @@ RENAMED = {
     "rewards/chosen": "reward_chosen",
     "rewards/rejected": "reward_rejected",
     "mean_token_accuracy": "token_accuracy",
-    "accuracy": "reward_accuracy",
-    "margin": "reward_margin",
 }
 #: Measured values that belong into the summary of a run, besides its losses.
 SCORES = ("reward_accuracy", "reward_margin", "accuracy", "f1")
@@ -114,13 +112,15 @@ def sealed(trainer_class: type) -> type:
     return type(f"Sealed{trainer_class.__name__}", (_Sealed, trainer_class), {})
 
 
-def run_trainer(context: ProgramContext, trainer: Any, knobs: Mapping[str, Any]) -> dict[str, float]:
-    """Train with a trainer made from ``sealed``; the final metrics.
+def run_trainer(
+    context: ProgramContext, trainer: Any, knobs: Mapping[str, Any], names: Mapping[str, str] | None = None
+) -> dict[str, float]:
+    """Train with a trainer made from ``sealed``; the final metrics. ``names``: more words of the trainer -> ours.
 
     Resumes from the newest sealed checkpoint. Raises Stopped after sealing one on request, and ProgramError with exit
     code DIVERGED where a loss, a gradient or a weight is no number.
     """
-    session = Session(context, trainer, knobs)
+    session = Session(context, trainer, knobs, {**RENAMED, **(names or {})})
     trainer.data_collator = with_rows(trainer.data_collator)
     trainer.session = session
     trainer.add_callback(session)
@@ -148,8 +148,10 @@ def with_rows(collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
 class Session(TrainerCallback):
     """One training: what the trainer's callbacks report and decide."""
 
-    def __init__(self, context: ProgramContext, trainer: Any, knobs: Mapping[str, Any]) -> None:
-        self.context, self.trainer, self.knobs = context, trainer, knobs
+    def __init__(
+        self, context: ProgramContext, trainer: Any, knobs: Mapping[str, Any], names: Mapping[str, str]
+    ) -> None:
+        self.context, self.trainer, self.knobs, self.names = context, trainer, knobs, names
         self.total_steps = int(trainer.args.max_steps)
         self.trainable = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
         self.optimizer = trainer.optimizer
@@ -254,7 +256,7 @@ class Session(TrainerCallback):
 
     def _report(self, state: Any, part: str, logs: Mapping[str, Any], more: Mapping[str, float]) -> None:
         values = {
-            f"{part}/{RENAMED.get(name, name)}": float(value)
+            f"{part}/{self.names.get(name, name)}": float(value)
             for name, value in logs.items()
             if name.split("/")[0] not in SILENT and isinstance(value, int | float)
         }

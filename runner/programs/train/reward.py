@@ -31,7 +31,8 @@ def main(context: ProgramContext) -> None:
     # Late: TRL takes seconds to import, and data errors are reported before.
     from runner.programs.lib.trainers import run_trainer
 
-    metrics = run_trainer(context, make_trainer(context, order, package, pairs, held_out), order.knobs)
+    names = {"accuracy": "reward_accuracy", "margin": "reward_margin"}
+    metrics = run_trainer(context, make_trainer(context, order, package, pairs, held_out), order.knobs, names)
 
     save_package(package, order.method, context.output / "model")
     order.renderer.save(order.base, context.output / "model")

@@ -7,16 +7,19 @@ contract/knobs.py), ``model_name``, ``lineage`` (copied to the card). Result: ``
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from runner.programs.lib.adapters import load_trainable, save_package
+from runner.programs.lib.answers import answer_scores, questions_of
 from runner.programs.lib.batches import Sample, sequential_batches, shuffled_batches, steps_per_epoch
 from runner.programs.lib.data import read_messages
 from runner.programs.lib.events import ProgramContext, ProgramError, Reporter, run_program
 from runner.programs.lib.lengths import LengthPolicy
-from runner.programs.lib.recipe import finish_order, read_order
+from runner.programs.lib.recipe import Order, finish_order, read_order
 from runner.programs.lib.render import Renderer
 from runner.programs.lib.training import Plan, train
 
@@ -24,12 +27,19 @@ from runner.programs.lib.training import Plan, train
 def main(context: ProgramContext) -> None:
     """Run the recipe. Raises ProgramError for everything that the user can mend."""
     order = read_order(context, "sft")
-    knobs = order.knobs
-    samples = read_samples(order.train_data, order.renderer, order.max_tokens, knobs["length_policy"], context.report)
+    metrics = tune(context, order)
+    order.renderer.save(order.base, context.output / "model")
+    finish_order(context, order, metrics)
+
+
+def tune(context: ProgramContext, order: Order) -> dict[str, float]:
+    """Train on conversations, save the weights and return the final metrics."""
+    knobs, say = order.knobs, context.report
+    samples = read_samples(order.train_data, order.renderer, order.max_tokens, knobs["length_policy"], say)
     held_out: list[Sample] = []
     if order.validation_data:
-        held_out = read_samples(order.validation_data, order.renderer, order.max_tokens, "drop", context.report)
-    model, package = load_trainable(order, context.report)
+        held_out = read_samples(order.validation_data, order.renderer, order.max_tokens, "drop", say)
+    model, package = load_trainable(order, say)
 
     batch_size, accumulation = knobs["per_device_train_batch_size"], knobs["gradient_accumulation_steps"]
     plan = Plan(
@@ -38,10 +48,19 @@ def main(context: ProgramContext) -> None:
         sequential_batches(held_out, batch_size),
     )
     metrics = train(context, model, plan, knobs, order.device)
-
     save_package(package, order.method, context.output / "model")
-    order.renderer.save(order.base, context.output / "model")
-    finish_order(context, order, metrics)
+    return {**metrics, **score_validation(context, order, model)}
+
+
+def score_validation(context: ProgramContext, order: Order, model: Any) -> dict[str, float]:
+    """Greedy answers to the first validation samples beside their references, as metrics."""
+    limit = order.knobs["max_predict_samples"]
+    if not order.validation_data or not limit:
+        return {}
+    conversations = [messages for _, messages in islice(read_messages(order.validation_data), limit)]
+    questions = questions_of(conversations, order.renderer, order.max_tokens)
+    max_new_tokens = order.knobs["generation_max_length"]
+    return answer_scores(model, order.renderer, questions, max_new_tokens, order.device, context.report)
 
 
 def read_samples(path: Path, renderer: Renderer, max_tokens: int, policy: str, say: Reporter) -> list[Sample]:

@@ -23,7 +23,7 @@ class Option:
 
 def base_model_options(actor: Actor) -> list[Option]:
     """Versions that can be tuned: ready and whole."""
-    versions = visible_versions(actor).filter(state="ready", format="full", task="generation")[:MOST_CHOICES]
+    versions = visible_versions(actor).filter(state="ready", format="full").exclude(task="reward")[:MOST_CHOICES]
     return [Option(str(version.pk), str(version), {}) for version in versions]
 
 
