@@ -17,6 +17,7 @@ from clavier.accounts.services import create_user
 from clavier.core.actor import Actor
 from clavier.files.models import StoredFile
 from clavier.files.services import upload_file
+from clavier.images.models import ImageVersion
 from clavier.quotas.models import Node
 from clavier.quotas.services import ensure_local_node
 from clavier.runs.admission import begin_attempt
@@ -32,7 +33,7 @@ from finetune_app.services import create_fine_tune_task
 from inference_app.models import InferenceService
 from inference_app.services import create_service
 from models_app.models import ModelVersion
-from tests.worlds import make_dataset, make_model_version, output_of
+from tests.worlds import make_dataset, make_image_version, make_model_version, output_of
 
 LOG = "INFO  device: CPU\nWARN  one sample was truncated\nINFO  step 1/4 | loss 2.0\n"
 METRICS = [
@@ -107,6 +108,7 @@ class World:
     service: InferenceService
     replica: Run
     file: StoredFile
+    image: ImageVersion
 
 
 @pytest.fixture
@@ -129,7 +131,8 @@ def world(alice: Actor, spooled: Any, node: Node) -> World:
     ready = {"engine": "xllamacpp", "served_name": "faq-bot", "api_key": "k", "endpoint": {"unix": "/x"}}
     leave(begin(replica, node), {"log.txt": "INFO  ready\n", "work/ready.json": json.dumps(ready)})
     file = upload_file(actor=alice, area="private", folder="", name="笔记.txt", upload=spooled(b"0123456789"))
-    return World(data, base, done, live, waiting, tuned, judged(alice, tuned, data, node), service, replica, file)
+    evaluation, image = judged(alice, tuned, data, node), make_image_version(alice)
+    return World(data, base, done, live, waiting, tuned, evaluation, service, replica, file, image)
 
 
 def make_task(actor: Actor, base: ModelVersion, data: DatasetVersion, name: str, **options: Any) -> FineTuneTask:

@@ -18,6 +18,7 @@ SIGN_IN = 3
     [
         ("/datasets", SIGN_IN + 2),
         ("/models", SIGN_IN + 2),
+        ("/images", SIGN_IN + 2),
         ("/tasks", SIGN_IN + 1),
         ("/evaluations", SIGN_IN + 2),
         ("/services", SIGN_IN + 3),

@@ -12,7 +12,7 @@ from clavier.portal.urls import urlpatterns
 LISTS = [
     "dashboard", "dashboard_body", "datasets", "dataset_new", "models", "model_rows", "model_new", "tasks", "task_rows",
     "task_new", "evaluations", "evaluation_rows", "evaluation_new", "services", "service_rows", "service_new", "files",
-    "settings",
+    "settings", "images", "image_rows", "image_new",
 ]  # fmt: skip
 OBJECTS = {
     "dataset": lambda w: [w.data.dataset_id],
@@ -21,6 +21,8 @@ OBJECTS = {
     "model": lambda w: [w.tuned.model_id],
     "model_versions": lambda w: [w.tuned.model_id],
     "model_version_download": lambda w: [w.tuned.pk],
+    "image": lambda w: [w.image.image_id],
+    "image_versions": lambda w: [w.image.image_id],
     "task": lambda w: [w.live.pk],
     "task_status": lambda w: [w.live.pk],
     "task_metrics": lambda w: [w.live.pk],
@@ -45,6 +47,12 @@ ACTIONS = {
     "model_delete": lambda w: [w.base.model_id],
     "model_version_cancel": lambda w: [w.base.pk],
     "model_version_delete": lambda w: [w.base.pk],
+    "image_import_archive": lambda w: [w.image.image_id],
+    "image_import_registry": lambda w: [w.image.image_id],
+    "image_share": lambda w: [w.image.image_id],
+    "image_version_cancel": lambda w: [w.image.pk],
+    "image_version_delete": lambda w: [w.image.pk],
+    "image_delete": lambda w: [w.image.image_id],
     "task_start": lambda w: [w.waiting.pk],
     "task_stop": lambda w: [w.live.pk],
     "task_remedy": lambda w: [w.done.pk],

@@ -34,6 +34,13 @@ def access_image(actor: Actor, image_id: UUID | str, *, field: str | None = None
     return found
 
 
+def access_own_image(actor: Actor, image_id: UUID | str) -> ContainerImage:
+    """An image that the actor may change. Raises NotFound, Forbidden."""
+    image = access_image(actor, image_id)
+    require_image_change(actor, image)
+    return image
+
+
 def access_image_version(actor: Actor, version_id: UUID | str, *, field: str | None = "image_version") -> ImageVersion:
     """A version of the tenant's own image or of a public one. Raises NotFound."""
     key = parse_id(version_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import path
 
-from clavier.portal.views import dashboard, datasets, evaluations, files, models, services, settings, tasks
+from clavier.portal.views import dashboard, datasets, evaluations, files, images, models, services, settings, tasks
 
 app_name = "portal"
 
@@ -32,6 +32,17 @@ urlpatterns = [
     path("models/versions/<uuid:version_id>/download", models.version_download, name="model_version_download"),
     path("models/versions/<uuid:version_id>/cancel", models.version_cancel, name="model_version_cancel"),
     path("models/versions/<uuid:version_id>/delete", models.version_delete, name="model_version_delete"),
+    path("images", images.image_list, name="images"),
+    path("images/rows", images.image_rows, name="image_rows"),
+    path("images/new", images.image_new, name="image_new"),
+    path("images/<uuid:image_id>", images.image_detail, name="image"),
+    path("images/<uuid:image_id>/versions", images.image_versions, name="image_versions"),
+    path("images/<uuid:image_id>/import-archive", images.import_archive, name="image_import_archive"),
+    path("images/<uuid:image_id>/import-registry", images.import_from_registry, name="image_import_registry"),
+    path("images/<uuid:image_id>/share", images.image_share, name="image_share"),
+    path("images/<uuid:image_id>/delete", images.image_delete, name="image_delete"),
+    path("images/versions/<uuid:version_id>/cancel", images.version_cancel, name="image_version_cancel"),
+    path("images/versions/<uuid:version_id>/delete", images.version_delete, name="image_version_delete"),
     path("tasks", tasks.task_list, name="tasks"),
     path("tasks/rows", tasks.task_rows, name="task_rows"),
     path("tasks/new", tasks.task_new, name="task_new"),

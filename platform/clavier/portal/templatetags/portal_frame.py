@@ -19,6 +19,7 @@ SECTIONS = (
     ("tasks", _("Tasks")),
     ("evaluations", _("Evaluations")),
     ("services", _("Services")),
+    ("images", _("Images")),
     ("files", _("Files")),
     ("settings", _("Settings")),
 )
