@@ -32,7 +32,10 @@ from docker import APIClient
 
 START_LIMIT_S = 30.0
 #: Libraries of the system that the virtual environment's packages (torch, tokenizers, llama.cpp) load.
-EXTRA_LIBRARIES = ("libstdc++.so.6", "libgcc_s.so.1", "libgomp.so.1", "libz.so.1")
+EXTRA_LIBRARIES = (
+    "libstdc++.so.6", "libgcc_s.so.1", "libgomp.so.1", "libz.so.1", "libpthread.so.0", "libdl.so.2", "librt.so.1",
+    "libutil.so.1", "libm.so.6", "libc.so.6",
+)  # fmt: skip
 NOT_NEEDED = {"test", "idlelib", "tkinter", "turtledemo", "site-packages", "__pycache__", "ensurepip", "config-3.11"}
 #: With this on its PATH the engine has a GPU driver: the real path of GPU requests, without a GPU.
 GPU_HOOK = "#!/bin/sh\n# the engine looks only for the name; the environment is set before\ncat >/dev/null\n"

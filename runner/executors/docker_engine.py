@@ -21,7 +21,7 @@ from runner.executors.docker_attempt import AttemptFolder, Intent, was_started
 from runner.executors.docker_client import Engine
 from runner.executors.docker_containers import Containers, container_name
 from runner.executors.docker_images import EngineImages, ImageUnfit
-from runner.executors.docker_mounts import mounts_of
+from runner.executors.docker_mounts import mounts_of, refuse_machine
 from runner.executors.docker_networks import Networks
 from runner.executors.docker_observer import Observer, settle
 from runner.executors.docker_profile import Surroundings, container_profile, user_of
@@ -226,6 +226,7 @@ class DockerEngineExecutor:
     def _payload(self, folder: AttemptFolder, launch: Launch, image: dict[str, Any]) -> dict[str, Any]:
         """Prepare the run folder and say what the container is. Raises LaunchRefused, ExecutorError, OSError."""
         user = user_of(launch)
+        refuse_machine(launch, self._closed)
         check_readable(launch, user)
         log = prepare(str(launch.run_folder), user, launch.rank)
         os.fchown(log, user, user)
@@ -237,7 +238,6 @@ class DockerEngineExecutor:
             orders=str(folder.orders),
             report=str(folder.report),
             programs=self._programs if launch.spec.program or launch.spec.image is None else (),
-            closed=self._closed,
         )
         for mount in launch.spec.mounts:
             if mount.writable:

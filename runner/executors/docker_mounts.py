@@ -13,18 +13,31 @@ from runner.executors.docker_profile import FIRST_USER_ID, ORDERS, REPORT, WRAPP
 _NEVER = ("/dev", "/proc", "/sys", "/etc", "/run", "/boot")
 
 
+def refuse_machine(launch: Launch, closed: tuple[str, ...]) -> None:
+    """Raise LaunchRefused for mounts that are parts of the machine, or folders of the platform's data as a whole.
+
+    Of ``closed`` folders only what lies below may be lent.
+    """
+    for mount in launch.spec.mounts:
+        real = os.path.realpath(mount.source)
+        for path in _NEVER:
+            if _is_below(real, path) or _is_below(path, real):
+                raise LaunchRefused(f"Mount {mount.source}: {path} of the machine is never lent to a container.")
+        for path in closed:
+            if _is_below(os.path.realpath(path), real):
+                raise LaunchRefused(f"Mount {mount.source} holds the platform's own {path}; lend a folder below it.")
+
+
 def mounts_of(
-    launch: Launch, *, wrapper: str, orders: str, report: str, programs: tuple[str, ...], closed: tuple[str, ...]
+    launch: Launch, *, wrapper: str, orders: str, report: str, programs: tuple[str, ...]
 ) -> tuple[MountPoint, ...]:
     """Everything that the container of a launch sees of the host, each source checked.
 
-    ``programs``: folders of the operator (repository, interpreter), read-only; ``closed``: the platform's own data,
-    of which only folders below may be lent. Raises LaunchRefused.
+    ``programs``: folders of the operator (repository, interpreter), read-only. Raises LaunchRefused.
     """
     run = os.path.abspath(launch.run_folder)
     wanted = dict.fromkeys(programs, False)
     for mount in launch.spec.mounts:
-        _refuse_machine(mount.source, closed)
         wanted[mount.source] = wanted.get(mount.source, False) or mount.writable
     wanted[run] = False
     wanted |= {os.path.join(run, name): True for name in names.PROGRAM_FOLDERS}
@@ -32,32 +45,6 @@ def mounts_of(
     points = [_checked(path, path, writable) for path, writable in wanted.items()]
     points += [_checked(wrapper, WRAPPER, False), _checked(orders, ORDERS, False), _checked(report, REPORT, True)]
     return tuple(points)
-
-
-def _checked(source: str, target: str, writable: bool) -> MountPoint:
-    real = os.path.realpath(source)
-    try:
-        kind = os.stat(real).st_mode
-    except OSError as error:
-        raise LaunchRefused(f"Mount {source}: {error.strerror}.") from error
-    if not stat.S_ISDIR(kind) and not stat.S_ISREG(kind):
-        raise LaunchRefused(f"Mount {source} is neither a folder nor a file.")
-    if (folder := replaceable_folder(real)) is not None:
-        raise LaunchRefused(
-            f"Mount {source}: programs of tenants may write to {folder}, so that they could put something else there."
-        )
-    return MountPoint(real, os.path.abspath(target), writable)
-
-
-def _refuse_machine(source: str, closed: tuple[str, ...]) -> None:
-    """Raise LaunchRefused for parts of the machine and for the platform's data as a whole."""
-    real = os.path.realpath(source)
-    for path in _NEVER:
-        if _is_below(real, path) or _is_below(path, real):
-            raise LaunchRefused(f"Mount {source}: {path} of the machine is never lent to a container.")
-    for path in closed:
-        if _is_below(os.path.realpath(path), real):
-            raise LaunchRefused(f"Mount {source} holds the platform's own {path}; lend a folder below it.")
 
 
 def replaceable_folder(real: str) -> str | None:
@@ -76,6 +63,21 @@ def replaceable_folder(real: str) -> str | None:
         if is_open or facts.st_uid >= FIRST_USER_ID:
             return folder
     return None
+
+
+def _checked(source: str, target: str, writable: bool) -> MountPoint:
+    real = os.path.realpath(source)
+    try:
+        kind = os.stat(real).st_mode
+    except OSError as error:
+        raise LaunchRefused(f"Mount {source}: {error.strerror}.") from error
+    if not stat.S_ISDIR(kind) and not stat.S_ISREG(kind):
+        raise LaunchRefused(f"Mount {source} is neither a folder nor a file.")
+    if (folder := replaceable_folder(real)) is not None:
+        raise LaunchRefused(
+            f"Mount {source}: programs of tenants may write to {folder}, so that they could put something else there."
+        )
+    return MountPoint(real, os.path.abspath(target), writable)
 
 
 def _is_below(path: str, folder: str) -> bool:

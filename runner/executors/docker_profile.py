@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ _GPU_CAPABILITIES = ("gpu", "compute", "utility")
 #: What the engine must hide at least; newer engines hide more.
 _MASKED = ("/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi", "/sys/firmware")
 _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+_FIELD = re.compile(r"[A-Z][A-Za-z]*")
 #: Facts of the engine that give a container no power.
 _DESCRIPTIVE = {
     "Id", "Created", "State", "ResolvConfPath", "HostnamePath", "HostsPath", "LogPath", "Name", "RestartCount",
@@ -248,12 +250,17 @@ def _differences(where: str, seen: dict[str, Any], expected: dict[str, Any]) -> 
 
 
 def _plain(value: Any) -> Any:
-    """A value without the nothings in it; the order of a list of objects or of variables means nothing."""
+    """A value without the nothings in it; the order of a list of objects means nothing.
+
+    Fields of the engine's objects are capitalised. Other keys are a map's (``/data``, ``80/tcp``) and count even where
+    they lead to nothing.
+    """
     if isinstance(value, dict):
-        return {key: plain for key, each in value.items() if (plain := _plain(each)) is not None} or None
+        plains = {key: _plain(each) for key, each in value.items()}
+        return {key: plain for key, plain in plains.items() if plain is not None or not _FIELD.fullmatch(key)} or None
     if isinstance(value, list):
-        plains = [_plain(each) for each in value]
-        if not any(plain is not None for plain in plains):
+        plain_items = [_plain(each) for each in value]
+        if not any(plain is not None for plain in plain_items):
             return None
-        return sorted(plains, key=repr) if any(isinstance(each, dict) for each in value) else plains
+        return sorted(plain_items, key=repr) if any(isinstance(each, dict) for each in value) else plain_items
     return value or None

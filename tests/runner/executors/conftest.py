@@ -11,7 +11,7 @@ from _pytest.mark import ParameterSet
 from runner.executors.base import Executor
 from runner.executors.local_process import LocalProcessExecutor
 from tests.docker_engine import docker_daemon
-from tests.runner.executors.bench import FACTORIES, Bench, wait_until_exited
+from tests.runner.executors.bench import FACTORIES, Bench, DockerBench, docker_bench, wait_until_exited
 
 __all__ = ["docker_daemon"]
 
@@ -64,3 +64,11 @@ def private(executor: LocalProcessExecutor) -> LocalProcessExecutor:
     if executor.isolation() != "private_namespaces":
         pytest.skip("this host allows no private namespaces")
     return executor
+
+
+@pytest.fixture
+def docker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DockerBench]:
+    """A bench on the session's own Docker Engine."""
+    bench = docker_bench(tmp_path, request)
+    yield bench
+    _end_all(bench.executor())
