@@ -79,6 +79,7 @@ class DockerDaemon:
         if self.has_gpu_driver:
             environment["PATH"] = f"{self._gpu_hook()}:{environment['PATH']}"
         (self.folder / "pid").unlink(missing_ok=True)
+        self._forget_dead_containerd()
         log = open(self.folder / "dockerd.log", "ab")  # noqa: SIM115  (the child keeps it)
         self.process = subprocess.Popen(
             ["dockerd", "--data-root", self.folder / "data", "--exec-root", self.folder / "exec",
@@ -139,6 +140,16 @@ class DockerDaemon:
     def images(self) -> TestImages:
         """Images to run in, made at first use."""
         return TestImages(self)
+
+    def _forget_dead_containerd(self) -> None:
+        """It dies with its daemon; where nobody reaps it, the next daemon would take the zombie for alive."""
+        pid_file = self.folder / "exec/containerd/containerd.pid"
+        if pid_file.exists():
+            deadline = time.monotonic() + 5
+            while is_running(int(pid_file.read_text())) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            if not is_running(int(pid_file.read_text())):
+                pid_file.unlink()
 
     def _gpu_hook(self) -> Path:
         folder = self.folder / "hook"
@@ -209,6 +220,14 @@ def new_daemon(*, has_gpu_driver: bool = False) -> DockerDaemon:
 def program_binds() -> tuple[str, ...]:
     """What the interpreter of the image lacks: the virtual environment."""
     return (sys.prefix,)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def make_bridge() -> str:

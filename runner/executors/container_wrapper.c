@@ -5,7 +5,7 @@
  * It is linked statically and needs nothing of the image. It runs as the program's own user below the engine's init.
  * ORDERS is a folder that only the platform writes: "stop" holds the seconds of grace. In the folder REPORT it makes
  * "started" before the program exists and "report.json" after no process of it is left, each once and durably.
- * All that it reports could be forged by the program, so the platform believes only what it could have done itself.
+ * A program could kill it and forge the report, so the platform believes it only where its own facts agree.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -134,8 +134,8 @@ static void measure_memory(void) {
     if (bytes >> 20 > max_memory_mib) max_memory_mib = bytes >> 20;
 }
 
-/* Write a file of the report folder once and durably: 0, or -1 with errno. */
-static int write_once(const char *name, const char *text) {
+/* Write a file of the report folder durably, once or over another: 0, or -1 with errno. */
+static int write_durably(const char *name, const char *text, int is_once) {
     char path[4096], temporary[4096];
     in_folder(path, sizeof path, report, name);
     in_folder(temporary, sizeof temporary, report, ".new");
@@ -145,7 +145,7 @@ static int write_once(const char *name, const char *text) {
     size_t size = strlen(text);
     int failed = write(file, text, size) != (ssize_t)size || fsync(file) != 0;
     close(file);
-    if (failed || link(temporary, path) != 0) {
+    if (failed || (is_once ? link(temporary, path) : rename(temporary, path)) != 0) {
         int reason = failed ? ENOSPC : errno;
         unlink(temporary);
         errno = reason;
@@ -183,7 +183,7 @@ static void write_report(const char *ending, int exit_code, int not_run, long lo
              (double)now_ms(CLOCK_REALTIME) / 1000, max_memory_mib, kills, log_truncated ? "true" : "false");
     for (int tries = 0; tries < REPORT_TRIES; tries++) {
         reserve_room(0);
-        if (write_once("report.json", text) == 0 || errno == EEXIST) return;
+        if (write_durably("report.json", text, 0) == 0) return;
         sleep(1);
     }
 }
@@ -278,7 +278,7 @@ int main(int argc, char **argv) {
     long long started = now_ms(CLOCK_REALTIME), began = now_ms(CLOCK_MONOTONIC);
     char text[64];
     snprintf(text, sizeof text, "%.3f\n", (double)started / 1000);
-    if (write_once("started", text) != 0) {
+    if (write_durably("started", text, 1) != 0) {
         dprintf(2, "this attempt was started before, or its report folder takes no file: %s\n", strerror(errno));
         return STARTED_BEFORE;
     }

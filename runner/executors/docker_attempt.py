@@ -31,6 +31,8 @@ _STOP = "stop"
 _LOCK_PATIENCE_S = 60.0
 _KILLED, _TERMINATED = 137, 143
 _NOT_RUN = (126, 127)
+#: How the wrapper ends when its container is started a second time: it runs nothing, the first report stands.
+_STARTED_BEFORE = 125
 _MAX_REPORT_BYTES = 65536
 _NEVER = "0001-01-01"
 
@@ -196,6 +198,8 @@ class AttemptFolder:
 
 def judge(intent: Intent, report: Report | None, state: dict[str, Any], *, is_stop_asked: bool) -> Verdict:
     """The verdict on an ended container from its report and the engine's ``State``; the message is for the user."""
+    if report is not None and int(state["ExitCode"]) not in (report.exit_code, _STARTED_BEFORE):
+        report = None  # the wrapper ends with the code that it reports: this one is not its own
     code = report.exit_code if report is not None else int(state["ExitCode"])
     elapsed = _seconds(state["FinishedAt"]) - _seconds(state["StartedAt"])
     is_over_time = intent.time_limit_s is not None and elapsed >= intent.time_limit_s - 1

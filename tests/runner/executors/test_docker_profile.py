@@ -94,7 +94,8 @@ HOST = [
     ("Binds", ["/:/host"]), ("VolumesFrom", ["x"]), ("VolumeDriver", "x"), ("Links", ["x"]), ("ExtraHosts", ["a:1"]),
     ("Dns", ["1.1.1.1"]), ("PortBindings", {"80/tcp": [{"HostPort": "80"}]}), ("Sysctls", {"net.a": "1"}),
     ("Tmpfs", {}), ("Tmpfs", {"/x": ""}),
-    ("PortBindings", {"80/tcp": None}), ("StorageOpt", {"size": "1"}), ("MaskedPaths", []), ("ReadonlyPaths", []), ("Mounts", []),
+    ("PortBindings", {"80/tcp": None}), ("StorageOpt", {"size": "1"}),
+    ("MaskedPaths", []), ("ReadonlyPaths", []), ("Mounts", []),
     ("AFieldOfTheFuture", {"power": True}), ("Annotations", {"run": "x"}), ("ContainerIDFile", "/x"),
 ]  # fmt: skip
 CONFIG = [
