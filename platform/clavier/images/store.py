@@ -28,7 +28,7 @@ def place_archive(run_id: UUID, image_id: str) -> None:
 
     A link, no move and no copy: the run keeps its output, and a crash before the commit leaves a name to collect.
     """
-    source, store = run_folder(run_id) / folder.OUTPUT / folder.IMAGE, store_folder()
+    source, store = output_path(run_id), store_folder()
     os.utime(source)
     temporary = store / f".tmp-{uuid.uuid4().hex}"
     os.link(source, temporary, follow_symlinks=False)
@@ -60,6 +60,11 @@ def discard_archive(path: Path) -> bool:
             os.link(aside, path)
     aside.unlink()
     return is_abandoned
+
+
+def output_path(run_id: UUID) -> Path:
+    """The archive that an import has made."""
+    return run_folder(run_id) / folder.OUTPUT / folder.IMAGE
 
 
 def store_folder() -> Path:
