@@ -12,7 +12,7 @@ from clavier.portal.urls import urlpatterns
 LISTS = [
     "dashboard", "dashboard_body", "datasets", "dataset_new", "models", "model_rows", "model_new", "tasks", "task_rows",
     "task_new", "evaluations", "evaluation_rows", "evaluation_new", "services", "service_rows", "service_new", "files",
-    "settings", "images", "image_rows", "image_new",
+    "settings", "images", "image_rows", "image_new", "resources", "resources_body",
 ]  # fmt: skip
 OBJECTS = {
     "dataset": lambda w: [w.data.dataset_id],

@@ -109,7 +109,26 @@ RESOURCES: dict[str, str | Promise] = {
     "cpu_milli": _("CPU cores"),
     "memory_mib": _("Memory (GiB)"),
     "gpus": _("GPUs"),
+    "vgpus": _("Shares of GPUs"),
+    "mig_devices": _("MIG devices"),
 }
+RUN_KINDS: dict[str, str | Promise] = {
+    "fine_tune": _("training"),
+    "evaluation": _("evaluation"),
+    "model_import": _("model import"),
+    "image_import": _("image import"),
+    "replica": _("service"),
+}
+#: What one container may ask for; the names are those of a run's resources.
+AMOUNTS: dict[str, str | Promise] = {
+    "cpu_milli": _("CPU cores"),
+    "memory_mib": _("Memory (GiB)"),
+    "gpus": _("GPUs"),
+    "gpu_cores_percent": _("Share of a GPU (%)"),
+    "gpu_memory_mib": _("Memory of the share (GiB)"),
+    "mig_devices": _("MIG devices"),
+}
+AMOUNT_UNITS = {"cpu_milli": 1000, "memory_mib": 1024, "gpu_memory_mib": 1024}
 #: In what the portal shows a resource: the ledger's amount divided by this.
 RESOURCE_UNITS = {"cpu_milli": 1000, "memory_mib": 1024}
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import path
 
-from clavier.portal.views import dashboard, datasets, evaluations, files, images, models, services, settings, tasks
+from clavier.portal.views import (
+    dashboard,
+    datasets,
+    evaluations,
+    files,
+    images,
+    models,
+    resources,
+    services,
+    settings,
+    tasks,
+)
 
 app_name = "portal"
 
@@ -84,6 +95,8 @@ urlpatterns = [
     path("files/folders", files.create_folder, name="folder_new"),
     path("files/<uuid:file_id>/download", files.download, name="file_download"),
     path("files/<uuid:file_id>/delete", files.delete, name="file_delete"),
+    path("resources", resources.resources, name="resources"),
+    path("resources/body", resources.resources_body, name="resources_body"),
     path("settings", settings.settings, name="settings"),
     path("settings/keys", settings.key_new, name="key_new"),
     path("settings/keys/<uuid:key_id>/revoke", settings.key_revoke, name="key_revoke"),

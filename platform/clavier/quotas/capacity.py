@@ -32,7 +32,7 @@ def groups_with_capacity(actor: Actor) -> list[dict[str, Any]]:
 def group_facts(
     group: ResourceGroup, nodes: list[Node], caps: dict[UUID, list[Usage]], devices: dict[UUID, list[Gpu]]
 ) -> dict[str, Any]:
-    """One group as plain data. Of GPUs: ``kinds`` by what a run can ask for."""
+    """One group as plain data; ``devices`` are the rows of its GPUs that may be booked."""
     capacity, free = Counter(dict.fromkeys(COUNTED, 0)), Counter(dict.fromkeys(COUNTED, 0))
     for node in nodes:
         for row in caps.get(node.pk, []):
@@ -56,6 +56,7 @@ def group_facts(
         "free": dict(free),
         "mig": mig_kinds(mine),
         "shares": share_facts(mine),
+        "devices": mine,
     }
 
 
@@ -93,6 +94,8 @@ def node_caps(nodes: Iterable[Node]) -> dict[UUID, list[Usage]]:
 def devices_by_node(nodes: Iterable[Node]) -> dict[UUID, list[Gpu]]:
     """Node -> devices that may be booked, by index."""
     found: dict[UUID, list[Gpu]] = {}
-    for gpu in usable(Gpu.objects.filter(node__in=list(nodes))):
+    for gpu in usable(Gpu.objects.select_related("node").filter(node__in=list(nodes))):
         found.setdefault(gpu.node_id, []).append(gpu)
+    for devices in found.values():
+        devices.sort(key=lambda gpu: (gpu.index, gpu.mig_profile, gpu.uuid))
     return found

@@ -52,6 +52,15 @@ def gpus_of(attempt_id: UUID) -> dict[int, tuple[str, ...]]:
     return uuids_by_rank(GpuBooking.objects.filter(attempt_id=attempt_id, released_at=None).select_related("gpu"))
 
 
+def held_gpus(attempt_ids: Iterable[UUID]) -> dict[UUID, list[GpuBooking]]:
+    """Attempt -> its open bookings with their GPUs, by rank and index."""
+    found: dict[UUID, list[GpuBooking]] = {}
+    open_bookings = GpuBooking.objects.filter(attempt_id__in=list(attempt_ids), released_at=None)
+    for booking in open_bookings.select_related("gpu__node").order_by("rank", "gpu__index", "gpu_id"):
+        found.setdefault(booking.attempt_id, []).append(booking)
+    return found
+
+
 def release_gpus(*, attempt_id: UUID) -> int:
     """Give back exactly what the attempt still holds of GPUs; how many bookings that were."""
     released = 0

@@ -6,6 +6,7 @@ import csv
 import re
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 
 TIMEOUT_S = 20
@@ -42,6 +43,10 @@ class Load:
     memory_mib: int
 
 
+LOAD_AGE_S = 5.0
+_seen: tuple[float, dict[str, Load]] = (float("-inf"), {})
+
+
 def read_devices() -> list[Device]:
     """The devices of this machine; [] where there is no nvidia-smi. Raises InventoryError."""
     if shutil.which("nvidia-smi") is None:
@@ -55,6 +60,17 @@ def read_load() -> dict[str, Load]:
     if shutil.which("nvidia-smi") is None:
         return {}
     return parse_load(ask(f"--query-gpu={LOAD_QUERY}", "--format=csv,noheader,nounits"))
+
+
+def recent_load() -> dict[str, Load]:
+    """The same, at most LOAD_AGE_S old, for pages that many people watch; {} when nvidia-smi fails."""
+    global _seen
+    if time.monotonic() - _seen[0] > LOAD_AGE_S:
+        try:
+            _seen = (time.monotonic(), read_load())
+        except InventoryError:
+            _seen = (time.monotonic(), {})
+    return _seen[1]
 
 
 def parse_devices(table: str, listing: str) -> list[Device]:

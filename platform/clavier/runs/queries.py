@@ -94,6 +94,12 @@ def waiting_runs() -> QuerySet[Run]:
     return Run.objects.filter(due, state=RunState.PENDING).order_by("created_at")
 
 
+def holding_attempts(actor: Actor) -> QuerySet[Attempt]:
+    """Live attempts of the actor's tenant, which hold what their runs asked for; oldest first."""
+    attempts = Attempt.objects.filter(ended_at=None, run__tenant_id=actor.tenant_id)
+    return attempts.select_related("run__created_by", "node").order_by("created_at", "pk")
+
+
 def live_runs() -> QuerySet[Run]:
     """Runs that have not ended."""
     return Run.objects.filter(state__in=LIVE_STATES)

@@ -21,6 +21,7 @@ SECTIONS = (
     ("services", _("Services")),
     ("images", _("Images")),
     ("files", _("Files")),
+    ("resources", _("Resources")),
     ("settings", _("Settings")),
 )
 
