@@ -46,6 +46,7 @@ class FineTuneTask(TenantOwned):
     options = models.JSONField(default=dict, blank=True, help_text="Group, nodes, roles, priority: runs.options.")
     time_limit_s = models.PositiveIntegerField(null=True, blank=True)
     output_model_name = models.CharField(max_length=100)
+    estimate = models.JSONField(default=dict, editable=False, help_text="Of the newest run: estimate.Estimate.")
     run = models.ForeignKey(Run, on_delete=models.PROTECT, related_name="+", null=True, help_text="The newest run.")
     submitted = models.JSONField(
         default=dict, editable=False, help_text="The request as its client wrote it, secrets left out."
@@ -69,3 +70,24 @@ class FineTuneTask(TenantOwned):
     def is_pretrain(self) -> bool:
         """It makes a base model rather than tunes one."""
         return self.recipe == "pretrain"
+
+
+class TrainingCalibration(models.Model):
+    """What finished runs of a recipe and method teach the estimator: logarithms of actual over estimated."""
+
+    recipe = models.CharField(max_length=20)
+    method = models.CharField(max_length=10)
+    on_gpu = models.BooleanField()
+    num_runs = models.PositiveIntegerField(default=0)
+    memory_log_mean = models.FloatField(default=0.0)
+    memory_log_m2 = models.FloatField(default=0.0, help_text="Sum of squared deviations (Welford).")
+    seconds_log_mean = models.FloatField(default=0.0)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["recipe", "method", "on_gpu"], name="training_calibration_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.recipe} {self.method} after {self.num_runs} runs"

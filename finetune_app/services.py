@@ -19,6 +19,7 @@ from clavier.runs.states import RunState
 from datasets_app.models import DatasetVersion
 from datasets_app.queries import access_dataset_version
 from datasets_app.services import rows_path
+from finetune_app.forecast import learn, require_fit
 from finetune_app.models import FineTuneTask
 from finetune_app.own_code import own_code_spec
 from models_app.models import ModelVersion
@@ -201,14 +202,16 @@ def on_run_finished(run: Run) -> None:
             base_version=task.base_version,
             dataset_version=task.train_dataset,
         )
+        learn(task, run)
 
 
 def launch(actor: Actor, task: FineTuneTask) -> None:
     """Submit a run of the task and make it the task's newest."""
     run_id = uuid4()
+    task.estimate = require_fit(task, run_id) if task.create_way == "system" else {}
     spec = with_options(own_code_spec(task, run_id) if task.create_way == "custom" else recipe_spec(task), task.options)
     task.run = submit_run(actor=actor, kind="fine_tune", name=task.name, subject_id=task.pk, spec=spec, run_id=run_id)
-    task.save(update_fields=["run", "updated_at"])
+    task.save(update_fields=["run", "estimate", "updated_at"])
 
 
 def recipe_spec(task: FineTuneTask) -> RunSpec:

@@ -1,0 +1,162 @@
+"""The estimate of a task from its rows in the database, and what finished runs teach it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from django.db import transaction
+
+from clavier.core.errors import NotFound, Unprocessable
+from clavier.files.storage import open_regular
+from clavier.quotas.models import Gpu
+from clavier.runs.models import Attempt, Run
+from datasets_app.models import DatasetVersion
+from finetune_app.estimate import (
+    BYTES_PER_TOKEN,
+    FIRST_SPREAD,
+    LEAST_SPREAD,
+    Calibration,
+    Estimate,
+    Load,
+    Machine,
+    Shape,
+    estimate,
+    shape_of_config,
+)
+from finetune_app.models import FineTuneTask, TrainingCalibration
+from models_app.models import ModelVersion
+from runner.contract.knobs import NEW_MODEL_SHAPE
+
+MAX_CONFIG_BYTES = 4 * 2**20
+#: Runs after which the band is as narrow as it gets.
+SETTLED_RUNS = 20
+
+
+def forecast(task: FineTuneTask) -> Estimate | None:
+    """What a task of our recipes will need; None where its model's configuration does not say enough."""
+    shape = shape_of(task)
+    if shape is None or task.train_dataset is None:
+        return None
+    load = load_of(task.train_dataset, task.hyperparameters)
+    calibration = calibration_of(task.recipe, task.method, on_gpu=bool(task.resources.get("gpus")))
+    return estimate(shape, task.method, task.hyperparameters, load, machine_of(task), calibration)
+
+
+def require_fit(task: FineTuneTask, run_id: UUID) -> dict[str, Any]:
+    """The forecast of a run as its task keeps it, empty without one.
+
+    Raises Unprocessable (``will_not_fit``) when even its lower bound is more than was asked for.
+    """
+    found = forecast(task)
+    if found is None:
+        return {}
+    if found.verdict != "will_not_fit":
+        return {"run": str(run_id), **found.as_json()}
+    where = "GPU memory" if found.on_gpu else "memory"
+    advice = "Use a smaller model or a larger machine."
+    if found.change:
+        advice = "It fits with " + ", ".join(f"{name} = {value}" for name, value in found.change.items()) + "."
+    raise Unprocessable(
+        f"This training needs {found.memory_mib.low:,.0f} to {found.memory_mib.high:,.0f} MiB of {where}; it has "
+        f"{found.limit_mib:,} MiB. {advice}",
+        code="will_not_fit",
+        field="resources.memory_mib" if not found.on_gpu else "resources.gpus",
+    )
+
+
+def shape_of(task: FineTuneTask) -> Shape | None:
+    """The base's shape, or that of the model a pretraining will make."""
+    if task.base_version is not None:
+        return shape_of_version(task.base_version)
+    knobs = {name: task.hyperparameters.get(name) or value for name, value in NEW_MODEL_SHAPE.items()}
+    return shape_of_config(knobs, None)
+
+
+def shape_of_version(version: ModelVersion) -> Shape | None:
+    """What the version's own ``config.json`` says."""
+    try:
+        with open_regular(version.path, ("config.json",)) as stream:
+            config = json.loads(stream.read(MAX_CONFIG_BYTES))
+    except (NotFound, ValueError, OSError):
+        return None
+    return shape_of_config(config, version.num_parameters) if isinstance(config, dict) else None
+
+
+def load_of(data: DatasetVersion, knobs: Mapping[str, Any]) -> Load:
+    """Rows and lengths of a version, in tokens; packed sequences where the recipe packs."""
+    sizes = data.statistics.get("row_bytes") or {}
+    mean, most = float(sizes.get("mean") or 0), float(sizes.get("max") or 0)
+    if knobs.get("sequence_length"):
+        length = int(knobs["sequence_length"])
+        return Load(max(1, round(mean * data.num_samples / BYTES_PER_TOKEN / length)), length, length)
+    longest = int(knobs.get("max_seq_length") or 1024)
+    return Load(
+        data.num_samples,
+        max(1.0, min(longest, mean / BYTES_PER_TOKEN)),
+        max(1, min(longest, round(most / BYTES_PER_TOKEN))),
+    )
+
+
+def machine_of(task: FineTuneTask) -> Machine:
+    """What the task asks for. Of GPUs the smallest that may be booked counts."""
+    asked = task.resources
+    gpus = int(asked.get("gpus") or 0)
+    share = int(asked.get("gpu_memory_mib") or 0)
+    group = task.options.get("resource_group") or "default"
+    smallest = 0
+    if gpus:
+        sizes = Gpu.objects.filter(node__resource_group__name=group, is_healthy=True, mig_profile="")
+        smallest = sizes.order_by("memory_mib").values_list("memory_mib", flat=True).first() or 0
+    return Machine(
+        memory_mib=int(asked.get("memory_mib") or 0),
+        cpu_cores=int(asked.get("cpu_milli") or 1000) / 1000,
+        gpus=gpus or (1 if share else 0),
+        gpu_memory_mib=smallest or share,
+    )
+
+
+def calibration_of(recipe: str, method: str, *, on_gpu: bool) -> Calibration:
+    """What finished runs of a kind say."""
+    row = TrainingCalibration.objects.filter(recipe=recipe, method=method, on_gpu=on_gpu).first()
+    if row is None or row.num_runs == 0:
+        return Calibration()
+    variance = row.memory_log_m2 / max(1, row.num_runs - 1)
+    learned = math.exp(2 * math.sqrt(variance))
+    # A few runs that happen to agree say little, so the first spread fades only slowly.
+    trust = min(1.0, row.num_runs / SETTLED_RUNS)
+    spread = max(LEAST_SPREAD, FIRST_SPREAD ** (1 - trust) * learned**trust)
+    return Calibration(row.num_runs, math.exp(row.memory_log_mean), math.exp(row.seconds_log_mean), spread)
+
+
+def learn(task: FineTuneTask, run: Run) -> None:
+    """Let a completed run correct the next estimates (Welford's running mean and variance of the logarithms)."""
+    promised = task.estimate
+    attempt = Attempt.objects.filter(run=run).order_by("-number").first()
+    if (
+        promised.get("run") != str(run.pk)
+        or attempt is None
+        or not attempt.max_memory_mib
+        or run.started_at is None
+        or run.ended_at is None
+    ):
+        return
+    seconds = (run.ended_at - run.started_at).total_seconds()
+    if seconds <= 0 or promised["memory_mib"]["expected"] <= 0:
+        return
+    with transaction.atomic():
+        row, _ = TrainingCalibration.objects.select_for_update().get_or_create(
+            recipe=task.recipe, method=task.method, on_gpu=promised["on_gpu"]
+        )
+        # The promise was already corrected by what was known then; the table keeps ratios to the bare formula.
+        memory = math.log(attempt.max_memory_mib / promised["memory_mib"]["expected"] * promised["memory_factor"])
+        duration = math.log(seconds / promised["seconds"]["expected"] * promised["seconds_factor"])
+        row.num_runs += 1
+        delta = memory - row.memory_log_mean
+        row.memory_log_mean += delta / row.num_runs
+        row.memory_log_m2 += delta * (memory - row.memory_log_mean)
+        row.seconds_log_mean += (duration - row.seconds_log_mean) / row.num_runs
+        row.save()
