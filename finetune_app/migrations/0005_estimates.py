@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("finetune_app", "0003_options"),
+        ("finetune_app", "0004_image_version"),
     ]
 
     operations = [
