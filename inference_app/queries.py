@@ -10,6 +10,7 @@ from django.db.models import Prefetch, QuerySet
 
 from clavier.core.actor import Actor
 from clavier.core.errors import DomainError, NotFound, quoted
+from clavier.runs.models import Run
 from clavier.runs.outputs import read_json
 from clavier.runs.queries import progress
 from clavier.runs.states import LIVE_STATES, RunState
@@ -84,6 +85,7 @@ def replica_facts(replica: Replica) -> dict[str, Any]:
     return {
         "index": replica.index,
         "run_id": run.pk if run else None,
+        "node": node_of(run),
         "state": run.state if run else None,
         "message": run.message if run else "",
         "why": explain(run).why,
@@ -93,6 +95,12 @@ def replica_facts(replica: Replica) -> dict[str, Any]:
         "started_at": run.started_at if run else None,
         "progress": progress(run.pk) if run and run.state == RunState.PREPARING else {},
     }
+
+
+def node_of(run: Run | None) -> str | None:
+    """The name of the node on which the run's newest attempt is, or was."""
+    attempt = run.attempts.select_related("node").order_by("-number").first() if run else None
+    return attempt.node.name if attempt else None
 
 
 def choose_upstreams(actor: Actor, model: str) -> list[Upstream]:

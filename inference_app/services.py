@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
+from django.db.models import Max
 from django.utils import timezone
 
-from clavier.accounts.access import access_object, require_change, require_write
+from clavier.accounts.access import access_object, creator_of, require_change, require_write
 from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, Invalid, NotFound, Unprocessable, quoted
 from clavier.runs.models import Attempt, Run
-from clavier.runs.services import checked_resources, delete_run, stop_run, submit_run
+from clavier.runs.options import with_options
+from clavier.runs.services import delete_run, stop_run, submit_run
 from clavier.runs.states import EndReason, RunState
 from inference_app.models import InferenceService, Replica, ServiceVersion, service_name_validator
-from models_app.models import ModelVersion
-from models_app.services import access_model_version, require_task, require_usable
+from inference_app.specs import own_server_spec, require_servable, run_spec_of
+from inference_app.versions import checked_versions, require_shares
 from runner.contract import exits
-from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
 
 logger = logging.getLogger(__name__)
 
-PROGRAM = "runner.programs.serve.replica"
-DEFAULT_RESOURCES = {"cpu_milli": 500, "memory_mib": 2048, "gpus": 0}
-DEFAULT_CONTEXT_TOKENS = 2048
-MIN_CONTEXT_TOKENS = 16
-MAX_CONTEXT_TOKENS = 1_048_576
 MAX_RESTARTS = 8
 FIRST_BACK_OFF_S = 1
 LONGEST_BACK_OFF_S = 120
@@ -44,30 +40,24 @@ def create_service(
     *,
     actor: Actor,
     name: str,
-    model_version: UUID | str,
-    num_replicas: int = 1,
-    context_tokens: int | None = None,
-    parallel: int = 4,
-    resources: Mapping[str, Any] | None = None,
+    versions: Sequence[Mapping[str, Any]] | None = None,
     description: str = "",
     submitted: Mapping[str, Any] | None = None,
-    version_submitted: Mapping[str, Any] | None = None,
     start: bool = True,
+    **version: Any,
 ) -> InferenceService:
-    """A service with one version; a draft unless ``start``. ``submitted``: what its client wrote of the service.
+    """A service with its versions; a draft unless ``start``. ``submitted``: what its client wrote of the service.
 
-    Raises Invalid, Conflict, NotFound, Forbidden.
+    ``versions``: the fields of ``versions.VERSION_FIELDS`` for each; a service of one version may give them as
+    arguments. Raises InvalidFields with every bad field at once (``rates_not_100`` when shares do not sum to 100),
+    Conflict, NotFound, Forbidden, Unprocessable for what can not be served here.
     """
     require_write(actor)
     check_service_name(name)
-    version = access_model_version(actor, model_version)
-    require_usable(version)
-    require_task(version, "generation", purpose="a chat service")
-    longest = longest_context(version)
-    context_tokens = min(DEFAULT_CONTEXT_TOKENS, longest) if context_tokens is None else context_tokens
-    require_in_range("num_replicas", num_replicas, 1, 64)
-    require_in_range("context_tokens", context_tokens, MIN_CONTEXT_TOKENS, longest)
-    require_in_range("parallel", parallel, 1, 256)
+    if versions is not None and version:
+        message = f"versions: give {', '.join(sorted(version))} inside of them, not beside."
+        raise Invalid(message, code="conflicting_fields", field="versions")
+    columns = checked_versions(actor, [version] if versions is None else versions, is_list=versions is not None)
     with transaction.atomic():
         if InferenceService.objects.filter(tenant_id=actor.tenant_id, name=name).exists():
             raise Conflict(f"A service {quoted(name)} exists.", code="already_exists", field="name")
@@ -78,18 +68,45 @@ def create_service(
             description=description,
             submitted=dict(submitted or {}),
         )
-        ServiceVersion.objects.create(
-            service=service,
-            number=1,
-            model_version=version,
-            num_replicas=num_replicas,
-            context_tokens=context_tokens,
-            parallel=parallel,
-            resources=checked_resources({**DEFAULT_RESOURCES, **(resources or {})}),
-            submitted=dict(version_submitted or {}),
-        )
+        for number, given in enumerate(columns, start=1):
+            ServiceVersion.objects.create(service=service, number=number, **given)
         if start:
             start_service(actor=actor, service=service)
+    return service
+
+
+def add_service_version(*, actor: Actor, service: InferenceService, **version: Any) -> ServiceVersion:
+    """One more version, without traffic until ``set_traffic`` gives it some; it starts when the service is started.
+
+    Raises InvalidFields, NotFound, Forbidden, Unprocessable.
+    """
+    require_change(actor, service, noun="service")
+    columns = checked_versions(actor, [{**version, "traffic_percent": 100}], is_list=False)[0]
+    with transaction.atomic():
+        locked = InferenceService.objects.select_for_update().get(pk=service.pk)
+        highest = locked.versions.aggregate(highest=Max("number"))["highest"] or 0
+        made = ServiceVersion.objects.create(service=locked, number=highest + 1, **{**columns, "traffic_percent": 0})
+        if locked.desired_state == "running":
+            require_servable(made)
+            start_replicas(made)
+    return made
+
+
+def set_traffic(*, actor: Actor, service: InferenceService, shares: Mapping[int, int]) -> InferenceService:
+    """Give each version (by number) its share of the requests; versions that are not named get none.
+
+    Raises Invalid (``rates_not_100``), NotFound, Forbidden.
+    """
+    require_change(actor, service, noun="service")
+    with transaction.atomic():
+        versions = {version.number: version for version in service.versions.select_for_update()}
+        for number in shares:
+            if number not in versions:
+                raise NotFound(f"The service {service} has no version {number}.", field="traffic")
+        require_shares(list(shares.values()), field="traffic")
+        for number, version in versions.items():
+            version.traffic_percent = shares.get(number, 0)
+            version.save(update_fields=["traffic_percent"])
     return service
 
 
@@ -103,11 +120,9 @@ def start_service(*, actor: Actor, service: InferenceService) -> InferenceServic
             raise Conflict(f"The service {service} is still stopping; try again in a moment.", code="stopping")
         service.desired_state = "running"
         service.save(update_fields=["desired_state", "updated_at"])
-        for version in service.versions.select_related("model_version__base_version"):
-            for index in range(version.num_replicas):
-                replica, _ = Replica.objects.get_or_create(service_version=version, index=index)
-                replica.restarts = 0
-                start_replica(replica)
+        for version in service.versions.select_related("model_version__base_version", "image_version"):
+            require_servable(version)
+            start_replicas(version)
     return service
 
 
@@ -161,67 +176,35 @@ def on_run_finished(run: Run) -> None:
         logger.warning("%s is not started again: %s", replica, refusal.message)
 
 
+def start_replicas(version: ServiceVersion) -> None:
+    """A run for each replica of a version."""
+    for index in range(version.num_replicas):
+        replica, _ = Replica.objects.get_or_create(service_version=version, index=index)
+        replica.restarts = 0
+        start_replica(replica)
+
+
 def start_replica(replica: Replica, *, after_s: float = 0) -> None:
     """Submit a run that serves the replica's version."""
     version = replica.service_version
     service = version.service
-    owner = Actor(service.created_by_id, service.created_by.username, service.tenant_id, service.tenant.name, "owner")
+    run_id = uuid4()
+    spec = own_server_spec(version, run_id) if version.is_own_server else run_spec_of(version)
     replica.run = submit_run(
-        actor=owner,
+        actor=creator_of(service),
         kind="replica",
         name=str(replica),
         subject_id=service.pk,
-        spec=run_spec_of(version),
+        spec=with_options(spec, version.options),
+        run_id=run_id,
         not_before=timezone.now() + timedelta(seconds=after_s) if after_s else None,
     )
     replica.save()
 
 
-def run_spec_of(version: ServiceVersion) -> RunSpec:
-    """The server's program and input: llama.cpp on a CPU, vLLM where the version asks for GPUs."""
-    model, adapter = folders_of(version.model_version)
-    resources = Resources(**version.resources)
-    return RunSpec(
-        kind="replica",
-        program=PROGRAM,
-        parameters={
-            "server": "vllm" if resources.has_gpu else "llama.cpp",
-            "model": model,
-            "adapter": adapter,
-            "served_name": version.service.name,
-            "context_tokens": version.context_tokens,
-            "parallel": version.parallel,
-        },
-        mounts=tuple(Mount(path) for path in (model, adapter) if path),
-        resources=resources,
-        priority=10,
-        limits=Limits(time_limit_s=None, stop_grace_s=10),
-        ready_file=True,
-    )
-
-
-def folders_of(version: ModelVersion) -> tuple[str, str | None]:
-    """The model's folder, and the adapter's where the version is one."""
-    if version.format == "adapter" and version.base_version is not None:
-        return str(version.base_version.path), str(version.path)
-    return str(version.path), None
-
-
 def live_runs_of(service: InferenceService) -> list[Run]:
     """Runs of the service that have not ended."""
     return [run for run in Run.objects.filter(kind="replica", subject_id=service.pk) if not run.is_final]
-
-
-def longest_context(version: ModelVersion) -> int:
-    """How many tokens prompt and answer may have together: what the model was built for."""
-    model = version.base_version if version.format == "adapter" and version.base_version else version
-    return int(model.facts.get("context_tokens") or MAX_CONTEXT_TOKENS)
-
-
-def require_in_range(field: str, value: int, lowest: int, highest: int) -> None:
-    """Raises Invalid (``out_of_range``)."""
-    if not lowest <= value <= highest:
-        raise Invalid(f"{field} {value} is not from {lowest} to {highest}.", code="out_of_range", field=field)
 
 
 def check_service_name(name: str) -> None:

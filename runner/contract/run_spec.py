@@ -69,10 +69,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A host folder or file that the program may read (``writable``: and write) under its host path."""
+    """A host folder or file that the program may read (``writable``: and write) under its host path.
+
+    ``target``: another path, which only a container can have.
+    """
 
     source: str
     writable: bool = False
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,14 +37,18 @@ def mounts_of(
     """
     run = os.path.abspath(launch.run_folder)
     wanted = dict.fromkeys(programs, False)
+    elsewhere = []
     for mount in launch.spec.mounts:
-        wanted[mount.source] = wanted.get(mount.source, False) or mount.writable
+        if mount.target:
+            elsewhere.append(_checked(mount.source, mount.target, mount.writable))
+        else:
+            wanted[mount.source] = wanted.get(mount.source, False) or mount.writable
     wanted[run] = False
     wanted |= {os.path.join(run, name): True for name in names.PROGRAM_FOLDERS}
     wanted |= {os.path.join(run, name): True for name in (names.METRICS, names.log_name(launch.rank))}
     points = [_checked(path, path, writable) for path, writable in wanted.items()]
     points += [_checked(wrapper, WRAPPER, False), _checked(orders, ORDERS, False), _checked(report, REPORT, True)]
-    return tuple(points)
+    return tuple(points + elsewhere)
 
 
 def replaceable_folder(real: str) -> str | None:

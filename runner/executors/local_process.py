@@ -158,6 +158,8 @@ class LocalProcessExecutor:
         spec = launch.spec
         run_folder = os.path.abspath(launch.run_folder)
         binds = [Bind(path) for path in self._interpreter]
+        if any(mount.target for mount in spec.mounts):
+            raise LaunchRefused("Volumes at paths of their own need a container. Use a resource group with Docker.")
         binds += [Bind(mount.source, mount.writable) for mount in spec.mounts]
         binds.append(Bind(run_folder, writable=True))
         isolation = self.isolation()

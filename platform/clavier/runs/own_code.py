@@ -238,7 +238,6 @@ def command_parts(
     known = {name: path for name, path in places.items() if path is not None}
     values = hyperparameters or {}
     words = commands.split_command(code.command)
-    commands.check_placeholders(words, [*known, *values, *(more or {})])
     named = commands.placeholders_in(words)
     unnamed = {} if "config" in named else {name: value for name, value in values.items() if name not in named}
     flags = [word for name, value in unnamed.items() for word in (f"--{name}", value)]

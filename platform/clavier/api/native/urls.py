@@ -89,6 +89,8 @@ urlpatterns = [
     path("evaluation-tasks/<uuid:task_id>/events", evaluation_tasks.EvaluationEventsView.as_view()),
     path("services", services.ServicesView.as_view()),
     path("services/<uuid:service_id>", services.ServiceView.as_view()),
+    path("services/<uuid:service_id>/versions", services.ServiceVersionsView.as_view()),
+    path("services/<uuid:service_id>/traffic", services.TrafficView.as_view()),
     path("services/<uuid:service_id>/start", services.StartServiceView.as_view()),
     path("services/<uuid:service_id>/stop", services.StopServiceView.as_view()),
     path("services/<uuid:service_id>/replicas", services.ReplicasView.as_view()),
