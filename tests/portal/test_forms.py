@@ -289,3 +289,14 @@ def test_an_evaluation_is_sent_to_a_group_too(alice_browser, alice, world):
     assert refused.status_code == 422
     assert "has no node" in refused.content.decode()
     assert alice_browser.post("/evaluations/new", data | {"resource_group": "default"}).status_code == 302
+
+
+def test_a_service_is_sent_to_a_group_too(alice_browser, world):
+    ResourceGroup.objects.create(name="other")
+    data = {
+        "name": "fourth", "model_version": world.tuned.pk, "num_replicas": "1", "parallel": "2",
+        "resource_group": "other", "save": "",
+    }  # fmt: skip
+    assert alice_browser.post("/services/new", data).status_code == 302
+    (version,) = InferenceService.objects.get(name="fourth").versions.all()
+    assert version.options == {"resource_group": "other"}

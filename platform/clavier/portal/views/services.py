@@ -111,6 +111,7 @@ def _create(request: PortalRequest, form: ServiceForm) -> InferenceService:
     return services.create_service(
         actor=request.actor,
         resources=form.resources(),
+        options=form.where(),
         start="save" not in request.POST,
         **{name: form.cleaned_data[name] for name in names},
     )
