@@ -39,6 +39,17 @@ def newest_version_named(actor: Actor, name: str, *, field: str | None = None) -
     return found
 
 
+def version_or_newest(actor: Actor, object_id: UUID | str, *, field: str | None = None) -> DatasetVersion:
+    """The version of that id, or the newest one of the data set of that id. Raises NotFound."""
+    try:
+        return access_dataset_version(actor, object_id, field=field)
+    except NotFound:
+        newest = versions_of(access_dataset(actor, object_id, field=field)).first()
+        if newest is None:
+            raise
+        return newest
+
+
 def search(actor: Actor, text: str = "", *, tag: str = "") -> QuerySet[Dataset]:
     """The tenant's data sets whose name, description or a tag has the text, newest first; ``tag``: with exactly that.
 

@@ -12,7 +12,7 @@ from clavier.core.models import TenantOwned
 from clavier.runs.models import Run
 from datasets_app.models import DatasetVersion
 
-SOURCES = ("folder", "path", "huggingface", "modelscope", "fine_tune")
+SOURCES = ("folder", "path", "huggingface", "modelscope", "fine_tune", "image")
 #: What a version does: continues text and chats, scores replies, names classes, or turns one text into another.
 TASKS = ("generation", "reward", "classification", "seq2seq")
 VERSION_STATES = ("importing", "ready", "failed")
@@ -54,6 +54,10 @@ class ModelVersion(TenantOwned):
     base_version = models.ForeignKey(
         "self", on_delete=models.PROTECT, null=True, blank=True, related_name="derived_versions"
     )
+    shares_files_with = models.ForeignKey(
+        "self", on_delete=models.PROTECT, null=True, blank=True, related_name="sharing_versions",
+        help_text="The version in whose folder the files lie.",
+    )  # fmt: skip
     dataset_version = models.ForeignKey(
         DatasetVersion, on_delete=models.PROTECT, null=True, blank=True, related_name="model_versions"
     )

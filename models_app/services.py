@@ -28,7 +28,7 @@ from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
 
 NAME_PATTERN = re.compile(r"\A[\w][\w .()+-]{0,99}\Z")
 HUB_ID_PATTERN = re.compile(r"\A[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
-IMPORT_SOURCES = tuple(source for source in SOURCES if source != "fine_tune")
+IMPORT_SOURCES = tuple(source for source in SOURCES if source not in ("fine_tune", "image"))
 IMPORT_PROGRAM = "runner.programs.models.import_model"
 
 
@@ -143,11 +143,17 @@ def access_model_version(actor: Actor, version_id: UUID | str, *, field: str = "
 
 
 def require_usable(version: ModelVersion, *, field: str = "model_version") -> None:
-    """Raises Conflict unless the version's files are complete."""
+    """Raises Conflict (``not_ready``, ``no_files``) unless the version's files are there and complete."""
     if not version.is_usable:
         raise Conflict(
             f"The model version {version} is {version.state}. {version.message or 'Wait until its import has ended.'}",
             code="not_ready",
+            field=field,
+        )
+    if version.source == "image":
+        raise Conflict(
+            f"The model version {version} lies in the image {version.location} and has no files of its own.",
+            code="no_files",
             field=field,
         )
 

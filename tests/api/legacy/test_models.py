@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from rest_framework.test import APIClient
 
+from clavier.accounts.models import User
 from clavier.core.actor import Actor
 from models_app.models import ModelVersion
-from tests.api.legacy.conftest import failure, payload
+from tests.api.legacy.conftest import failure, form, payload
 from tests.api.native.conftest import make_model
 
 LIST = "/model/aiApplication/getAiApplicationList"
@@ -92,3 +93,103 @@ def test_an_id_is_required_and_nothing_else_is_taken(alice_client: APIClient) ->
     failure(alice_client.get(DETAIL), 400, "required", "aiApplicationId")
     failure(alice_client.get(DETAIL, {"aiApplicationId": "1", "x": "1"}), 400, "unknown_field", "x")
     failure(alice_client.get(DETAIL, {"aiApplicationId": "no id"}), 404, "not_found", "aiApplicationId")
+
+
+CREATE = "/model/aiApplication/createAiApplication"
+
+
+@pytest.fixture
+def body(alice_client: APIClient, node: None) -> dict[str, Any]:
+    """The document's own request, with a folder among Alice's files."""
+    payload(alice_client.post("/api/file/file/uploadFolder", **form("config.json", b"{}", currentPath="/lightgbm")))
+    return {
+        "application": {
+            "name": "11", "createUser": "alice", "description": "d", "userName": "zjm", "type": "LLM",
+            "developer": "厂商", "loginUser": 1,
+        },
+        "aiApplicationVersionList": [
+            {
+                "applicationName": "11", "createUser": "alice", "userName": "zjm", "description": "v",
+                "version": "0.0.1", "source": "3", "trainTaskVersionId": "", "llmFineTuneTaskId": "", "image": "",
+                "imageType": "", "framework": 12, "saveType": 2, "savePath": "/lightgbm", "configSaveType": 2, "label": "l",
+                "scale": "7B", "modelStructure": "s", "loginUser": 1,
+            },
+        ],
+        "hyperParameterList": [
+            {"paramName": "top_p", "type": "float", "value": "0.9", "valueRange": [0, 1], "edit": "true"}
+        ],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["", "/api"])
+def test_a_model_is_created_with_its_versions(alice_client: APIClient, body: dict[str, Any], prefix: str) -> None:
+    made = payload(alice_client.post(prefix + CREATE, body, format="json"))
+    application, (version,) = made["application"], made["aiApplicationVersionList"]
+    assert (application["name"], application["developer"], application["type"]) == ("11", "厂商", "LLM")
+    assert (version["applicationId"], version["status"], version["source"]) == (application["id"], 1, 3)
+    same = ("version", "framework", "saveType", "savePath", "configSaveType", "label", "scale", "modelStructure")
+    written = body["aiApplicationVersionList"][0]
+    assert {name: version[name] for name in same} == {name: written[name] for name in same}
+    assert made["hyperParameterList"] == [
+        {"paramName": "top_p", "type": "float", "value": "0.9", "valueRange": [0, 1], "edit": True}
+    ]
+    found = payload(alice_client.get(VERSION, {"aiApplicationVersionId": version["id"]}))
+    assert found == version
+
+
+def test_a_model_and_its_versions_are_made_all_or_none(alice_client: APIClient, body: dict[str, Any]) -> None:
+    body["aiApplicationVersionList"].append({"savePath": "/none"})
+    response = alice_client.post(CREATE, body, format="json")
+    failure(response, 404, "not_found", "aiApplicationVersionList[1].savePath")
+    assert names(alice_client) == []
+    del body["aiApplicationVersionList"][1]
+    payload(alice_client.post(CREATE, body, format="json"))
+    failure(alice_client.post(CREATE, body, format="json"), 409, "already_exists", "application.name")
+
+
+def test_a_result_of_training_becomes_a_version_without_a_copy(
+    alice_client: APIClient, alice: Actor, version: ModelVersion, body: dict[str, Any]
+) -> None:
+    wanted = {"source": 1, "trainTaskVersionId": str(version.pk), "version": "v1"}
+    made = payload(alice_client.post(CREATE, {**body, "aiApplicationVersionList": [wanted]}, format="json"))
+    (found,) = made["aiApplicationVersionList"]
+    assert (found["source"], found["status"], found["size"]) == (1, 2, 2.0)
+    shared = ModelVersion.objects.get(pk=found["id"])
+    assert (shared.path, shared.shares_files_with) == (version.path, version)
+    in_use = alice_client.delete(f"/api/v1/model-versions/{version.pk}")
+    assert (in_use.status_code, in_use.json()["error"]["code"]) == (409, "in_use")
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "error", "field"),
+    [
+        ({"savePath": ""}, 400, "required", "savePath"),
+        ({"savePath": "../../etc"}, 400, "path_outside_root", "savePath"),
+        ({"configPath": "/etc/passwd"}, 400, "path_outside_root", "configPath"),
+        ({"saveType": 1}, 422, "unprocessable", "saveType"),
+        ({"source": 2}, 400, "required", "image"),
+        ({"source": 2, "image": "none:1"}, 404, "not_found", "image"),
+        ({"source": 1}, 400, "required", "llmFineTuneTaskId"),
+        ({"source": 1, "llmFineTuneTaskId": "1"}, 404, "not_found", "llmFineTuneTaskId"),
+        ({"source": 4}, 400, "out_of_range", "source"),
+    ],
+)
+def test_what_is_wrong_with_a_version_is_named(
+    alice_client: APIClient, body: dict[str, Any], change: dict[str, Any], status: int, error: str, field: str
+) -> None:
+    body["aiApplicationVersionList"][0] |= change
+    response = alice_client.post(CREATE, body, format="json")
+    failure(response, status, error, f"aiApplicationVersionList[0].{field}")
+
+
+def test_a_login_user_of_0_and_anothers_name_grant_nothing(
+    charlie_client: APIClient, alice_user: User, version: ModelVersion, body: dict[str, Any]
+) -> None:
+    body["application"] |= {"createUser": "", "loginUser": 0}
+    body["aiApplicationVersionList"] = [{"source": 1, "trainTaskVersionId": str(version.pk), "loginUser": 0}]
+    response = charlie_client.post(CREATE, body, format="json")
+    failure(response, 404, "not_found", "aiApplicationVersionList[0].trainTaskVersionId")
+    body["aiApplicationVersionList"] = [{"createUser": str(alice_user.pk)}]
+    response = charlie_client.post(CREATE, body, format="json")
+    failure(response, 403, "identity_mismatch", "aiApplicationVersionList[0].createUser")
+    assert names(charlie_client) == []

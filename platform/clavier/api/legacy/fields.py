@@ -48,6 +48,22 @@ class Word(serializers.CharField):
         return super().to_internal_value(data)
 
 
+class Place(Word):
+    """A path in the user's files."""
+
+    default_error_messages = {"bad_path": said("路径含有 NUL 字符", "has a NUL character.")}
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("max_length", 4096)
+        super().__init__(**options)
+
+    def to_internal_value(self, data: Any) -> str:
+        """Raises ValidationError."""
+        if isinstance(data, str) and "\0" in data:
+            self.fail("bad_path")
+        return super().to_internal_value(data)
+
+
 class Id(Word):
     """The id of an object: a text, or a number as some clients send it."""
 

@@ -5,15 +5,33 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from clavier.api.legacy.errors import spoken
 from clavier.api.legacy.fields import Body, Number, OneOf, Structure, Word
 from clavier.api.legacy.words import said, say
+from clavier.core.actor import Actor
+from clavier.core.errors import Unprocessable
+from clavier.images.access import access_image_version, find_image_version, parse_id
+from clavier.quotas.requests import BOUNDS
 
 GPU_SHARES = ("none", "share", "vgpu", "mig")
 MASK = "***"
+#: An image that is none: the program runs in what the platform itself is installed with.
+PLATFORM_IMAGE = "platform"
+#: A service's name of an amount -> the document's, and how many of the service's units are one of the document's.
+DOCUMENT_NAMES = {
+    "cpu_milli": ("cpuNumber", 1000),
+    "memory_mib": ("memory", 1024),
+    "gpus": ("gpuNum", 1),
+    "gpu_cores_percent": ("gpuCores", 1),
+    "gpu_memory_mib": ("gpuMem", 1024),
+    "mig_devices": ("gpuNum", 1),
+    "mig_profile": ("migRes", 1),
+}
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|PRIVATE|(API|ACCESS)_?KEY", re.IGNORECASE)
 
 
@@ -73,8 +91,8 @@ class GpuResource(Body):
 class ContainerResource(Body):
     """Cores, GiB and GPUs of one container."""
 
-    cpuNumber = Number(1, 1024, help_text="cpu核数 / cores")
-    memory = Number(1, 65_536, help_text="内存（GiB）/ memory in GiB")
+    cpuNumber = Number(1, help_text="cpu核数 / cores")
+    memory = Number(1, help_text="内存（GiB）/ memory in GiB")
     gpuResource = GpuResource(required=False, allow_null=True, help_text="GPU资源")
 
 
@@ -144,4 +162,36 @@ def resources_of(values: Mapping[str, Any]) -> dict[str, Any]:
         found |= {"gpu_cores_percent": gpu.get("gpuCores") or 0, "gpu_memory_mib": (gpu.get("gpuMem") or 0) * 1024}
     elif gpu.get("gpuNum"):
         found["gpus"] = gpu["gpuNum"]
+    for name, amount in found.items():
+        if isinstance(amount, int) and amount > BOUNDS[name][1]:
+            raise too_much(name, amount)
     return found
+
+
+def too_much(name: str, amount: int) -> Unprocessable:
+    """The refusal of more than any request may name."""
+    field, unit = DOCUMENT_NAMES[name]
+    most = BOUNDS[name][1] // unit
+    message = say(
+        f"{field}: 没有节点能提供 {amount // unit}，单次请求最多 {most}",
+        f"{field}: no node has {amount // unit}; the largest amount that a request may name is {most}.",
+    )
+    what = "GPU " if name in ("gpus", "mig_devices") else ""
+    return spoken(Unprocessable(what + message, code="unschedulable", field=field))
+
+
+def resource_names(prefix: str) -> dict[str, str]:
+    """A service's name of each amount -> the field of the request."""
+    found = {}
+    for name, (field, _) in DOCUMENT_NAMES.items():
+        part = "" if field in ("cpuNumber", "memory") else "gpuResource."
+        found[f"resources.{name}"] = f"{prefix}.{part}{field}"
+    return found
+
+
+def image_argument(actor: Actor, image: str, *, field: str = "image") -> UUID | None:
+    """The image version of an id or ``name:tag``; None for the platform's own environment. Raises NotFound."""
+    if image in ("", PLATFORM_IMAGE):
+        return None
+    find = access_image_version if parse_id(image) else find_image_version
+    return find(actor, image, field=field).pk

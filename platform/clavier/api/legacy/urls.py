@@ -6,7 +6,7 @@ from typing import Any
 
 from django.urls import URLPattern, path
 
-from clavier.api.legacy.nouns import files, images, models, resources, tuning
+from clavier.api.legacy.nouns import evaluation, files, images, models, resources, tuning
 
 #: As the document prints them.
 ROUTES: tuple[tuple[str, type[Any]], ...] = (
@@ -14,6 +14,7 @@ ROUTES: tuple[tuple[str, type[Any]], ...] = (
     ("api/file/file/uploadPublicFolder", files.PublicUploadView),
     ("docker/image/upload", images.RegisterImageView),
     ("docker/image/uploadOld", images.ImportImageView),
+    ("model/aiApplication/createAiApplication", models.CreateModelView),
     ("model/aiApplication/getAiApplicationList", models.ModelListView),
     ("model/aiApplication/getAiApplicationDetail", models.ModelDetailView),
     ("model/aiApplicationVersion/getAiApplicationVersionList", models.VersionListView),
@@ -22,6 +23,9 @@ ROUTES: tuple[tuple[str, type[Any]], ...] = (
     ("kernel/fineTune/listLlmFineTuneTask", tuning.TaskListView),
     ("kernel/fineTune/queryLlmFineTuneTaskDetail", tuning.TaskDetailView),
     ("kernel/fineTuneManage/listFineTuneTaskManage", tuning.ManageListView),
+    ("model/evaluation/task/create", evaluation.CreateEvaluationView),
+    ("model/evaluation/task/page", evaluation.EvaluationPageView),
+    ("api/model/evaluation/task/detail/<str:taskId>", evaluation.EvaluationDetailView),
     ("system/config/getRemainResource", resources.RemainView),
     ("resource/configRemake/getQuotaRemainResource", resources.StorageQuotaView),
 )

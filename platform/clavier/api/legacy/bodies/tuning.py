@@ -8,7 +8,7 @@ from typing import Any
 from rest_framework import serializers
 
 from clavier.api.legacy.errors import spoken
-from clavier.api.legacy.fields import Body, Id, Number, OneOf, Structure, UserIs, Word, Words, YesNo
+from clavier.api.legacy.fields import Body, Id, Number, OneOf, Place, Structure, UserIs, Word, Words, YesNo
 from clavier.api.legacy.groups import group_name
 from clavier.api.legacy.paths import location_of
 from clavier.api.legacy.requests import (
@@ -16,14 +16,14 @@ from clavier.api.legacy.requests import (
     NodeResource,
     Variables,
     environment_of,
+    image_argument,
+    resource_names,
     resources_of,
     without_secrets,
 )
 from clavier.api.legacy.words import say
 from clavier.core.actor import Actor
 from clavier.core.errors import Invalid, Unprocessable, quoted
-from clavier.images.access import access_image_version, find_image_version, parse_id
-from clavier.images.models import ImageVersion
 from datasets_app.queries import newest_version_named
 from finetune_app.profile import METHOD_OF_STRATEGY, read_profile
 from models_app.queries import version_named
@@ -55,6 +55,7 @@ FIELD_NAMES = {
     "options.node_names": "nodeName",
     "options.priority": "priority",
     "options.roles": "resource",
+    **resource_names("resource[0]"),
 }
 #: What a recipe of the platform decides itself; each belongs to a program of the user's.
 _CUSTOM_ONLY = (
@@ -83,20 +84,20 @@ class NewTask(Body):
     commonHyperParameters = HyperParameter(many=True, required=False, allow_null=True, help_text="通用超参数")
     fineTuneHyperParameters = HyperParameter(many=True, required=False, allow_null=True, help_text="微调超参数")
     hyperparameter = Structure(dict, help_text="超参数（JSON 对象或其字符串）；列表中的同名项优先")
-    profilePath = Word(max_length=4096, help_text="用户自定义配置文件 config.json；显式参数优先")
+    profilePath = Place(help_text="用户自定义配置文件 config.json；显式参数优先")
 
     modelId = Id(help_text="模型ID")
     modelVersion = Id(max_length=100, help_text="模型版本")
     modelVersionId = Id(help_text="模型版本ID")
-    originModelDir = Word(max_length=4096, help_text="原始模型目录")
+    originModelDir = Place(help_text="原始模型目录")
     inputType = OneOf(("local", "dataset"), help_text="数据集类型 local / dataset")
     storageMedium = OneOf(("1201", "1203"), help_text="1201 本地，1203 对象存储")
     datasetVersionId = Id(help_text="数据集版本id")
     dataSetName = Word(max_length=200, help_text="数据集名称")
-    inputDir = Word(max_length=4096, help_text="数据集输入目录，含 train、validate、test")
-    outputDir = Word(max_length=4096, help_text="训练模型输出目录")
-    checkPointDir = Word(max_length=4096, help_text="checkPoint保存目录")
-    workingDir = Word(max_length=4096, help_text="脚本工作目录")
+    inputDir = Place(help_text="数据集输入目录，含 train、validate、test")
+    outputDir = Place(help_text="训练模型输出目录")
+    checkPointDir = Place(help_text="checkPoint保存目录")
+    workingDir = Place(help_text="脚本工作目录")
 
     image = Word(max_length=500, help_text="镜像")
     command = Word(max_length=MAX_COMMAND, help_text="运行命令，可用 ${model_dir} 等占位符，不经过 shell")
@@ -182,6 +183,7 @@ def custom_arguments(actor: Actor, values: dict[str, Any]) -> tuple[dict[str, An
         **shared_arguments(actor, values),
         **folders,
         "command": command_of(values),
+        "image": image_argument(actor, values.get("image", "")),
         "method": METHODS.get(values.get("fineTuneStrategy", ""), ""),
         "is_pretrain": bool(values.get("isPretrain")),
         "hyperparameters": hyperparameters,
@@ -189,8 +191,6 @@ def custom_arguments(actor: Actor, values: dict[str, Any]) -> tuple[dict[str, An
         "train_dataset": dataset_of(actor, values) or None,
         "base_model": model_of(actor, values),
     }
-    if values.get("image"):
-        arguments["image"] = image_version(actor, values["image"]).pk
     roles = roles_of(values)
     if roles:
         arguments["options"]["roles"] = roles
@@ -223,13 +223,6 @@ def refuse_what_is_missing_here(values: dict[str, Any]) -> None:
     if values.get("rdma"):
         message = say("rdma: 没有配备 RDMA 设备的节点，请填写 false", "rdma: no node has an RDMA device; send false.")
         raise spoken(Unprocessable(message, field="rdma"))
-
-
-def image_version(actor: Actor, image: str) -> ImageVersion:
-    """A version by its id, or by ``name:tag``. Raises NotFound."""
-    if parse_id(image):
-        return access_image_version(actor, image, field="image")
-    return find_image_version(actor, image, field="image")
 
 
 def command_of(values: dict[str, Any]) -> str:

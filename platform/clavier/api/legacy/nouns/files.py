@@ -11,7 +11,7 @@ from rest_framework.response import Response
 
 from clavier.api.legacy.envelopes import FILES
 from clavier.api.legacy.errors import spoken
-from clavier.api.legacy.fields import Body, UserIs, Word, YesNo
+from clavier.api.legacy.fields import Body, Place, UserIs, YesNo
 from clavier.api.legacy.paths import own_path
 from clavier.api.legacy.schema import operation
 from clavier.api.legacy.uploads import SENT_NAME, FolderFormParser
@@ -25,18 +25,28 @@ TAG = "1 文件/数据上传"
 _MISSING = said("必填；每个文件须有文件名 (filename)", "this field is required; each file needs a filename.")
 
 
+class SentFile(serializers.FileField):
+    """A file; a part without a filename is none."""
+
+    default_error_messages = {"required": _MISSING}
+
+    def to_internal_value(self, data: Any) -> UploadedFile[Any]:
+        """Raises ValidationError (``required``)."""
+        if not isinstance(data, UploadedFile):
+            self.fail("required")
+        return data
+
+
 class Upload(Body):
     """The form."""
 
     file = serializers.ListField(
-        child=serializers.FileField(allow_empty_file=True, max_length=None),
+        child=SentFile(allow_empty_file=True),
         allow_empty=False,
         error_messages={"required": _MISSING, "empty": _MISSING},
         help_text="要上传的文件；文件名可带目录，例如 train/a.jsonl / the file; its name may have folders in it",
     )
-    currentPath = Word(
-        default="", max_length=4096, help_text="当前路径，不存在时自动创建 / the folder, made when it is missing"
-    )
+    currentPath = Place(default="", help_text="当前路径，不存在时自动创建 / the folder, made when it is missing")
     overwrite = YesNo(default=False, help_text="是否覆盖同名文件 / replace a file of that name")
 
 

@@ -11,7 +11,7 @@ from rest_framework.response import Response
 from clavier.api.common.idempotency import idempotent
 from clavier.api.legacy.envelopes import IMAGES
 from clavier.api.legacy.errors import spoken
-from clavier.api.legacy.fields import Body, Id, UserIs, Word, Words
+from clavier.api.legacy.fields import Body, Id, Place, UserIs, Word, Words
 from clavier.api.legacy.paths import location_of
 from clavier.api.legacy.schema import operation
 from clavier.api.legacy.views import LegacyView
@@ -36,7 +36,7 @@ class NewImage(Body):
 
 
 class ImportBody(Body):
-    fileUrl = Word(required=True, max_length=4096, help_text="个人文件中镜像包的路径，例如 dzq/aios-busybox.tar")
+    fileUrl = Place(required=True, help_text="个人文件中镜像包的路径，例如 dzq/aios-busybox.tar")
     imageId = Id(help_text="镜像ID；或填写 imageName")
     imageName = Words(help_text="镜像名称（字符串或列表）；与 imageId 二选一")
     imageTag = Word(default="latest", max_length=128, help_text="镜像标签，默认 latest")

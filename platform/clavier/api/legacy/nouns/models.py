@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from django.db.models import OuterRef, QuerySet, Subquery
+from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from clavier.api.common.idempotency import idempotent
+from clavier.api.legacy.bodies.models import NewApplication, arguments_of
 from clavier.api.legacy.envelopes import MODELS
 from clavier.api.legacy.fields import Body, Id, Number, UserIs, Word
 from clavier.api.legacy.paging import PageBody, PageData, page_of
@@ -23,9 +26,11 @@ from clavier.api.legacy.shapes.models import (
     listed_version_of,
     version_of,
 )
+from clavier.api.legacy.shapes.tuning import as_written
 from clavier.api.legacy.views import LegacyView
 from models_app.models import ModelVersion, RegisteredModel
 from models_app.queries import visible_models, visible_versions
+from models_app.registering import create_model_with_versions
 from models_app.services import access_model, access_model_version
 
 TAG = "3 模型管理"
@@ -61,6 +66,41 @@ class ModelView(LegacyView):
 
     envelope = MODELS
     field_names = FIELD_NAMES
+
+
+class HyperParameter(serializers.Serializer[Any]):
+    """HyperParameterDTO."""
+
+    paramName = serializers.CharField(allow_blank=True)
+    type = serializers.CharField(allow_blank=True)
+    value = serializers.CharField(allow_blank=True)
+    valueRange = serializers.ListField(child=serializers.JSONField())
+    edit = serializers.BooleanField()
+
+
+class ApplicationCreated(serializers.Serializer[Any]):
+    """AiApplicationDTO."""
+
+    application = Application()
+    aiApplicationVersionList = ApplicationVersion(many=True)
+    hyperParameterList = HyperParameter(many=True)
+
+
+class CreateModelView(ModelView):
+    @operation("createAiApplication", TAG, "3.1 创建模型", MODELS, body=NewApplication, data=ApplicationCreated(),
+               errors=(404, 409, 422, 507))  # fmt: skip
+    @idempotent()
+    def post(self, request: Request) -> Response:
+        """A model with its versions, all or none; folders are taken over by runs (status 1 until they have ended)."""
+        values = self.read(NewApplication)
+        arguments, self.field_names = arguments_of(self.actor, values)
+        model, versions = create_model_with_versions(actor=self.actor, **arguments)
+        found = {
+            "application": application_of(model),
+            "aiApplicationVersionList": [version_of(version) for version in versions],
+            "hyperParameterList": [declared_of(entry) for entry in values.get("hyperParameterList") or []],
+        }
+        return self.answer(found, OK)
 
 
 class ModelListView(ModelView):
@@ -99,6 +139,17 @@ class VersionDetailView(ModelView):
         """One version."""
         query = self.read(VersionId, request.query_params.dict())
         return self.answer(version_of(access_model_version(self.actor, query["aiApplicationVersionId"])), OK)
+
+
+def declared_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """One declared hyperparameter with all of its fields."""
+    return {
+        "paramName": entry.get("paramName", ""),
+        "type": entry.get("type", ""),
+        "value": as_written(entry.get("value", "")),
+        "valueRange": entry.get("valueRange", []),
+        "edit": entry.get("edit", True),
+    }
 
 
 def filtered(models: QuerySet[RegisteredModel], query: dict[str, Any], user_id: Any) -> QuerySet[RegisteredModel]:

@@ -1,0 +1,97 @@
+"""A new model with its first versions in one step, from the three sources that a client can name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.db import transaction
+
+from clavier.accounts.access import require_write
+from clavier.core.actor import Actor
+from clavier.core.errors import Conflict, DomainError, quoted
+from clavier.images.access import access_image_version, image_of_run
+from models_app.models import ModelVersion, RegisteredModel
+from models_app.services import access_model_version, check_model_name, next_number, register_model, require_usable
+
+
+@dataclass(frozen=True, slots=True)
+class NewVersion:
+    """``source``: ``folder`` (``location``: private/...), ``fine_tune`` (the id of the version that a training made)
+    or ``image`` (the id of an image version with the model in it)."""
+
+    source: str
+    location: str
+    submitted: Mapping[str, Any] = field(default_factory=dict)
+
+
+def create_model_with_versions(
+    *,
+    actor: Actor,
+    name: str,
+    versions: Sequence[NewVersion],
+    description: str = "",
+    submitted: Mapping[str, Any] | None = None,
+) -> tuple[RegisteredModel, list[ModelVersion]]:
+    """A model and its versions, all or none. Folders are taken over by runs; the others are ready at once.
+
+    Raises Forbidden, Invalid, NotFound, Conflict (``already_exists``, ``not_ready``); the field of a refusal begins
+    with ``versions.<number>.`` where it concerns a version.
+    """
+    require_write(actor)
+    check_model_name(name)
+    with transaction.atomic():
+        if RegisteredModel.objects.filter(tenant_id=actor.tenant_id, name=name).exists():
+            raise Conflict(f"A model {quoted(name)} exists.", code="already_exists", field="name")
+        model = RegisteredModel.objects.create(
+            tenant_id=actor.tenant_id,
+            created_by_id=actor.user_id,
+            name=name,
+            description=description,
+            submitted=dict(submitted or {}),
+        )
+        made = []
+        for number, wanted in enumerate(versions):
+            try:
+                made.append(add_version(actor, model, wanted))
+            except DomainError as refusal:
+                refusal.field = f"versions.{number}.location"
+                raise
+    return model, made
+
+
+def add_version(actor: Actor, model: RegisteredModel, wanted: NewVersion) -> ModelVersion:
+    """One version. Raises Invalid, NotFound, Conflict."""
+    if wanted.source == "folder":
+        return register_model(
+            actor=actor, name=model.name, source="folder", location=wanted.location, submitted=wanted.submitted
+        )
+    version = ModelVersion(
+        tenant_id=actor.tenant_id,
+        created_by_id=actor.user_id,
+        model=model,
+        number=next_number(model),
+        source=wanted.source,
+        state="ready",
+        submitted=dict(wanted.submitted),
+    )
+    if wanted.source == "image":
+        image = access_image_version(actor, wanted.location, field="location")
+        image_of_run(image, field="location")
+        version.location, version.size_bytes = str(image), image.size_bytes
+    else:
+        share_files(version, access_model_version(actor, wanted.location, field="location"))
+    version.save(force_insert=True)
+    return version
+
+
+def share_files(version: ModelVersion, made: ModelVersion) -> None:
+    """The version is what a training has made, under another name; the files stay where they are."""
+    require_usable(made, field="location")
+    version.location, version.shares_files_with = str(made), made
+    for column in (
+        "folder", "format", "task", "base_version", "dataset_version", "architecture", "num_parameters", "size_bytes",
+        "fingerprint", "render_hash", "facts", "metrics",
+    ):  # fmt: skip
+        setattr(version, column, getattr(made, column))

@@ -1,0 +1,148 @@
+"""aiApplicationDTO: a model, its versions and its declared hyperparameters, and what of it a service is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clavier.api.legacy.errors import spoken
+from clavier.api.legacy.fields import Body, Id, Number, Place, Structure, UserIs, Word, YesNo
+from clavier.api.legacy.paths import location_of
+from clavier.api.legacy.requests import Value, image_argument
+from clavier.api.legacy.shapes.models import FROM_FILES, FROM_IMAGE, FROM_TRAINING, LOCAL_STORAGE, OBJECT_STORAGE
+from clavier.api.legacy.words import say
+from clavier.core.actor import Actor
+from clavier.core.errors import Conflict, Invalid, NotFound, Unprocessable
+from finetune_app.queries import output_version
+from finetune_app.services import access_fine_tune_task
+from models_app.registering import NewVersion
+
+SOURCES = {FROM_TRAINING: "fine_tune", FROM_IMAGE: "image", FROM_FILES: "folder"}
+#: Fields of who asks: the credential says it.
+_PERSON = ("createUser", "userName", "loginUser")
+
+
+class ApplicationBody(Body):
+    """AiApplication_1."""
+
+    name = Word(required=True, max_length=100, help_text="模型名称")
+    description = Word(help_text="模型简要描述")
+    type = Word(max_length=40, help_text="模型类型，例如 LLM")
+    developer = Word(max_length=200, help_text="模型厂商")
+    createUser = UserIs(help_text="创建人；不填为本人")
+    userName = Word(max_length=150, help_text="用户名称")
+    loginUser = Number(high=1, help_text="0为管理员，1为普通用户；不参与鉴权 / never read for authority")
+
+
+class VersionBody(Body):
+    """AiApplicationVersion_1."""
+
+    version = Id(max_length=100, help_text="AI应用版本")
+    applicationName = Word(max_length=100, help_text="AI应用名称")
+    description = Word(help_text="描述")
+    source = Number(FROM_TRAINING, FROM_FILES, help_text="1 训练结果 2 自定义镜像 3 本地文件（默认）")  # type: ignore[assignment]
+    saveType = Number(OBJECT_STORAGE, LOCAL_STORAGE, help_text="存储类别 1.对象存储 2.本地存储（默认）")
+    savePath = Place(help_text="存储路径：个人文件中的目录")
+    configPath = Place(help_text="配置文件存储路径")
+    configSaveType = Number(OBJECT_STORAGE, LOCAL_STORAGE, help_text="配置文件存储类别 1.对象存储 2.本地存储")
+    trainTaskVersionId = Id(help_text="训练版本id：训练产出的模型版本")
+    llmFineTuneTaskId = Id(help_text="大模型微调id：取其产出的模型版本")
+    image = Word(max_length=500, help_text="镜像地址，source=2 时必填")
+    imageType = Number(high=1, help_text="镜像类型 0：推理框架适配镜像，1：自定义镜像")
+    framework = Number(help_text="框架选择")
+    frameworkStyle = Number(help_text="模型格式")
+    label = Word(help_text="标签")  # type: ignore[assignment]
+    modelStructure = Word(help_text="模型结构")
+    preDeployLabel = Word(max_length=200, help_text="模型预部署时起pod的唯一标识")
+    scale = Word(max_length=40, help_text="参数规模")
+    createUser = UserIs(help_text="创建人；不填为本人")
+    userName = Word(max_length=150, help_text="用户名称")
+    loginUser = Number(high=1, help_text="0为管理员，1为普通用户；不参与鉴权")
+
+
+class HyperParameterBody(Body):
+    """HyperParameterDTO."""
+
+    paramName = Word(max_length=200, help_text="参数名称")
+    type = Word(max_length=40, help_text="类型")
+    value = Value(required=False, allow_null=True, help_text="默认值")
+    valueRange = Structure(list, help_text="取值范围")
+    edit = YesNo(help_text="是否可编辑")
+
+
+class NewApplication(Body):
+    """AiApplicationDTO_1."""
+
+    application = ApplicationBody(required=True)
+    aiApplicationVersionList = VersionBody(many=True, required=False, allow_null=True)
+    hyperParameterList = HyperParameterBody(many=True, required=False, allow_null=True)
+
+
+def arguments_of(actor: Actor, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The service's arguments, and the name of each of its fields in the request.
+
+    Raises Invalid, NotFound, Conflict, Unprocessable.
+    """
+    versions, names = [], {"name": "application.name"}
+    for number, version in enumerate(values.get("aiApplicationVersionList") or []):
+        place = f"aiApplicationVersionList[{number}]"
+        wanted, field = new_version(actor, version, place)
+        versions.append(wanted)
+        names[f"versions.{number}.location"] = f"{place}.{field}"
+    application = values["application"]
+    arguments = {
+        "name": application["name"],
+        "description": application.get("description", ""),
+        "versions": versions,
+        "submitted": {**without_person(application), "hyperParameterList": values.get("hyperParameterList") or []},
+    }
+    return arguments, names
+
+
+def new_version(actor: Actor, values: dict[str, Any], place: str) -> tuple[NewVersion, str]:
+    """What a version is made from, and the field that says it. Raises Invalid, NotFound, Conflict, Unprocessable."""
+    source = values.get("source") or FROM_FILES
+    for name in ("saveType", "configSaveType"):
+        if values.get(name) == OBJECT_STORAGE and source == FROM_FILES:
+            message = say("未配置对象存储，请使用 2（本地存储）", "there is no object storage here; send 2 (local).")
+            raise spoken(Unprocessable(f"{place}.{name}: {message}", field=f"{place}.{name}"))
+    kept = without_person(values)
+    if source == FROM_IMAGE:
+        name = values.get("image") or missing(f"{place}.image")
+        return NewVersion("image", str(image_argument(actor, name, field=f"{place}.image")), kept), "image"
+    if source == FROM_TRAINING:
+        return NewVersion("fine_tune", trained(actor, values, place), kept), training_field(values)
+    location = location_of(values.get("savePath") or "", field=f"{place}.savePath")
+    location_of(values.get("configPath") or "", field=f"{place}.configPath")
+    return NewVersion("folder", location or missing(f"{place}.savePath"), kept), "savePath"
+
+
+def trained(actor: Actor, values: dict[str, Any], place: str) -> str:
+    """The id of the version that a training made: named itself, or by its task. Raises Invalid, NotFound, Conflict."""
+    if values.get("trainTaskVersionId"):
+        return str(values["trainTaskVersionId"])
+    field = f"{place}.llmFineTuneTaskId"
+    try:
+        task = access_fine_tune_task(actor, values.get("llmFineTuneTaskId") or missing(field))
+    except NotFound as unknown:
+        unknown.field = field
+        raise
+    version = output_version(task)
+    if version is None:
+        message = say(f"{field}: 该任务没有产出模型版本", f"{field}: the task has made no model version (yet).")
+        raise spoken(Conflict(message, code="not_ready", field=field))
+    return str(version.pk)
+
+
+def training_field(values: dict[str, Any]) -> str:
+    """Which field names the training."""
+    return "trainTaskVersionId" if values.get("trainTaskVersionId") else "llmFineTuneTaskId"
+
+
+def missing(field: str) -> str:
+    """Raises Invalid (``required``)."""
+    raise spoken(Invalid(say(f"{field}: 必填", f"{field}: this field is required."), code="required", field=field))
+
+
+def without_person(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields that are kept as they were written."""
+    return {name: value for name, value in values.items() if name not in _PERSON}
