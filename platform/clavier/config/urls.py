@@ -10,6 +10,7 @@ from clavier.api.legacy.urls import served_patterns
 from clavier.api.native.errors import not_found_view
 from clavier.config import health
 
+handler400 = "clavier.config.errors.bad_request"
 handler500 = "clavier.config.errors.server_error"
 
 #: The OpenAPI document of the platform API (document 001) stands beside the native one.

@@ -111,8 +111,8 @@ def body(alice_client: APIClient, node: None) -> dict[str, Any]:
             {
                 "applicationName": "11", "createUser": "alice", "userName": "zjm", "description": "v",
                 "version": "0.0.1", "source": "3", "trainTaskVersionId": "", "llmFineTuneTaskId": "", "image": "",
-                "imageType": "", "framework": 12, "saveType": 2, "savePath": "/lightgbm", "configSaveType": 2, "label": "l",
-                "scale": "7B", "modelStructure": "s", "loginUser": 1,
+                "imageType": "", "framework": 12, "saveType": 2, "savePath": "/lightgbm",
+                "configSaveType": 2, "label": "l", "scale": "7B", "modelStructure": "s", "loginUser": 1,
             },
         ],
         "hyperParameterList": [

@@ -1,0 +1,100 @@
+"""Bad input: file uploads, and every other path that a request may have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+
+from tests.api.legacy.conftest import form, forms
+from tests.cases.registry import ENGLISH, Scene, case
+
+UPLOAD = "/api/file/file/uploadFolder"
+CREATE, EVALUATE = "/kernel/fineTune/createLlmFineTuneTask", "/model/evaluation/task/create"
+MODEL, SERVICE = "/model/aiApplication/createAiApplication", "/model/modelServer/createModelInferenceServer"
+PATHS = {
+    "FILE-001": "../../etc/passwd",
+    "FILE-002": "/etc/passwd",
+    "FILE-003": "..%2f..%2fetc%2fpasswd",
+    "FILE-004": "%252e%252e%252fetc%252fpasswd",
+    "FILE-006": "....//....//etc/passwd",
+    "FILE-007": "a\0/../../etc/passwd",
+    "FILE-009": "\uff0e\uff0e/\uff0e\uff0e/etc/passwd",
+    "FILE-010": "\u2024\u2024/etc/passwd",
+    "FILE-011": "~root/.ssh/authorized_keys",
+    "FILE-012": "../one-evil/x",
+    "FILE-014": "/proc/self/environ",
+}
+
+
+def upload(scene: Scene, **request: Any) -> Any:
+    """A form."""
+    return scene.client.post(UPLOAD, **request, **ENGLISH)
+
+
+def everywhere(path: str) -> Any:
+    """Sends a path in every field that takes one."""
+
+    def send(scene: Scene) -> Any:
+        own = {"createWay": "custom", "command": "true", "modelVersionId": "", "datasetVersionId": ""}
+        tuned = [scene.post(CREATE, {**own, field: path}) for field in ("inputDir", "outputDir", "workingDir")]
+        judged = [scene.post(EVALUATE, {field: path}) for field in ("inputDir", "outputDir", "workDir")]
+        version = scene.bodies[MODEL]["aiApplicationVersionList"][0]
+        models = [
+            scene.post(MODEL, {"aiApplicationVersionList": [{**version, field: path}]})
+            for field in ("savePath", "configPath")
+        ]
+        image = scene.post("/docker/image/uploadOld", {"fileUrl": path, "imageName": "mine"})
+        served = {**scene.bodies[SERVICE]["modelServerVersions"][0], "volumes": [{"src": path, "dst": "/dd"}]}
+        service = scene.post(SERVICE, {"modelServerVersions": [served]})
+        others = [*tuned, *judged, *models, image, *([service] if service.status_code != 404 else [])]
+        first = upload(scene, **form(currentPath=path))
+        assert {response.json()["error"] for response in others} == {first.json()["error"]}, [
+            response.json() for response in others
+        ]
+        return first
+
+    return send
+
+
+for case_id, hostile in PATHS.items():
+    case(case_id)(everywhere(hostile))
+
+
+@case("FILE-016")
+def a_name_that_climbs(scene: Scene) -> Any:
+    return upload(scene, **form("../x.bin"))
+
+
+@case("FILE-018")
+def no_name(scene: Scene) -> Any:
+    return upload(scene, **form(""))
+
+
+@case("FILE-019")
+def a_long_name(scene: Scene) -> Any:
+    return upload(scene, **form("a" * 256))
+
+
+@case("FILE-021")
+def no_file(scene: Scene) -> Any:
+    return upload(scene, **form(None, currentPath="a"))
+
+
+@case("FILE-024")
+def too_many_parts(scene: Scene) -> Any:
+    return upload(scene, **forms([(f"{number}.txt", b"") for number in range(10_001)]))
+
+
+@case("FILE-026")
+def no_room_on_the_disk(scene: Scene) -> Any:
+    settings.DISK_RESERVE_MIB = 2**31
+    try:
+        return upload(scene, **form())
+    finally:
+        settings.DISK_RESERVE_MIB = 0
+
+
+@case("FILE-028")
+def the_same_path_twice(scene: Scene) -> Any:
+    return upload(scene, **form("there.txt"))

@@ -1,0 +1,38 @@
+"""The cases that no implementation here sends yet, each with what brings it. A case in neither place is a failure."""
+
+from __future__ import annotations
+
+#: Area -> the issue whose work brings the route that its cases are sent to.
+AREAS = {
+    "archives": "unpacking of archives: no route POST /api/v1/files/{id}/extract yet",
+    "configs": "training dialect (document 003)",
+    "datasets": "data sets: tests/datasets_app and tests/api/native/test_datasets.py hold its cases so far",
+    "env_and_commands": "own code: tests/platform/runs/test_commands.py and tests/finetune_app/test_custom.py",
+    "gateway": "gateway: tests/inference_app/test_gateway.py",
+    "images": "images: tests/platform/images and tests/programs hold its cases so far",
+    "models": "models: tests/models_app",
+    "resumable_uploads": "resumable uploads: no route /api/v1/uploads yet",
+    "scoring_and_urls": "manifests dialect (document 000)",
+}
+#: Cases of other areas whose route is not of the platform API.
+CASES = {
+    "AUTH-003": "the gateway's own process: tests/inference_app/test_gateway.py",
+    "AUTH-019": "services: the next slice",
+    "API-023": "services: the next slice",
+    "API-024": "services: the next slice",
+    "API-025": "services: the next slice",
+    "API-033": "native: tests/api/native/test_models.py",
+    "API-034": "native: tests/api/native/test_datasets.py",
+    "PAGE-012": "training dialect (document 003)",
+    "FILE-022": "needs a socket that breaks: tests/platform/test_front.py",
+    "FILE-023": "needs a socket: the front process answers before Django sees it",
+    "FILE-025": "resumable uploads: no route /api/v1/uploads yet",
+    "FILE-030": "native: tests/platform/runs/test_outputs.py",
+    "FILE-031": "native: tests/platform/runs/test_outputs.py",
+    "FILE-032": "training dialect (document 003)",
+    "FILE-033": "native: tests/api/native/test_files.py",
+    "QUOTA-001": "a run over its quota waits and says so; it is not refused at submission",
+    "QUOTA-004": "a run over its quota waits and says so; it is not refused at submission",
+    "QUOTA-013": "native: caps are changed in the admin, tests/platform/quotas",
+    **{f"NAME-{number:03}": "experiments: no route /api/v1/experiments yet" for number in range(1, 19)},
+}
