@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 KnobType = Literal["int", "float", "bool", "str", "list"]
 
+MAX_TEXT_CHARACTERS = 1000
 #: Recipe -> its methods.
 RECIPES: dict[str, tuple[str, ...]] = {
     "sft": ("full", "lora", "qlora"),
@@ -15,6 +16,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "reward": ("full", "lora"),
     "classify": ("full", "lora"),
     "seq2seq": ("full", "lora"),
+    "rl": ("full", "lora"),
     "pretrain": ("full",),
 }
 
@@ -53,6 +55,8 @@ def read_value(knob: Knob, value: Any) -> Any:
         return _read_bool(value)
     if knob.type == "list":
         return _read_list(value)
+    if knob.type == "str" and not knob.choices:
+        return _read_text(value)
     if knob.type == "str":
         if value not in knob.choices:
             raise BadValue("not_a_choice", f"{_shown(value)} is not one of {', '.join(knob.choices)}")
@@ -64,6 +68,12 @@ def read_value(knob: Knob, value: Any) -> Any:
         unit = f" {knob.unit}" if knob.unit else ""
         raise BadValue("out_of_range", f"{value} is outside {_plain(knob.minimum)} to {_plain(knob.maximum)}{unit}")
     return number
+
+
+def _read_text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > MAX_TEXT_CHARACTERS:
+        raise BadValue("wrong_type", f"needs a text of at most {MAX_TEXT_CHARACTERS} characters, got {_shown(value)}")
+    return value
 
 
 def _read_number(value: Any, *, whole: bool) -> int | float:

@@ -9,6 +9,7 @@ from typing import Any
 
 from runner.contract.alignment_knobs import ALIGNMENT_KNOBS
 from runner.contract.knob_values import RECIPES, BadValue, Knob, read_value
+from runner.contract.reinforcement_knobs import REINFORCEMENT_KNOBS
 
 __all__ = ["ADAPTER_METHODS", "KNOBS", "NEW_MODEL_SHAPE", "RECIPES", "check_hyperparameters", "knobs_of"]
 
@@ -16,6 +17,8 @@ __all__ = ["ADAPTER_METHODS", "KNOBS", "NEW_MODEL_SHAPE", "RECIPES", "check_hype
 ADAPTER_METHODS = ("lora", "qlora")
 #: Recipes that read samples (not one long row of text), and that can train an adapter.
 SAMPLE_RECIPES = tuple(recipe for recipe in RECIPES if recipe != "pretrain")
+#: Recipes that learn from given answers, so that validation data has a loss.
+LOSS_RECIPES = tuple(recipe for recipe in RECIPES if recipe != "rl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ KNOBS: tuple[Knob, ...] = (
         "每次参数更新累积的前向次数。",
         1,
         4096,
+        recipes=LOSS_RECIPES,
     ),
     Knob(
         "max_seq_length",
@@ -105,7 +109,7 @@ KNOBS: tuple[Knob, ...] = (
         "Longer samples are cut at the end, dropped, or (only sft) split into several.",
         "超长样本: truncate 截断, drop 丢弃, split 切分为多条 (仅 sft)。",
         choices=("truncate", "drop", "split"),
-        recipes=SAMPLE_RECIPES,
+        recipes=tuple(recipe for recipe in SAMPLE_RECIPES if recipe in LOSS_RECIPES),
     ),
     Knob(
         "lr_scheduler_type",
@@ -178,6 +182,7 @@ KNOBS: tuple[Knob, ...] = (
         0,
         1_000_000,
         unit="steps",
+        recipes=LOSS_RECIPES,
     ),
     Knob(
         "save_steps",
@@ -204,6 +209,7 @@ KNOBS: tuple[Knob, ...] = (
         False,
         "End with the weights of the lowest validation loss.",
         "以验证损失最低的权重作为结果。",
+        recipes=LOSS_RECIPES,
     ),
     Knob(
         "early_stopping_patience",
@@ -214,6 +220,7 @@ KNOBS: tuple[Knob, ...] = (
         0,
         10_000,
         unit="evaluations",
+        recipes=LOSS_RECIPES,
     ),
     Knob(
         "lora_r",
@@ -330,6 +337,7 @@ KNOBS: tuple[Knob, ...] = (
         recipes=("pretrain",),
     ),
     *ALIGNMENT_KNOBS,
+    *REINFORCEMENT_KNOBS,
 )
 
 

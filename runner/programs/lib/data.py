@@ -138,6 +138,27 @@ def read_verdicts(path: Path | str) -> Iterator[tuple[int, Verdict]]:
         yield line_number, Verdict(prompt, _reply(row["completion"], prompt, where), VERDICT_WORDS[word])
 
 
+def read_prompts(path: Path | str) -> Iterator[tuple[int, list[Message], str | None]]:
+    """Yield (line number, turns before the answer, reference or None) for each row of a JSONL file.
+
+    ``prompt`` (with an optional ``reference``), ``question``/``answer`` or ``question``/``reference``, conversations,
+    or preferences, whose chosen reply is the reference. Raises ProgramError with the line of the first bad row.
+    """
+    for line_number, row in read_rows(path):
+        where = f"{Path(path).name} line {line_number}"
+        if "chosen" in row or "responses" in row:
+            pair = row_preference(row, where)
+            yield line_number, pair.prompt, pair.chosen["content"]
+        elif "prompt" in row and "completion" not in row:
+            reference = _text(row, "reference", where) if row.get("reference") is not None else None
+            yield line_number, row_prompt(row, where), reference
+        else:
+            messages = row_messages(row, where)
+            if messages[-1]["role"] != "assistant" or len(messages) < 2:
+                raise _bad(where, "needs turns that end with the assistant's")
+            yield line_number, messages[:-1], messages[-1]["content"]
+
+
 def row_preference(row: Mapping[str, Any], where: str) -> Preference:
     """The preference of one row; ``where`` names the row in errors. Raises ProgramError."""
     if "responses" in row:

@@ -70,7 +70,7 @@ def checked_knobs(
     except HyperparametersInvalid as error:
         raise ProgramError("hyperparameters_invalid", str(error), error.problems[0].field) from None
     for name in ("load_best", "early_stopping_patience"):
-        if knobs[name] and not has_validation:
+        if knobs.get(name) and not has_validation:
             raise ProgramError("hyperparameters_invalid", f"{name} needs validation data", name)
     return knobs
 

@@ -23,7 +23,22 @@ from runner.programs.lib.train_state import Progress, restore_random, restore_st
 from runner.programs.lib.training import PROGRESS_INTERVAL_S, learning_rate_share, make_optimizer, shown_rows
 
 #: Names in a trainer's log that say nothing a user needs.
-SILENT = ("epoch", "num_tokens", "total_flos", "runtime", "samples_per_second", "steps_per_second", "entropy", "logits")
+SILENT = (
+    "epoch",
+    "num_tokens",
+    "total_flos",
+    "runtime",
+    "samples_per_second",
+    "steps_per_second",
+    "step_time",
+    "entropy",
+    "logits",
+    "completions",
+    "clip_ratio",
+    "sampling",
+)
+#: Names that document 003 asks for as they are, without train/ in front.
+BARE = ("reward/mean", "kl_divergence", "episode_length")
 #: A trainer's own words -> ours.
 RENAMED = {
     "rewards/accuracies": "reward_accuracy",
@@ -41,13 +56,17 @@ def trainer_options(
     context: ProgramContext, knobs: Mapping[str, Any], device: Device, num_samples: int
 ) -> dict[str, Any]:
     """What every class of training arguments takes, out of our knobs."""
+    return {**base_options(context, knobs, device), "max_steps": total_steps(knobs, num_samples)}
+
+
+def base_options(context: ProgramContext, knobs: Mapping[str, Any], device: Device) -> dict[str, Any]:
+    """``trainer_options`` without the number of steps."""
     batch_size = knobs["per_device_train_batch_size"]
     return {
         "output_dir": str(context.work),
         "per_device_train_batch_size": batch_size,
         "per_device_eval_batch_size": batch_size,
-        "gradient_accumulation_steps": knobs["gradient_accumulation_steps"],
-        "max_steps": total_steps(knobs, num_samples),
+        "gradient_accumulation_steps": knobs.get("gradient_accumulation_steps", 1),
         "learning_rate": knobs["learning_rate"],
         "max_grad_norm": knobs["max_grad_norm"],
         "gradient_checkpointing": False,  # done by ourselves, where the model is loaded
@@ -140,7 +159,7 @@ def with_rows(collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def collate_with_rows(samples: Sequence[Mapping[str, Any]]) -> Any:
         rows = [str(sample.get(ROWS, "")) for sample in samples]
         batch = collate([{key: value for key, value in sample.items() if key != ROWS} for sample in samples])
-        return {**batch, ROWS: rows}
+        return {**batch, ROWS: rows} if isinstance(batch, Mapping) else batch
 
     return collate_with_rows
 
@@ -174,7 +193,7 @@ class Session(TrainerCallback):
         is_last = step >= self.total_steps
         self.progress.step = step
         control.should_log = step == 1 or step % knobs["logging_steps"] == 0 or is_last
-        due = bool(knobs["eval_steps"]) and step % knobs["eval_steps"] == 0
+        due = bool(knobs.get("eval_steps")) and step % knobs["eval_steps"] == 0
         control.should_evaluate = self.trainer.eval_dataset is not None and (is_last or due)
         control.should_save = bool(knobs["save_steps"]) and step % knobs["save_steps"] == 0
         if is_last or time.monotonic() - self._told_at >= PROGRESS_INTERVAL_S:
@@ -236,13 +255,15 @@ class Session(TrainerCallback):
         progress, say = self.progress, self.context.report
         if progress.step < self.total_steps:
             say.phase("train", f"stopped early: eval/loss did not fall below {progress.best_loss:.4f}")
-        if self.knobs["load_best"] and progress.best_step not in (None, progress.step):
+        if self.knobs.get("load_best") and progress.best_step not in (None, progress.step):
             restore_state(self.context.checkpoints / f"step-{progress.best_step:08d}", self.trainable, None)
             say.phase("train", f"weights of step {progress.best_step} taken: the lowest eval/loss")
         for name, parameter in self.trainable.items():
             if not torch.isfinite(parameter).all():
                 raise ProgramError("diverged", f"the weights {name} are no numbers", "learning_rate", exits.DIVERGED)
-        scores = {name: value for name, value in self.last_values.items() if name.split("/")[1] in SCORES}
+        scores = {
+            name: value for name, value in self.last_values.items() if name in BARE or name.split("/")[-1] in SCORES
+        }
         best = {} if progress.best_loss is None else {"eval/best_loss": progress.best_loss}
         epochs = round(self.trainer.state.epoch or 0.0, 4)
         return {"steps": progress.step, "epochs": epochs, **self._losses(), **best, **scores}
@@ -255,11 +276,11 @@ class Session(TrainerCallback):
         )
 
     def _report(self, state: Any, part: str, logs: Mapping[str, Any], more: Mapping[str, float]) -> None:
-        values = {
-            f"{part}/{self.names.get(name, name)}": float(value)
-            for name, value in logs.items()
-            if name.split("/")[0] not in SILENT and isinstance(value, int | float)
-        }
+        values = {}
+        for name, value in logs.items():
+            if isinstance(value, int | float) and (name in self.names or name.split("/")[0] not in SILENT):
+                ours = self.names.get(name, name)
+                values[ours if ours in BARE else f"{part}/{ours}"] = float(value)
         self.last_values |= values
         self.context.report.metric(state.global_step, self.total_steps, state.epoch or 0.0, {**values, **more})
 
@@ -293,7 +314,8 @@ class _Sealed:
     def prediction_step(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
         """One forward pass of an evaluation."""
         parent: Any = super()
-        inputs.pop(ROWS, None)
+        if isinstance(inputs, dict):
+            inputs.pop(ROWS, None)
         return parent.prediction_step(model, inputs, *rest, **options)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:

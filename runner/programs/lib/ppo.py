@@ -1,0 +1,319 @@
+"""Proximal policy optimisation of a causal model (Schulman 2017; as Ziegler 2019 applies it to language).
+
+One step: answer a batch of prompts, score the answers, then several passes over them with a clipped objective. What an
+answer earns is its reward at the last token, less ``kl_coef`` times the distance to the base at every token; a value
+head says what is still to be earned. TRL has no PPO any more; this loop uses our schedule, checkpoints and guards.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import log_softmax
+
+from runner.contract import exits
+from runner.programs.lib.artifacts import newest_sealed, prune_checkpoints, seal_checkpoint
+from runner.programs.lib.batches import epoch_order, steps_per_epoch
+from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
+from runner.programs.lib.model import Device
+from runner.programs.lib.render import Renderer
+from runner.programs.lib.rewards import Prompt, Reward, rewards_of
+from runner.programs.lib.train_state import Progress, restore_state, write_state
+from runner.programs.lib.training import PROGRESS_INTERVAL_S, learning_rate_share, make_optimizer, shown_rows
+
+SAMPLES_SHOWN = 2
+#: The share by which ``kl_coef`` may change at one step.
+KL_STEP = 0.1
+
+
+@dataclass(slots=True)
+class Rollout:
+    """Answers to a batch of prompts. Tensors: (prompts, answer tokens), 0 where ``mask`` is False."""
+
+    prompts: list[Prompt]
+    texts: list[str]
+    token_ids: torch.Tensor  # (prompts, padded prompt + answer)
+    attention: torch.Tensor
+    mask: torch.Tensor
+    log_probs: torch.Tensor
+    advantages: torch.Tensor
+    returns: torch.Tensor
+    values: torch.Tensor
+    rewards: torch.Tensor  # (prompts,)
+    kl: float
+
+
+class Ppo:
+    """One training. ``reference``: a frozen copy of the base, or None where ``package`` switches its adapter off."""
+
+    def __init__(
+        self,
+        context: ProgramContext,
+        model: Any,
+        package: Any,
+        reference: Any,
+        renderer: Renderer,
+        reward: Reward,
+        prompts: Sequence[Prompt],
+        knobs: Mapping[str, Any],
+        device: Device,
+    ) -> None:
+        self.context, self.model, self.package, self.reference = context, model, package, reference
+        self.renderer, self.reward, self.prompts, self.knobs, self.device = renderer, reward, prompts, knobs, device
+        self.batch_size = min(knobs["rollout_batch_size"], len(prompts))
+        self.steps_per_epoch = steps_per_epoch(len(prompts), self.batch_size)
+        self.total_steps = knobs["max_steps"] or max(1, round(knobs["num_train_epochs"] * self.steps_per_epoch))
+        self.warmup_steps = math.ceil(knobs["warmup_ratio"] * self.total_steps)
+        self.value_head = torch.nn.Linear(int(model.config.hidden_size), 1).to(device.device)
+        torch.nn.init.zeros_(self.value_head.weight)
+        self.kl_coef = torch.tensor([float(knobs["kl_coef"])], dtype=torch.float64)
+        self.learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.learned |= {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
+        self.optimizer = make_optimizer(self.learned.items(), knobs)
+        self.progress = Progress()
+        self.told_at = 0.0
+
+    def run(self) -> dict[str, float]:
+        """Train and return the final metrics. Raises Stopped, and ProgramError where the training diverges."""
+        newest = newest_sealed(self.context.checkpoints)
+        if newest is not None:
+            self.progress = restore_state(newest, self._state(), self.optimizer)
+            self.context.report.phase("resume", f"resumed from the checkpoint of step {self.progress.step}")
+        say, values = self.context.report, {}
+        say.phase("train", f"training started at step {self.progress.step} of {self.total_steps}")
+        while self.progress.step < self.total_steps:
+            if self.context.should_stop:
+                self._seal()
+                raise Stopped(f"stopped after step {self.progress.step}; a restart goes on from there")
+            values = self._one_step()
+        for name, parameter in self.learned.items():
+            if not torch.isfinite(parameter).all():
+                raise ProgramError("diverged", f"the weights {name} are no numbers", "learning_rate", exits.DIVERGED)
+        return {"steps": self.progress.step, "epochs": round(self._epoch(), 4), **values}
+
+    def _one_step(self) -> dict[str, float]:
+        step, started = self.progress.step + 1, time.monotonic()
+        rollout = self._roll_out(self._prompts_of(step))
+        share = learning_rate_share(step, self.total_steps, self.warmup_steps, self.knobs["lr_scheduler_type"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.knobs["learning_rate"] * share
+        loss = self._update(step, rollout)
+        self._steer(rollout.kl)
+        self.progress.step, self.progress.train_loss = step, loss
+        num_tokens = int(rollout.mask.sum())
+        values = {
+            "train/loss": loss,
+            "train/learning_rate": self.knobs["learning_rate"] * share,
+            "reward/mean": float(rollout.rewards.mean()),
+            "kl_divergence": rollout.kl,
+            "episode_length": num_tokens / len(rollout.prompts),
+        }
+        self._report(rollout, {**values, "train/kl_coef": float(self.kl_coef)}, num_tokens, started)
+        if self.knobs["save_steps"] and step % self.knobs["save_steps"] == 0:
+            self._seal()
+        return {name: value for name, value in values.items() if name != "train/learning_rate"}
+
+    def _prompts_of(self, step: int) -> list[Prompt]:
+        epoch, position = divmod(step - 1, self.steps_per_epoch)
+        order = epoch_order(len(self.prompts), self.knobs["seed"], epoch)
+        return [self.prompts[index] for index in order[position * self.batch_size : (position + 1) * self.batch_size]]
+
+    def _roll_out(self, prompts: list[Prompt]) -> Rollout:
+        """Draw answers and compute what they earned."""
+        self.model.eval()
+        token_ids, attention, mask = self._draw(prompts)
+        size = mask.shape[1]
+        answers = [row[keep].tolist() for row, keep in zip(token_ids[:, -size:], mask, strict=True)]
+        texts = [self.renderer.decode(answer) for answer in answers]
+        rewards = torch.tensor(rewards_of(self.reward, prompts, texts, [len(answer) for answer in answers]))
+        with torch.no_grad():
+            log_probs, values = self._evaluate(self.model, token_ids, attention, size)
+            with self._base() as base:
+                base_log_probs, _ = self._evaluate(base, token_ids, attention, size)
+        keep = mask.float()
+        distance = (log_probs - base_log_probs) * keep
+        earned = -float(self.kl_coef) * distance
+        last = mask.sum(1) - 1
+        earned[torch.arange(len(prompts)), last] += rewards.to(earned)
+        advantages, returns = advantages_of(earned, values * keep, keep, self.knobs["lam"])
+        kl = float(distance.sum() / keep.sum())
+        return Rollout(
+            prompts,
+            texts,
+            token_ids,
+            attention,
+            mask,
+            log_probs * keep,
+            advantages,
+            returns,
+            values * keep,
+            rewards,
+            kl,
+        )
+
+    def _draw(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Answers drawn from the model: token ids, attention mask, and which answer tokens count (the stop does)."""
+        from transformers import GenerationConfig
+
+        make_config: Any = GenerationConfig
+        config = make_config(
+            do_sample=True,
+            temperature=self.knobs["temperature"],
+            top_k=0,
+            max_new_tokens=self.knobs["max_completion_length"],
+            eos_token_id=self.renderer.stop_token_ids,
+            pad_token_id=self.renderer.padding_id,
+        )
+        longest = max(len(prompt.token_ids) for prompt in prompts)
+        fill = [longest - len(prompt.token_ids) for prompt in prompts]
+        rows = [[self.renderer.padding_id] * n + p.token_ids for n, p in zip(fill, prompts, strict=True)]
+        prompt_mask = torch.tensor([[0] * n + [1] * (longest - n) for n in fill], device=self.device.device)
+        with torch.inference_mode(), self.device.autocast():
+            drawn = self.model.generate(
+                input_ids=torch.tensor(rows, device=self.device.device),
+                attention_mask=prompt_mask,
+                generation_config=config,
+            ).clone()
+        stops = torch.tensor(self.renderer.stop_token_ids, device=drawn.device)
+        has_ended = torch.isin(drawn[:, longest:], stops).int().cumsum(1)
+        mask = (has_ended - torch.isin(drawn[:, longest:], stops).int()) == 0
+        return drawn, torch.cat([prompt_mask, mask.long()], dim=1), mask
+
+    def _evaluate(
+        self, model: Any, token_ids: torch.Tensor, attention: torch.Tensor, size: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log probability of each of the last ``size`` tokens, and the value before it: (rows, size) each."""
+        positions = (attention.cumsum(1) - 1).clamp(min=0)
+        with self.device.autocast():
+            output = model(
+                input_ids=token_ids,
+                attention_mask=attention,
+                position_ids=positions,
+                output_hidden_states=True,
+                use_cache=False,
+            )
+        logits = output.logits[:, -size - 1 : -1].float() / self.knobs["temperature"]
+        chosen = log_softmax(logits, dim=-1).gather(2, token_ids[:, -size:, None]).squeeze(2)
+        hidden = output.hidden_states[-1][:, -size - 1 : -1].float()
+        return chosen, self.value_head(hidden).squeeze(2)
+
+    def _base(self) -> AbstractContextManager[Any]:
+        """The model as it was before the training."""
+        if self.reference is not None:
+            return nullcontext(self.reference)
+        return _Without(self.package, self.model)
+
+    def _update(self, step: int, rollout: Rollout) -> float:
+        """Several passes over the answers; the mean loss."""
+        self.model.train()
+        total, count, size = 0.0, 0, self.knobs["per_device_train_batch_size"]
+        for number in range(self.knobs["update_epochs"]):
+            order = epoch_order(len(rollout.prompts), self.knobs["seed"] + step, number)
+            for start in range(0, len(order), size):
+                total += self._minimise(step, rollout, order[start : start + size])
+                count += 1
+        return total / count
+
+    def _minimise(self, step: int, rollout: Rollout, rows: list[int]) -> float:
+        """One optimizer step on some of the answers. Raises ProgramError where a number is none."""
+        keep = rollout.mask[rows].float()
+        log_probs, values = self._evaluate(
+            self.model, rollout.token_ids[rows], rollout.attention[rows], rollout.mask.shape[1]
+        )
+        clip = self.knobs["cliprange"]
+        ratio = torch.exp((log_probs - rollout.log_probs[rows]) * keep)
+        gain = rollout.advantages[rows]
+        policy = torch.max(-gain * ratio, -gain * ratio.clamp(1 - clip, 1 + clip))
+        old = rollout.values[rows]
+        near = old + (values - old).clamp(-clip, clip)
+        value = 0.5 * torch.max((values - rollout.returns[rows]) ** 2, (near - rollout.returns[rows]) ** 2)
+        loss = ((policy + self.knobs["vf_coef"] * value) * keep).sum() / keep.sum()
+        if not math.isfinite(loss.item()):
+            raise self._diverged(f"the loss of step {step} is {loss.item()}", rollout, rows)
+        loss.backward()
+        limit = self.knobs["max_grad_norm"] or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.learned.values(), limit))
+        if not math.isfinite(norm):
+            raise self._diverged(f"the gradient of step {step} is {norm}", rollout, rows)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(loss.item())
+
+    def _steer(self, kl: float) -> None:
+        """Make distance dearer where the model goes further than wanted, else cheaper."""
+        if self.knobs["kl_target"]:
+            error = max(-0.2, min(0.2, kl / self.knobs["kl_target"] - 1))
+            self.kl_coef *= 1 + KL_STEP * error
+
+    def _report(self, rollout: Rollout, values: dict[str, float], num_tokens: int, started: float) -> None:
+        step, say = self.progress.step, self.context.report
+        is_last = step == self.total_steps
+        if step == 1 or step % self.knobs["logging_steps"] == 0 or is_last:
+            speed = num_tokens / max(1e-9, time.monotonic() - started)
+            measured = {**values, "train/tokens_per_second": speed, **self.device.peak_memory_mib()}
+            say.metric(step, self.total_steps, self._epoch(), measured)
+            for number in range(min(SAMPLES_SHOWN, len(rollout.texts))):
+                prompt, text = rollout.prompts[number].messages[-1]["content"], rollout.texts[number]
+                say.sample({"step": step, "prompt": prompt, "answer": text, "reward": float(rollout.rewards[number])})
+        if is_last or time.monotonic() - self.told_at >= PROGRESS_INTERVAL_S:
+            self.told_at = time.monotonic()
+            say.progress(step, self.total_steps)
+
+    def _seal(self) -> None:
+        folder, step = self.context.checkpoints, self.progress.step
+        known = {} if self.progress.train_loss is None else {"train/loss": self.progress.train_loss}
+        path = seal_checkpoint(
+            folder, step, lambda target: write_state(target, self._state(), self.optimizer, self.progress), known
+        )
+        self.context.report.checkpoint(step, path.relative_to(self.context.run_folder).as_posix(), known)
+        prune_checkpoints(folder, self.knobs["save_total_limit"])
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        return {**self.learned, "kl_coef": self.kl_coef}
+
+    def _diverged(self, what: str, rollout: Rollout, rows: Sequence[int]) -> ProgramError:
+        named = shown_rows([rollout.prompts[row].row for row in rows])
+        advice = f"lower learning_rate (now {self.knobs['learning_rate']:g}) or look at these rows: {named}"
+        return ProgramError("diverged", f"{what}; {advice}", "learning_rate", exits.DIVERGED)
+
+    def _epoch(self) -> float:
+        return self.progress.step / self.steps_per_epoch
+
+
+class _Without(AbstractContextManager[Any]):
+    """The model without its adapter, for the length of a block."""
+
+    def __init__(self, package: Any, model: Any) -> None:
+        self._off: Callable[[], AbstractContextManager[Any]] = package.disable_adapter
+        self._model = model
+
+    def __enter__(self) -> Any:
+        self._switched = self._off()
+        self._switched.__enter__()
+        return self._model
+
+    def __exit__(self, *error: Any) -> None:
+        self._switched.__exit__(*error)
+
+
+def advantages_of(
+    earned: torch.Tensor, values: torch.Tensor, keep: torch.Tensor, lam: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalised advantages (undiscounted), whitened over the tokens that count, and the returns: (rows, tokens)."""
+    advantages = torch.zeros_like(earned)
+    ahead = torch.zeros_like(earned[:, 0])
+    for index in reversed(range(earned.shape[1])):
+        next_value = values[:, index + 1] if index + 1 < earned.shape[1] else torch.zeros_like(ahead)
+        ahead = (earned[:, index] + next_value - values[:, index] + lam * ahead) * keep[:, index]
+        advantages[:, index] = ahead
+    returns = advantages + values
+    count = keep.sum()
+    mean = (advantages * keep).sum() / count
+    spread = (((advantages - mean) ** 2) * keep).sum() / count
+    return (advantages - mean) * torch.rsqrt(spread + 1e-8) * keep, returns * keep

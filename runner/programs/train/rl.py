@@ -1,0 +1,107 @@
+"""Reinforcement learning of a causal language model: PPO, GRPO or RLOO against a reward model or a rule.
+
+``python -m runner.programs.train.rl RUN_FOLDER``. Parameters: ``base_model`` (folder of the policy), ``method`` (full,
+lora), ``train_data`` (JSONL with prompts), ``reward_model`` (``{"model": folder, "adapter": folder or null}``, or null
+where ``reward_function`` is a rule), ``hyperparameters`` (see contract/knobs.py), ``model_name``, ``lineage`` (copied
+to the card). Result: ``output/model/``, the policy, with card and bundle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from runner.programs.lib.adapters import load_trainable, save_package
+from runner.programs.lib.events import ProgramContext, ProgramError, run_program
+from runner.programs.lib.model import load_causal_model
+from runner.programs.lib.ppo import Ppo
+from runner.programs.lib.recipe import Order, finish_order, read_order, training_dtype
+from runner.programs.lib.rewards import Prompt, Reward, make_reward, read_task_prompts, rewards_of
+
+#: TRL's words -> ours, which are those of document 003.
+NAMES = {"reward": "reward/mean", "kl": "kl_divergence", "completions/mean_length": "episode_length"}
+
+
+def main(context: ProgramContext) -> None:
+    """Run the recipe. Raises ProgramError for everything that the user can mend."""
+    order, say = read_order(context, "rl"), context.report
+    knobs = order.knobs
+    if order.validation_data:
+        raise ProgramError("parameter_unknown", "rl takes no validation data: its reward is measured on the way")
+    longest = order.max_tokens - knobs["max_completion_length"]
+    prompts = read_task_prompts(order.train_data, order.renderer, longest, knobs, say)
+    reward = make_reward(knobs, context.parameters, order.device)
+    model, package = load_trainable(order, say)
+
+    if knobs["algorithm"] == "ppo":
+        reference = None
+        if order.method == "full":
+            dtype = training_dtype(order.method, order.device)
+            reference = load_causal_model(order.base, dtype, order.device.device)
+        policy = Ppo(context, model, package, reference, order.renderer, reward, prompts, knobs, order.device)
+        metrics = policy.run()
+    else:
+        # Late: TRL takes seconds to import, and data errors are reported before.
+        from runner.programs.lib.trainers import run_trainer
+
+        metrics = run_trainer(context, make_trainer(context, order, package, prompts, reward), knobs, NAMES)
+
+    save_package(package, order.method, context.output / "model")
+    order.renderer.save(order.base, context.output / "model")
+    finish_order(context, order, metrics)
+
+
+def make_trainer(context: ProgramContext, order: Order, package: Any, prompts: Sequence[Prompt], reward: Reward) -> Any:
+    """TRL's trainer of GRPO or RLOO; one optimizer step uses the answers to a whole batch of prompts."""
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
+    from trl.trainer.rloo_config import RLOOConfig
+    from trl.trainer.rloo_trainer import RLOOTrainer
+
+    from runner.programs.lib.trainers import base_options, dataset_of, optimizers_of, sealed, tokenizer_of
+
+    knobs, renderer = order.knobs, order.renderer
+    num_prompts = min(knobs["rollout_batch_size"], len(prompts))
+    num_answers = num_prompts * knobs["num_generations"]
+    batch_size = math.gcd(knobs["per_device_train_batch_size"], num_answers)
+    epoch_steps = len(prompts) // num_prompts * knobs["update_epochs"]
+    num_steps = knobs["max_steps"] or max(1, round(knobs["num_train_epochs"] * epoch_steps))
+    package.generation_config.eos_token_id = renderer.stop_token_ids
+    trainer_class, config = (GRPOTrainer, GRPOConfig) if knobs["algorithm"] == "grpo" else (RLOOTrainer, RLOOConfig)
+    options = {
+        **base_options(context, knobs, order.device),
+        "max_steps": num_steps,
+        "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": num_answers // batch_size,
+        "num_generations": knobs["num_generations"],
+        "num_iterations": knobs["update_epochs"],
+        "max_completion_length": knobs["max_completion_length"],
+        "temperature": knobs["temperature"],
+        "beta": knobs["kl_coef"],
+        "epsilon": knobs["cliprange"],
+    }
+
+    def earned(completion_ids: Sequence[list[int]], number: Sequence[int], **_: Any) -> list[float]:
+        texts = [renderer.decode(token_ids) for token_ids in completion_ids]
+        return rewards_of(reward, [prompts[index] for index in number], texts, [len(ids) for ids in completion_ids])
+
+    def token_ids_of(numbers: Sequence[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [prompts[int(number)].token_ids for number in numbers], None, {}
+
+    # A prompt goes through TRL as its number, so that only our renderer makes tokens of it.
+    rows = [{"prompt": str(number), "number": number} for number in range(len(prompts))]
+    trainer = sealed(trainer_class)(
+        model=package,
+        reward_funcs=earned,
+        args=config(**options),
+        train_dataset=dataset_of(rows),
+        processing_class=tokenizer_of(order.base),
+        optimizers=optimizers_of(package, knobs, num_steps),
+    )
+    trainer._tokenize_prompts = token_ids_of
+    return trainer
+
+
+if __name__ == "__main__":
+    run_program(main)
