@@ -37,6 +37,9 @@ class FineTuneTask(TenantOwned):
     validation_dataset = models.ForeignKey(
         DatasetVersion, on_delete=models.PROTECT, null=True, blank=True, related_name="validated_tasks"
     )
+    reward_version = models.ForeignKey(
+        ModelVersion, on_delete=models.PROTECT, null=True, blank=True, related_name="rewarded_tasks"
+    )
     image_version = models.ForeignKey(
         ImageVersion, on_delete=models.PROTECT, null=True, blank=True, related_name="fine_tune_tasks"
     )

@@ -41,6 +41,15 @@ DATA_KINDS = {
     "reward": ("preference",),
     "classify": ("label",),
     "seq2seq": ("source_target", "instruction", "question_answer", "prompt_completion"),
+    "rl": (
+        "prompt",
+        "question_answer",
+        "question_reference",
+        "preference",
+        "messages",
+        "instruction",
+        "prompt_completion",
+    ),
     "pretrain": ("text",),
 }
 #: Which models a recipe can tune besides those for generation.
@@ -57,6 +66,7 @@ def create_fine_tune_task(
     train_dataset: UUID | str,
     base_model: UUID | str | None = None,
     validation_dataset: UUID | str | None = None,
+    reward_model: UUID | str | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
     resources: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -85,6 +95,7 @@ def create_fine_tune_task(
         if validation_dataset
         else None
     )
+    reward = access_reward(actor, reward_model, recipe, checked)
     where = checked_options(options or {})
     for field, data in (("train_dataset", train), ("validation_dataset", validation)):
         check_loss_fits(checked, data, field)
@@ -99,6 +110,7 @@ def create_fine_tune_task(
             base_version=base,
             train_dataset=train,
             validation_dataset=validation,
+            reward_version=reward,
             hyperparameters=checked,
             resources=checked_resources(resources or {}, resource_group=where.get("resource_group", "")),
             options=where,
@@ -180,6 +192,8 @@ def access_fine_tune_task(actor: Actor, task_id: UUID | str) -> FineTuneTask:
     queryset = FineTuneTask.objects.select_related(
         "run",
         "base_version__model",
+        "reward_version__model",
+        "reward_version__base_version",
         "train_dataset__dataset",
         "validation_dataset__dataset",
         "created_by",
@@ -222,10 +236,13 @@ def recipe_spec(task: FineTuneTask) -> RunSpec:
     train_path = str(rows_path(train))
     validation_path = str(rows_path(validation)) if validation else None
     mounts = [Mount(train_path)] + [Mount(path) for path in (validation_path, str(base.path) if base else None) if path]
+    reward = folders_of(task.reward_version) if task.reward_version else {}
+    mounts += [Mount(path) for path in reward.values() if path]
     parameters: dict[str, Any] = {
         "base_model": str(base.path) if base else None,
         "train_data": [train_path] if task.is_pretrain else train_path,
         "validation_data": validation_path,
+        "reward_model": reward or None,
         "method": task.method,
         "hyperparameters": task.hyperparameters,
         "model_name": task.output_model_name,
@@ -241,6 +258,13 @@ def recipe_spec(task: FineTuneTask) -> RunSpec:
     )
 
 
+def folders_of(version: ModelVersion) -> dict[str, str | None]:
+    """Where a version lies: its model, and the adapter where it is one."""
+    if version.format == "adapter" and version.base_version is not None:
+        return {"model": str(version.base_version.path), "adapter": str(version.path)}
+    return {"model": str(version.path), "adapter": None}
+
+
 def lineage_of(task: FineTuneTask) -> dict[str, Any]:
     """What the model card tells of where the version came from."""
     base, train = task.base_version, task.train_dataset
@@ -251,6 +275,7 @@ def lineage_of(task: FineTuneTask) -> dict[str, Any]:
         "method": task.method,
         "base_model": str(base) if base else None,
         "base_fingerprint": base.fingerprint if base else None,
+        **({"reward_model": str(task.reward_version)} if task.reward_version else {}),
         "dataset": str(train) if train else None,
         "dataset_sha256": train.sha256 if train else None,
         "num_samples": train.num_samples if train else None,
@@ -289,8 +314,33 @@ def access_training_data(actor: Actor, version_id: UUID | str, recipe: str, *, f
     return version
 
 
+def access_reward(
+    actor: Actor, reward_model: UUID | str | None, recipe: str, hyperparameters: Mapping[str, Any]
+) -> ModelVersion | None:
+    """The reward model of a task for reinforcement learning. Raises Invalid, NotFound, Conflict."""
+    is_wanted = hyperparameters.get("reward_function") == "reward_model"
+    if reward_model is None:
+        if is_wanted:
+            message = "reward_model is required: the id of a version for reward, or choose a rule as reward_function."
+            raise Invalid(message, code="required", field="reward_model")
+        return None
+    if not is_wanted:
+        message = "reward_model is taken by the recipe rl with reward_function reward_model only; leave it out."
+        raise Invalid(message, code="unknown_field", field="reward_model")
+    version = access_model_version(actor, reward_model, field="reward_model")
+    require_usable(version, field="reward_model")
+    require_task(version, "reward", purpose=f"the reward of {recipe}", field="reward_model")
+    return version
+
+
 def check_loss_fits(hyperparameters: Mapping[str, Any], data: DatasetVersion | None, field: str) -> None:
-    """Single replies with verdicts have no pairs: only KTO learns from them. Raises Invalid (``missing_column``)."""
+    """Single replies with verdicts have no pairs: only KTO learns from them; rl measures its reward on the way.
+
+    Raises Invalid (``missing_column``, ``unknown_field``).
+    """
+    if field == "validation_dataset" and data is not None and "algorithm" in hyperparameters:
+        message = "validation_dataset: rl measures its reward on the way and takes none; leave it out."
+        raise Invalid(message, code="unknown_field", field=field)
     loss = hyperparameters.get("loss_type", "kto")
     if data is not None and data.kind == "binary_preference" and loss != "kto":
         raise Invalid(

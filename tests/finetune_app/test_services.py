@@ -136,6 +136,26 @@ def test_a_reward_model_is_told_from_a_chat_model(engine, asked, alice, spooled)
         create_fine_tune_task(**(asked | {"base_model": version.pk}))
 
 
+def test_reinforcement_needs_a_reward_model_or_a_rule(engine, asked, alice, spooled):
+    prompts = make_dataset(alice, spooled, [{"prompt": f"Say {n}"} for n in range(3)], name="prompts")
+    base = make_model_version(alice, "scorer-base")
+    scorer = make_model_version(alice, "scorer", format="adapter", base_version=base, task="reward")
+    wanted = asked | {"recipe": "rl", "train_dataset": prompts.pk, "hyperparameters": {}}
+    for change, code in (
+        ({}, "required"),
+        ({"reward_model": base.pk}, "wrong_task"),
+        ({"reward_model": scorer.pk, "hyperparameters": {"reward_function": "length"}}, "unknown_field"),
+        ({"reward_model": scorer.pk, "validation_dataset": prompts.pk}, "unknown_field"),
+    ):
+        with pytest.raises(Invalid) as refusal:
+            create_fine_tune_task(**(wanted | change))
+        assert refusal.value.code == code
+    task = create_fine_tune_task(**(wanted | {"reward_model": scorer.pk}))
+    spec = task.run.spec
+    assert spec["parameters"]["reward_model"] == {"model": str(base.path), "adapter": str(scorer.path)}
+    assert {str(base.path), str(scorer.path)} <= {mount["source"] for mount in spec["mounts"]}
+
+
 def test_single_verdicts_are_for_kto_only(engine, asked, alice, spooled):
     verdicts = make_dataset(alice, spooled, VERDICTS, name="verdicts")
     assert verdicts.kind == "binary_preference"

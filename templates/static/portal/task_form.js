@@ -15,6 +15,13 @@ function fitMethod() {
   for (const option of form.elements.method.options) option.disabled = !fitting.includes(option.value);
   if (!fitting.includes(valueOf("method"))) form.elements.method.value = fitting[fitting.length - 1];
   form.elements.base_model.required = valueOf("recipe") !== "pretrain";
+  showField("reward_model", valueOf("recipe") === "rl");
+  showField("validation_dataset", valueOf("recipe") !== "rl");
+}
+
+function showField(name, isShown) {
+  form.elements[name].closest(".field").hidden = !isShown;
+  if (!isShown) form.elements[name].value = "";
 }
 
 function fitKnobs() {

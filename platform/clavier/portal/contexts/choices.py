@@ -33,6 +33,12 @@ def model_options(actor: Actor) -> list[Option]:
     return [Option(str(version.pk), str(version), {"name": version.model.name}) for version in versions]
 
 
+def reward_model_options(actor: Actor) -> list[Option]:
+    """Versions that score answers."""
+    versions = visible_versions(actor).filter(state="ready", task="reward")[:MOST_CHOICES]
+    return [Option(str(version.pk), str(version), {}) for version in versions]
+
+
 def dataset_options(actor: Actor, *kinds: str) -> list[Option]:
     """Usable dataset versions of some kinds; of all when none is named."""
     versions = DatasetVersion.objects.filter(tenant_id=actor.tenant_id, is_usable=True).select_related("dataset")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clavier.core.actor import Actor
-from clavier.portal.contexts.choices import Option, base_model_options, dataset_options
+from clavier.portal.contexts.choices import Option, base_model_options, dataset_options, reward_model_options
 from clavier.portal.forms.tasks import TaskForm
 from clavier.portal.listing import Listing
 from clavier.runs.doctor import Diagnosis
@@ -92,6 +92,7 @@ class TaskNew:
 
     form: TaskForm
     base_models: list[Option]
+    reward_models: list[Option]
     datasets: list[Option]
     kinds: str
 
@@ -164,7 +165,13 @@ def task_detail(actor: Actor, task: FineTuneTask) -> TaskDetail:
 def task_new(actor: Actor, form: TaskForm) -> TaskNew:
     """The form with what can be chosen; ``kinds``: which rows fit which recipe, for the page's script."""
     kinds = {kind for group in DATA_KINDS.values() for kind in group}
-    return TaskNew(form, base_model_options(actor), dataset_options(actor, *kinds), json.dumps(DATA_KINDS))
+    return TaskNew(
+        form,
+        base_model_options(actor),
+        reward_model_options(actor),
+        dataset_options(actor, *kinds),
+        json.dumps(DATA_KINDS),
+    )
 
 
 def newest_phase(found: dict[str, Any]) -> str:

@@ -30,6 +30,7 @@ class TaskForm(forms.Form):
     base_model = forms.CharField(label=_("Base model"), required=False)
     train_dataset = forms.CharField(label=_("Training data"))
     validation_dataset = forms.CharField(label=_("Validation data"), required=False)
+    reward_model = forms.CharField(label=_("Reward model"), required=False)
     method = forms.ChoiceField(label=_("Method"), choices=[(name, labels.METHODS[name]) for name in METHODS])
     output_model_name = forms.CharField(
         label=_("Name of the new model"), required=False, max_length=100, help_text=_("Empty: the task's name.")

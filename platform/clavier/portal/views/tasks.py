@@ -144,6 +144,7 @@ def _create(request: PortalRequest, form: TaskForm) -> FineTuneTask:
         base_model=given["base_model"] or None,
         train_dataset=given["train_dataset"],
         validation_dataset=given["validation_dataset"] or None,
+        reward_model=given["reward_model"] or None,
         hyperparameters=form.hyperparameters(),
         resources=form.resources(),
         output_model_name=given["output_model_name"],

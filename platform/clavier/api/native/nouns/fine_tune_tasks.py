@@ -85,6 +85,7 @@ class TaskDetail(TaskItem):
     """A task with all that it was made of and what it has made."""
 
     validation_dataset = Reference(allow_null=True)
+    reward_model = Reference(source="reward_version", allow_null=True, help_text="Of rl: the version that scores.")
     image = Reference(source="image_version", allow_null=True, help_text="Of own code; null: the platform's own.")
     own_code = serializers.DictField(help_text="Of a custom task: its command, folders and environment.")
     hyperparameters = serializers.DictField(help_text="All of them, defaults filled in; of own code as written.")
@@ -133,6 +134,9 @@ class NewTask(Strict):
     validation_dataset = Identifier(required=False, allow_null=True, help_text="Id of a data set version.")
     base_model = Identifier(
         required=False, allow_null=True, help_text="Id of a full model version. Required, except for pretrain."
+    )
+    reward_model = Identifier(
+        required=False, allow_null=True, help_text="Of rl with reward_function reward_model: id of a reward version."
     )
     hyperparameters = AnyObject(required=False, help_text="`GET /recipes/{recipe}/{method}` tells which there are.")
     resources = Resources(required=False)
