@@ -10,6 +10,8 @@ from clavier.accounts.models import ApiKey, Membership
 from clavier.files.models import StoredFile
 from clavier.portal.complexity import COMPLEXITIES
 from clavier.portal.forms.tasks import TaskForm
+from clavier.quotas.models import Gpu, Node, ResourceGroup, ResourceGroupGrant
+from clavier.quotas.services import count_devices, set_cap
 from datasets_app.models import Dataset, DatasetVersion
 from evaluation_app.models import EvaluationTask
 from finetune_app.models import FineTuneTask
@@ -243,3 +245,59 @@ def test_a_version_is_cleaned_and_split_from_its_page(alice_browser, charlie_bro
     splits = DatasetVersion.objects.filter(parent=cleaned).values_list("split", "num_samples")
     assert dict(splits) == {"train": 6, "validation": 2}
     assert alice_browser.post(f"{page}/split", {"validation": "x"}).status_code == 400
+
+
+def test_a_person_chooses_a_group_and_a_kind_of_gpu(alice_browser, alice, world):
+    group = ResourceGroup.objects.create(name="research", is_open=False)
+    node = Node.objects.create(name="r1", resource_group=group, executor="fake")
+    for resource, cap in (("cpu_milli", 8000), ("memory_mib", 32768)):
+        set_cap(scope="node", scope_id=node.pk, resource=resource, cap=cap)
+    Gpu.objects.create(uuid="GPU-0", node=node, memory_mib=80_000, allows_sharing=True)
+    Gpu.objects.create(uuid="MIG-0", node=node, memory_mib=9_000, mig_profile="1g.10gb", parent_uuid="GPU-1")
+    count_devices(node)
+    assert "research" not in alice_browser.get("/tasks/new").content.decode()
+    refused = alice_browser.post("/tasks/new", task_data(world, resource_group="research"))
+    assert refused.status_code == 400, "not granted"
+    ResourceGroupGrant.objects.create(resource_group=group, user_id=alice.user_id)
+    html = alice_browser.get("/tasks/new").content.decode()
+    for words in ("research (free: 8 CPU cores, 1 GPUs)", "a share of one GPU", "MIG 1g.10gb"):
+        assert words in html, words
+    share = {"gpu_kind": "share", "gpu_cores_percent": "30", "gpu_memory_gib": "10"}
+    mig = {"gpu_kind": "mig:1g.10gb", "gpus": "1"}
+    for name, asked, expected in (
+        ("shared", share, {"gpus": 0, "gpu_cores_percent": 30, "gpu_memory_mib": 10_240}),
+        ("sliced", mig, {"gpus": 0, "mig_profile": "1g.10gb", "mig_devices": 1}),
+    ):
+        response = alice_browser.post("/tasks/new", task_data(world, name=name, resource_group="research", **asked))
+        assert response.status_code == 302, errors_of(response)
+        task = FineTuneTask.objects.get(name=name)
+        assert task.resources == {"cpu_milli": 1000, "memory_mib": 4096, **expected}
+        assert task.run.resource_group == "research"
+    wrong = alice_browser.post(
+        "/tasks/new", task_data(world, resource_group="research", gpu_kind="share", gpu_cores_percent="30")
+    )
+    assert "resources.gpu_memory_mib is required with resources.gpu_cores_percent." in errors_of(wrong)
+
+
+def test_an_evaluation_is_sent_to_a_group_too(alice_browser, alice, world):
+    ResourceGroup.objects.create(name="other")
+    data = {
+        "name": "judge", "model_version": str(world.base.pk), "dataset_version": str(world.data.pk),
+        "metrics": ["bleu"], "max_new_tokens": "8", "resource_group": "other",
+    }  # fmt: skip
+    refused = alice_browser.post("/evaluations/new", data)
+    assert refused.status_code == 422
+    assert "has no node" in refused.content.decode()
+    assert alice_browser.post("/evaluations/new", data | {"resource_group": "default"}).status_code == 302
+
+
+def test_a_service_is_sent_to_a_group_too(alice_browser, world):
+    ResourceGroup.objects.create(name="other")
+    data = {
+        "name": "fourth", "model_version": world.tuned.pk, "num_replicas": "1", "parallel": "2",
+        "resource_group": "other", "save": "",
+    }  # fmt: skip
+    response = alice_browser.post("/services/new", data)
+    assert response.status_code == 302, errors_of(response)
+    (version,) = InferenceService.objects.get(name="fourth").versions.all()
+    assert version.options == {"resource_group": "other"}

@@ -21,7 +21,13 @@ from clavier.core.errors import DomainError, Forbidden, NotAuthenticated
 P = ParamSpec("P")
 
 #: Fields that forms show in another unit than services take.
-SHOWN_AS = {"cpu_milli": "cpu_cores", "memory_mib": "memory_gib"}
+SHOWN_AS = {
+    "cpu_milli": "cpu_cores",
+    "memory_mib": "memory_gib",
+    "gpu_memory_mib": "gpu_memory_gib",
+    "mig_profile": "gpu_kind",
+    "mig_devices": "gpus",
+}
 
 
 class PortalRequest(HttpRequest):

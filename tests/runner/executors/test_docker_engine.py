@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from runner.contract.run_spec import Limits, Resources, RunSpec
 from runner.executors.base import ExecutorError, Launch, LaunchRefused
 from runner.executors.docker_wrapper import ensure_wrapper
+from runner.executors.launching import REPOSITORY
 from tests.docker_engine import DockerDaemon, new_daemon
 from tests.runner.executors.bench import (
     COUNTED,
@@ -324,3 +327,15 @@ def test_booked_gpus_reach_the_container_and_without_a_driver_the_reason_is_told
         assert daemon.client.inspect_container("clavier-b")["HostConfig"]["PidsLimit"] == 4096
     finally:
         daemon.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_benchmark_of_racing_starters_finds_each_started_exactly_once(docker_daemon: DockerDaemon) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.launches"], cwd=REPOSITORY, capture_output=True, text=True, timeout=170,
+        env={**os.environ, "LAUNCHES": "20", "RACERS": "8"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = json.loads(done.stdout)
+    assert (facts["launches"], facts["racers"], facts["started_exactly_once"]) == (20, 8, 20)

@@ -6,10 +6,11 @@ from django import forms
 from django.utils.translation import gettext_lazy as _
 
 from clavier.portal import labels
+from clavier.portal.forms.resources import ResourceForm
 from evaluation_app.services import METRICS
 
 
-class EvaluationForm(forms.Form):
+class EvaluationForm(ResourceForm):
     """Judge a model version on questions with known answers."""
 
     name = forms.CharField(label=_("Name"), max_length=100)

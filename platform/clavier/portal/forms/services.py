@@ -5,11 +5,12 @@ from __future__ import annotations
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
-GIB_IN_MIB = 1024
+from clavier.portal.forms.resources import ResourceForm
+
 _NUMBER = {"class": "number"}
 
 
-class ServiceForm(forms.Form):
+class ServiceForm(ResourceForm):
     """Deploy a model version under a name."""
 
     name = forms.CharField(
@@ -29,14 +30,5 @@ class ServiceForm(forms.Form):
     parallel = forms.IntegerField(
         label=_("Requests at once, each replica"), initial=4, widget=forms.NumberInput(attrs=_NUMBER)
     )
-    cpu_cores = forms.FloatField(label=_("CPU cores"), initial=0.5, min_value=0.1)
-    memory_gib = forms.FloatField(label=_("Memory (GiB)"), initial=2, min_value=0.125)
-    gpus = forms.IntegerField(label=_("GPUs"), initial=0, min_value=0)
-
-    def resources(self) -> dict[str, int]:
-        """What each replica gets, in the units of the ledger."""
-        return {
-            "cpu_milli": round(self.cleaned_data["cpu_cores"] * 1000),
-            "memory_mib": round(self.cleaned_data["memory_gib"] * GIB_IN_MIB),
-            "gpus": self.cleaned_data["gpus"],
-        }
+    cpu_cores = forms.FloatField(label=_("CPU cores"), required=False, initial=0.5, min_value=0.1)
+    memory_gib = forms.FloatField(label=_("Memory (GiB)"), required=False, initial=2, min_value=0.125)

@@ -11,6 +11,7 @@ from django.utils.translation import gettext_lazy as _
 
 from clavier.portal import labels
 from clavier.portal.complexity import COMPLEXITIES
+from clavier.portal.forms.resources import ResourceForm
 from runner.contract.knob_values import Knob
 from runner.contract.knobs import KNOBS, RECIPES
 
@@ -18,10 +19,9 @@ from runner.contract.knobs import KNOBS, RECIPES
 MAIN_KNOBS = ("num_train_epochs", "learning_rate", "per_device_train_batch_size", "max_seq_length", "lora_r")
 #: Methods in the order of the select box; the first is the one that most people want.
 METHODS = ("lora", "full", "qlora")
-GIB_IN_MIB = 1024
 
 
-class TaskForm(forms.Form):
+class TaskForm(ResourceForm):
     """What a person fills in; only shapes are checked here, the service checks the values."""
 
     name = forms.CharField(label=_("Task name"), max_length=100)
@@ -35,9 +35,6 @@ class TaskForm(forms.Form):
     output_model_name = forms.CharField(
         label=_("Name of the new model"), required=False, max_length=100, help_text=_("Empty: the task's name.")
     )
-    cpu_cores = forms.FloatField(label=_("CPU cores"), initial=1, min_value=0.1)
-    memory_gib = forms.FloatField(label=_("Memory (GiB)"), initial=4, min_value=0.125)
-    gpus = forms.IntegerField(label=_("GPUs"), initial=0, min_value=0)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,14 +67,6 @@ class TaskForm(forms.Form):
         taken = (k for k in KNOBS if recipe in k.recipes and (not k.methods or method in k.methods))
         given = {knob.name: self.cleaned_data[knob.name] for knob in taken}
         return {name: value for name, value in given.items() if value != ""}
-
-    def resources(self) -> dict[str, int]:
-        """In the units of the ledger."""
-        return {
-            "cpu_milli": round(self.cleaned_data["cpu_cores"] * 1000),
-            "memory_mib": round(self.cleaned_data["memory_gib"] * GIB_IN_MIB),
-            "gpus": self.cleaned_data["gpus"],
-        }
 
 
 def knob_field(knob: Knob) -> forms.Field:

@@ -13,7 +13,9 @@ from clavier.portal.forms.evaluations import EvaluationForm
 from clavier.portal.listing import listing
 from clavier.portal.logs import log_chunk, whole_log
 from clavier.portal.pages import PortalRequest, add_problems, feed, page, show
+from clavier.quotas.capacity import groups_with_capacity
 from evaluation_app import queries, services
+from evaluation_app.models import EvaluationTask
 
 
 @page("GET")
@@ -31,14 +33,14 @@ def evaluation_rows(request: PortalRequest) -> HttpResponse:
 @page("GET", "POST")
 def evaluation_new(request: PortalRequest) -> HttpResponse:
     """The form of a new evaluation, and what it creates."""
-    form = EvaluationForm(request.POST or None, initial={"model_version": request.GET.get("model_version", "")})
+    initial = {"model_version": request.GET.get("model_version", "")}
+    form = EvaluationForm(request.POST or None, initial=initial, groups=groups_with_capacity(request.actor))
     status = 200
     if request.method == "POST":
         status = 400
         if form.is_valid():
             try:
-                task = services.create_evaluation_task(actor=request.actor, **form.cleaned_data)
-                return redirect("portal:evaluation", task.pk)
+                return redirect("portal:evaluation", _create(request, form).pk)
             except DomainError as error:
                 add_problems(form, error)
                 status = error.status
@@ -99,6 +101,16 @@ def evaluation_delete(request: PortalRequest, task_id: UUID) -> HttpResponseRedi
     task = services.access_evaluation_task(request.actor, task_id)
     services.delete_evaluation_task(actor=request.actor, task=task)
     return redirect("portal:evaluations")
+
+
+def _create(request: PortalRequest, form: EvaluationForm) -> EvaluationTask:
+    names = ("name", "model_version", "dataset_version", "metrics", "max_new_tokens", "limit", "description")
+    return services.create_evaluation_task(
+        actor=request.actor,
+        resources=form.resources(),
+        options=form.where(),
+        **{name: form.cleaned_data[name] for name in names},
+    )
 
 
 def _list(request: PortalRequest) -> contexts.EvaluationList:

@@ -13,6 +13,7 @@ from clavier.portal.forms.services import ServiceForm
 from clavier.portal.listing import listing
 from clavier.portal.logs import log_chunk, whole_log
 from clavier.portal.pages import PortalRequest, add_problems, feed, page, show
+from clavier.quotas.capacity import groups_with_capacity
 from inference_app import queries, services
 from inference_app.models import InferenceService
 
@@ -32,7 +33,8 @@ def service_rows(request: PortalRequest) -> HttpResponse:
 @page("GET", "POST")
 def service_new(request: PortalRequest) -> HttpResponse:
     """The form that deploys a version, and what it creates."""
-    form = ServiceForm(request.POST or None, initial={name: request.GET.get(name, "") for name in ("model_version",)})
+    initial = {"model_version": request.GET.get("model_version", "")}
+    form = ServiceForm(request.POST or None, initial=initial, groups=groups_with_capacity(request.actor))
     status = 200
     if request.method == "POST":
         status = 400
@@ -109,6 +111,7 @@ def _create(request: PortalRequest, form: ServiceForm) -> InferenceService:
     return services.create_service(
         actor=request.actor,
         resources=form.resources(),
+        options=form.where(),
         start="save" not in request.POST,
         **{name: form.cleaned_data[name] for name in names},
     )

@@ -13,6 +13,7 @@ from clavier.portal.forms.tasks import TaskForm
 from clavier.portal.listing import listing, whole_number
 from clavier.portal.logs import log_chunk, whole_log
 from clavier.portal.pages import PortalRequest, add_problems, feed, page, show
+from clavier.quotas.capacity import groups_with_capacity
 from finetune_app import queries, services
 from finetune_app.doctor import examine_task
 from finetune_app.models import FineTuneTask
@@ -33,10 +34,12 @@ def task_rows(request: PortalRequest) -> HttpResponse:
 @page("GET", "POST")
 def task_new(request: PortalRequest) -> HttpResponse:
     """The form of a new task, and what it creates."""
+    groups = groups_with_capacity(request.actor)
     if request.method == "GET":
-        form = TaskForm(initial={name: value for name, value in request.GET.items() if name in TaskForm.base_fields})
+        initial = {name: value for name, value in request.GET.items() if name in TaskForm.base_fields}
+        form = TaskForm(initial=initial, groups=groups)
         return show(request, "portal/task_form.html", contexts.task_new(request.actor, form))
-    form = TaskForm(request.POST)
+    form = TaskForm(request.POST, groups=groups)
     status = 400
     if form.is_valid():
         try:
@@ -147,6 +150,7 @@ def _create(request: PortalRequest, form: TaskForm) -> FineTuneTask:
         reward_model=given["reward_model"] or None,
         hyperparameters=form.hyperparameters(),
         resources=form.resources(),
+        options=form.where(),
         output_model_name=given["output_model_name"],
         start="save" not in request.POST,
     )
