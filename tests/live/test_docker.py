@@ -14,13 +14,22 @@ from typing import Any
 import pytest
 
 from clavier.demo.client import Client
-from tests.docker_engine import DockerDaemon, docker_daemon, program_binds
+from runner.contract.images import engine_tag
+from tests.docker_engine import DockerDaemon, compiled, docker_daemon, program_binds, tar_of
 from tests.live.conftest import REPOSITORY, Platform, wait_for
 
 __all__ = ["docker_daemon"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(300)]
 
+#: Writes a line into the file that its argument names.
+MAKER = """
+#include <stdio.h>
+int main(int argc, char **argv) {
+    FILE *file = argc == 2 ? fopen(argv[1], "w") : NULL;
+    return file == NULL || fputs("made\\n", file) < 0 || fclose(file) != 0;
+}
+"""
 MATERIAL = REPOSITORY / "examples" / "demo"
 
 
@@ -81,3 +90,31 @@ def test_the_main_job_goes_through_containers(on_docker: Platform, docker_daemon
     client.post(f"/api/v1/services/{service['id']}/stop")
     wait_for("the server is gone", lambda: docker_daemon.client.containers(all=True) == [], 30)
     assert "Traceback" not in on_docker.log()
+
+
+def test_an_image_of_a_tenant_is_imported_and_runs_its_command(
+    on_docker: Platform, docker_daemon: DockerDaemon, tmp_path: Path
+) -> None:
+    client = on_docker.client_of(on_docker.create_user("emil")["api_key"])
+    maker = docker_daemon.images.import_tar(tar_of({"maker": compiled(MAKER)}), "maker")
+    archive = docker_daemon.images.save("test:maker", tmp_path / "maker.tar")
+    docker_daemon.client.remove_image("test:maker", force=True)
+    with open(archive, "rb") as stream:
+        [file] = client._json("POST", "/api/v1/files", files={"file": ("maker.tar", stream)})["items"]
+    image = client.post("/api/v1/images", {"name": "emil/maker"})
+    version = client.post(f"/api/v1/images/{image['id']}/import-archive", {"tag": "1", "file": file["id"]})
+    path = f"/api/v1/image-versions/{version['id']}"
+    version = wait_for("the import", lambda: (now := client.get(path))["state"] != "importing" and now, 60)
+    assert (version["state"], version["content_id"]) == ("ready", maker), version["message"]
+    task = client.post(
+        "/api/v1/fine-tune-tasks/custom",
+        {"name": "made", "command": "/maker ${output_dir}/made.txt", "image": version["id"]},
+    )
+    client.wait_for_run(f"/api/v1/fine-tune-tasks/{task['id']}", lambda status: None, limit_s=60)
+    [output] = (on_docker.home / "runs").glob("*/output/made.txt")
+    assert output.read_text() == "made\n"
+    tags = docker_daemon.client.inspect_image(maker)["RepoTags"]
+    assert tags == [engine_tag(maker)]
+    collected = on_docker.manage("collect_images", "--dry-run")
+    assert collected.returncode == 0, collected.stderr
+    assert maker not in collected.stdout

@@ -12,7 +12,7 @@ from clavier.images.collection import abandoned_logins, is_wanted, lost_archives
 from clavier.images.store import abandoned_archives, discard_archive, place_archive
 from clavier.quotas.models import Node
 from runner.executors.base import ExecutorError
-from runner.worker.engines import executor
+from runner.worker.engines import Engine, engine_of, executor
 
 
 class Command(BaseCommand):
@@ -27,12 +27,12 @@ class Command(BaseCommand):
         self._verb = "would delete" if dry_run else "deleted"
         self._link_lost_archives(dry_run)
         self._collect_archives(dry_run)
-        for name in sorted(set(Node.objects.values_list("executor", flat=True)) & set(settings.CONTAINER_EXECUTORS)):
+        for engine in sorted(set(map(engine_of, Node.objects.filter(executor__in=settings.CONTAINER_EXECUTORS)))):
             try:
-                self._collect_engine(name, dry_run)
+                self._collect_engine(engine, dry_run)
             except ExecutorError as error:
                 # An engine that is away is asked the next time; the others need not wait.
-                self.stderr.write(f"engine {name}: {error}")
+                self.stderr.write(f"engine {engine}: {error}")
 
     def _link_lost_archives(self, dry_run: bool) -> None:
         for version in list(lost_archives()):
@@ -50,11 +50,11 @@ class Command(BaseCommand):
                 path.unlink(missing_ok=True)
             self.stdout.write(f"{self._verb} login {path.name}")
 
-    def _collect_engine(self, name: str, dry_run: bool) -> None:
-        engine: Any = executor(name)  # CONTAINER_EXECUTORS are ImageStores too
-        for image in engine.images():
+    def _collect_engine(self, engine: Engine, dry_run: bool) -> None:
+        store: Any = executor(engine)  # CONTAINER_EXECUTORS are ImageStores too
+        for image in store.images():
             if is_wanted(image.id):
                 continue
             if not dry_run:
-                engine.remove_image(image.id)
-            self.stdout.write(f"{self._verb} image {image.id} on {name} ({image.size_bytes / 2**20:,.1f} MiB)")
+                store.remove_image(image.id)
+            self.stdout.write(f"{self._verb} image {image.id} on {engine} ({image.size_bytes / 2**20:,.1f} MiB)")
