@@ -19,7 +19,8 @@ from clavier.runs.states import RunState
 from datasets_app.models import DatasetVersion
 from datasets_app.queries import access_dataset_version
 from datasets_app.services import rows_path
-from finetune_app.forecast import learn, require_fit
+from finetune_app.estimate import Estimate
+from finetune_app.forecast import forecast, learn, require_fit
 from finetune_app.models import FineTuneTask
 from finetune_app.own_code import own_code_spec
 from models_app.models import ModelVersion
@@ -121,6 +122,36 @@ def create_fine_tune_task(
         if start:
             launch(actor, task)
     return task
+
+
+def estimate_fine_tune_task(
+    *,
+    actor: Actor,
+    recipe: str,
+    method: str,
+    train_dataset: UUID | str,
+    base_model: UUID | str | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+    resources: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Estimate | None:
+    """What a task would need, before it exists; None where its model does not say enough.
+
+    Raises as ``create_fine_tune_task`` does.
+    """
+    checked = checked_hyperparameters(recipe, method, hyperparameters or {}, has_base=base_model is not None)
+    where = checked_options(options or {})
+    return forecast(
+        FineTuneTask(
+            recipe=recipe,
+            method=method,
+            base_version=access_base(actor, base_model, recipe),
+            train_dataset=access_training_data(actor, train_dataset, recipe, field="train_dataset"),
+            hyperparameters=checked,
+            resources=checked_resources(resources or {}, resource_group=where.get("resource_group", "")),
+            options=where,
+        )
+    )
 
 
 def start_fine_tune_task(*, actor: Actor, task: FineTuneTask) -> FineTuneTask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from django.core.files.uploadedfile import SimpleUploadedFile
@@ -301,3 +302,15 @@ def test_a_service_is_sent_to_a_group_too(alice_browser, world):
     assert response.status_code == 302, errors_of(response)
     (version,) = InferenceService.objects.get(name="fourth").versions.all()
     assert version.options == {"resource_group": "other"}
+
+
+def test_the_form_estimates_what_the_task_would_need(alice_browser, world):
+    config = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 1000}
+    (world.base.path / "config.json").write_text(json.dumps(config))
+    shown = alice_browser.post("/tasks/estimate", task_data(world)).content.decode()
+    assert "A first estimate" in shown
+    assert "fits" in shown
+    assert "GiB" in shown
+    assert not FineTuneTask.objects.filter(name="from-form").exists()
+    shown = alice_browser.post("/tasks/estimate", task_data(world, train_dataset="")).content.decode()
+    assert "data set version" in shown

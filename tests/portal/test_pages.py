@@ -69,7 +69,7 @@ ACTIONS = {
     "member_role": lambda w: ["nobody"],
     "member_remove": lambda w: ["nobody"],
 }
-FORMS = ["file_upload", "folder_new", "key_new", "member_new"]
+FORMS = ["task_estimate", "file_upload", "folder_new", "key_new", "member_new"]
 NAMES = ["tune-live", "faq-bot", "faq-judge", "笔记", "faq v1"]
 
 

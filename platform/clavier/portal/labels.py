@@ -76,6 +76,11 @@ KINDS: dict[str, str | Promise] = {
     "text": _("plain text"),
     "table": _("table"),
 }
+VERDICTS: dict[str, str | Promise] = {
+    "fits": _("fits"),
+    "tight": _("tight"),
+    "will_not_fit": _("will not fit"),
+}
 STEPS: dict[str, str | Promise] = {
     "deduplicate": _("repeated rows"),
     "deduplicate_near": _("rows almost the same"),

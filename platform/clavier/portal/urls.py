@@ -57,6 +57,7 @@ urlpatterns = [
     path("tasks", tasks.task_list, name="tasks"),
     path("tasks/rows", tasks.task_rows, name="task_rows"),
     path("tasks/new", tasks.task_new, name="task_new"),
+    path("tasks/estimate", tasks.task_estimate, name="task_estimate"),
     path("tasks/<uuid:task_id>", tasks.task_detail, name="task"),
     path("tasks/<uuid:task_id>/status", tasks.task_status, name="task_status"),
     path("tasks/<uuid:task_id>/metrics", tasks.task_metrics, name="task_metrics"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
@@ -227,3 +228,21 @@ def test_lists_take_the_same_number_of_queries_however_long(
         make_task(alice, world.base, world.dataset_version, f"more {number}")
         alice_client.post(f"{url}/stop")
         alice_client.post(f"{url}/retry")
+
+
+def test_a_task_is_estimated_without_being_made(
+    alice_client: APIClient, charlie_client: APIClient, world: World
+) -> None:
+    config = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 1000}
+    (world.base.path / "config.json").write_text(json.dumps(config))
+    order = {
+        "recipe": "sft", "method": "lora", "base_model": str(world.base.pk),
+        "train_dataset": str(world.dataset_version.pk),
+    }  # fmt: skip
+    before = alice_client.get("/api/v1/fine-tune-tasks").json()
+    found = alice_client.post("/api/v1/fine-tune-tasks/estimate", order, "json")
+    assert found.status_code == 200, found.content
+    assert found.json()["verdict"] == "fits"
+    assert found.json()["memory_mib"]["low"] < found.json()["memory_mib"]["high"]
+    assert alice_client.get("/api/v1/fine-tune-tasks").json() == before
+    assert charlie_client.post("/api/v1/fine-tune-tasks/estimate", order, "json").status_code == 404

@@ -65,6 +65,7 @@ urlpatterns = [
     path("recipes/<str:recipe>/<str:method>", recipes.RecipeView.as_view()),
     path("fine-tune-tasks", fine_tune_tasks.TasksView.as_view()),
     path("fine-tune-tasks/custom", fine_tune_tasks.CustomTasksView.as_view()),
+    path("fine-tune-tasks/estimate", fine_tune_tasks.EstimateView.as_view()),
     path("fine-tune-tasks/<uuid:task_id>", fine_tune_tasks.TaskView.as_view()),
     path("fine-tune-tasks/<uuid:task_id>/start", fine_tune_tasks.StartTaskView.as_view()),
     path("fine-tune-tasks/<uuid:task_id>/stop", fine_tune_tasks.StopTaskView.as_view()),

@@ -82,8 +82,17 @@ class TaskDetail:
     events: list[RunEvent]
     hyperparameters: list[tuple[Knob | None, str, Any]]
     runs: list[Run]
+    estimate: TaskEstimate | None
     diagnosis: Diagnosis | None
     remedy: Remedy | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEstimate:
+    """What a task will need, or why that can not be said."""
+
+    found: dict[str, Any] | None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +166,7 @@ def task_detail(actor: Actor, task: FineTuneTask) -> TaskDetail:
         events=list(events(task.run)) if task.run else [],
         hyperparameters=[(known.get(name), name, value) for name, value in task.hyperparameters.items()],
         runs=list(runs_of(task)[:20]),
+        estimate=TaskEstimate(task.estimate) if task.estimate else None,
         diagnosis=diagnosis,
         remedy=remedy,
     )

@@ -67,6 +67,12 @@ def clock(moment: datetime | None) -> SafeString | str:
 
 
 @register.filter
+def mib(number: Number) -> str:
+    """MiB as a size."""
+    return size(number * 2**20)
+
+
+@register.filter
 def size(number: Number) -> str:
     """Bytes in binary units: 1.5 GiB."""
     if number is None or number == "":

@@ -50,6 +50,27 @@ def task_new(request: PortalRequest) -> HttpResponse:
     return show(request, "portal/task_form.html", contexts.task_new(request.actor, form), status=status)
 
 
+@page("POST")
+def task_estimate(request: PortalRequest) -> HttpResponse:
+    """What the task of the form would need, as a part of its page."""
+    form = TaskForm(request.POST)
+    form.is_valid()  # a name is not needed yet; what is missing the service names
+    given = form.cleaned_data
+    try:
+        found = services.estimate_fine_tune_task(
+            actor=request.actor,
+            recipe=given.get("recipe", ""),
+            method=given.get("method", ""),
+            base_model=given.get("base_model") or None,
+            train_dataset=given.get("train_dataset", ""),
+            hyperparameters=form.hyperparameters(),
+            resources=form.resources(),
+        )
+    except DomainError as error:
+        return show(request, "portal/_estimate.html", contexts.TaskEstimate(None, error.message))
+    return show(request, "portal/_estimate.html", contexts.TaskEstimate(found.as_json() if found else None))
+
+
 @page("GET")
 def task_detail(request: PortalRequest, task_id: UUID) -> HttpResponse:
     """One task: progress, curve, log, timeline."""

@@ -53,6 +53,7 @@ from finetune_app.services import (
     access_fine_tune_task,
     create_fine_tune_task,
     delete_fine_tune_task,
+    estimate_fine_tune_task,
     retry_fine_tune_task,
     start_fine_tune_task,
     stop_fine_tune_task,
@@ -62,6 +63,7 @@ from runner.contract.knobs import RECIPES
 TAG = "fine-tune tasks"
 METHODS = tuple(sorted({method for methods in RECIPES.values() for method in methods}))
 DIAGNOSES = tuple(ADVICE)
+VERDICTS = ("fits", "tight", "will_not_fit")
 
 
 class TaskItem(Owned):
@@ -165,6 +167,49 @@ class NewCustomTask(OwnCodeFields):
     time_limit_s = WholeNumber(min_value=1, max_value=YEAR_S, required=False, help_text="Seconds; absent: 7 days.")
     output_model_name = Text(required=False, max_length=100, help_text="Absent: the task's name.")
     start = Flag(default=True, help_text="false: only save it.")
+
+
+class EstimateOrder(Strict):
+    recipe = Choice(tuple(RECIPES))
+    method = Choice(METHODS)
+    train_dataset = Identifier(help_text="Id of a data set version.")
+    base_model = Identifier(required=False, allow_null=True, help_text="Id of a full model version.")
+    hyperparameters = AnyObject(required=False)
+    resources = Resources(required=False)
+    options = AnyObject(required=False, help_text=OPTIONS_HELP)
+
+
+class Range(serializers.Serializer[Any]):
+    low = serializers.FloatField()
+    expected = serializers.FloatField()
+    high = serializers.FloatField()
+
+
+class TaskEstimate(serializers.Serializer[Any]):
+    """What a task will need."""
+
+    verdict = serializers.ChoiceField(
+        VERDICTS, allow_null=True, help_text="null: the model's configuration does not say enough."
+    )
+    memory_mib = Range(allow_null=True, help_text="Of the GPU when there is one, else of the machine.")
+    seconds = Range(allow_null=True)
+    disk_mib = Range(allow_null=True)
+    tokens = serializers.IntegerField(allow_null=True, help_text="Read in all epochs.")
+    steps = serializers.IntegerField(allow_null=True, help_text="Optimizer steps.")
+    limit_mib = serializers.IntegerField(allow_null=True, help_text="What the task asks for.")
+    on_gpu = serializers.BooleanField(allow_null=True)
+    num_calibrating_runs = serializers.IntegerField(allow_null=True, help_text="Finished runs that corrected it.")
+    change = serializers.DictField(allow_null=True, help_text="The smallest change that makes it fit, if any does.")
+
+
+class EstimateView(NativeView):
+    @operation("estimate_fine_tune_task", TAG, "What a task would need", body=EstimateOrder, answer=TaskEstimate,
+               errors=(404,))  # fmt: skip
+    def post(self, request: Request) -> Response:
+        """Nothing is stored. A task whose lower bound is above what it asks for is refused when it is created."""
+        found = estimate_fine_tune_task(actor=self.actor, **self.body(EstimateOrder))
+        nothing = dict.fromkeys(TaskEstimate().fields)
+        return Response(TaskEstimate(found.as_json() if found else nothing).data)
 
 
 class TasksView(NativeView):
