@@ -69,7 +69,7 @@ def clock(moment: datetime | None) -> SafeString | str:
 @register.filter
 def mib(number: Number) -> str:
     """MiB as a size."""
-    return size(number * 2**20)
+    return size(number * 2**20 if isinstance(number, int | float) else number)
 
 
 @register.filter

@@ -65,6 +65,7 @@ def task_estimate(request: PortalRequest) -> HttpResponse:
             train_dataset=given.get("train_dataset", ""),
             hyperparameters=form.hyperparameters(),
             resources=form.resources(),
+            options=form.where(),
         )
     except DomainError as error:
         return show(request, "portal/_estimate.html", contexts.TaskEstimate(None, error.message))
