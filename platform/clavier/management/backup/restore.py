@@ -31,8 +31,9 @@ from runner.contract.run_spec import RunSpec
 from runner.executors.base import Executor, ExecutorError
 from runner.worker.engines import engines_of, executor
 
-#: What any management command makes in a home by itself.
-MADE_BY_COMMANDS = frozenset({"secret_key", "uploads", "run", "static", "logs", "up.lock", "queue"})
+#: What any management command makes in a home by itself. The install id is never restored: a copy of an installation
+#: must not take the containers of the original for its own.
+MADE_BY_COMMANDS = frozenset({"secret_key", "install_id", "uploads", "run", "static", "logs", "up.lock", "queue"})
 PROGRAMS_END_WITHIN_S = 30.0
 
 
