@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 LOST_AFTER = timedelta(seconds=10)
 LAUNCH_AGAIN_AFTER = timedelta(seconds=3)
+#: A wall clock that moved by this much more or less than the steady one was set.
+CLOCK_JUMP_S = 2.0
 ORPHAN_GRACE_S = 60.0
 LEFT_NOTHING = (
     "The program ended well but left nothing in its output folder (outputDir). Have it write to ${output_dir}."
@@ -49,10 +52,12 @@ class Reconciler:
         self.last_schedule = timezone.now() - timedelta(hours=1)
         self.listings = Listings()
         self.fence: Fence | None = None
+        self.clocks: tuple[float, float] | None = None
 
     def run_pass(self, fence: Fence | None = None) -> None:
         """Settle running attempts, then start what waits. ``fence``: our term as the leader; raises LeaseLost."""
         self.fence = fence
+        self.doubt_old_times()
         attempts = list(
             Attempt.objects.filter(ended_at=None)
             .select_related("run__tenant", "node")
@@ -73,6 +78,18 @@ class Reconciler:
                 if seen.name not in known:
                     self.settle_orphan(engine, seen)
         self.sweep_outbox()
+
+    def doubt_old_times(self) -> None:
+        """Since when something has been missing counts on this process's own clock only, while nobody sets it."""
+        now, before = (time.time(), time.monotonic()), self.clocks
+        self.clocks = now
+        jump_s = (now[0] - before[0]) - (now[1] - before[1]) if before is not None else None
+        if jump_s is None or abs(jump_s) > CLOCK_JUMP_S:
+            if jump_s is not None:
+                logger.warning("the clock was set by %+.0f s; what is missing is waited for anew", jump_s)
+            self.orphans_since.clear()
+            with self.writing():
+                Attempt.objects.filter(ended_at=None).exclude(missing_since=None).update(missing_since=None)
 
     def settle_safely(self, attempt: Attempt, ranks: Sequence[Rank]) -> None:
         """One broken run must not stop the settling of all the others."""

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from uuid import UUID, uuid4
 
+from clavier.core.disk import low_disks
 from clavier.quotas.models import Node
 from clavier.quotas.services import Shortage
 from clavier.runs import leases, queue
@@ -29,9 +30,12 @@ def schedule_pass() -> list[UUID]:
     """Admit all that fits, in the order of admission; the ids of the new attempts.
 
     Safe to call many times at once: one pass has the lease, the others leave it their wake-ups (the outbox rows).
-    Each admission is conditional besides, and refused when the lease was lost meanwhile.
+    Each admission is conditional besides, and refused when the lease was lost meanwhile. On a disk that is nearly full
+    nothing new starts; what runs goes on.
     """
     begun: list[UUID] = []
+    if low_disks():
+        return begun
     holder = str(uuid4())
     while True:
         fence = leases.hold(LEASE, holder, for_s=LEASE_S)

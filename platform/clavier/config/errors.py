@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
 from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 
+from clavier.core.disk import is_disk_full
+
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """The page of a 500, with the request id under which it was logged."""
-    return render(request, "500.html", status=500)
+    """The page of a 500, with the request id under which it was logged; a full disk is a 507."""
+    return render(request, "500.html", status=507 if is_disk_full(sys.exc_info()[1]) else 500)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from typing import Any
 
-from django.conf import settings
 from django.db import DatabaseError, connection
 from django.http import HttpRequest, JsonResponse
 
+from clavier.core.disk import low_disks
 from clavier.runs import queue
 from clavier.runs.queries import reconciler_is_alive
 from runner.worker.invariants import last_report
@@ -71,7 +70,5 @@ def describe_invariants() -> str:
 
 def check_disk() -> str:
     """Free space above the reserve."""
-    free_mib = shutil.disk_usage(settings.CLAVIER_HOME).free // 2**20
-    if free_mib < settings.DISK_RESERVE_MIB:
-        return f"{free_mib} MiB free, {settings.DISK_RESERVE_MIB} MiB are kept in reserve; nothing new starts"
-    return "ok"
+    low = low_disks()
+    return f"{low[0]}; nothing new starts" if low else "ok"

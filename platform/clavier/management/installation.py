@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from django.conf import settings
 from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 
+from clavier.core.disk import low_disks
 from clavier.runs import queue
 from clavier.runs.queries import reconciler_is_alive
 
@@ -50,6 +50,5 @@ def _parts() -> Iterator[str]:
         yield "the queue does not answer"
     if not reconciler_is_alive():
         yield "the reconciler has no heartbeat: runs neither start nor end"
-    free_mib = shutil.disk_usage(settings.CLAVIER_HOME).free // 2**20
-    if free_mib < settings.DISK_RESERVE_MIB:
-        yield f"{free_mib} MiB are free, {settings.DISK_RESERVE_MIB} MiB are kept in reserve: nothing new starts"
+    for words in low_disks():
+        yield f"{words}: nothing new starts"

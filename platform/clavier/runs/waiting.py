@@ -10,6 +10,7 @@ from uuid import UUID
 
 from django.utils import timezone
 
+from clavier.core.disk import low_disks
 from clavier.quotas.models import QuotaWindow, Usage
 from clavier.runs.models import Attempt, Run
 from clavier.runs.placing import NOTHING, Amounts, NodeRoom, place, plus, total, weight
@@ -19,7 +20,9 @@ from clavier.runs.states import RunState
 from clavier.runs.wording import listed, number_of, say
 from clavier.runs.world import COUNTED, OWNED, candidate_of, places_of, read_world
 
-Obstacle = Literal["", "not_before", "window", "tenant_cap", "user_cap", "no_nodes", "share", "room", "next_pass"]
+Obstacle = Literal[
+    "", "not_before", "disk", "window", "tenant_cap", "user_cap", "no_nodes", "share", "room", "next_pass"
+]
 OBSTACLES: tuple[str, ...] = tuple(word for word in get_args(Obstacle) if word)
 MAX_NAMED = 3
 
@@ -50,6 +53,8 @@ def obstacles(run: Run) -> Iterator[tuple[Obstacle, str, str]]:
     now = timezone.now()
     if run.not_before is not None and run.not_before > now:
         yield "not_before", say("not_before", time=as_text(run.not_before)), say("by_itself")
+    if low_disks():
+        yield "disk", say("disk_low"), say("disk_freed")
     yield from windows(run, now)
     yield from caps(run)
     groups = read_world(run.resource_group).groups

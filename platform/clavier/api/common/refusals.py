@@ -17,6 +17,7 @@ from django.http.request import UnreadablePostError
 from rest_framework import exceptions
 from rest_framework.response import Response
 
+from clavier.core.disk import is_disk_full
 from clavier.core.errors import (
     DomainError,
     FieldProblem,
@@ -25,6 +26,7 @@ from clavier.core.errors import (
     InvalidFields,
     NotAuthenticated,
     NotFound,
+    StorageFull,
     TooLarge,
     quoted,
 )
@@ -100,6 +102,8 @@ def domain_error(exc: Exception, context: dict[str, Any]) -> DomainError | None:
         return NotFound("There is no such object.")
     if isinstance(exc, PermissionDenied):
         return Forbidden("You may not do this.")
+    if is_disk_full(exc):
+        return StorageFull("The platform's disk is full; nothing was stored. Tell the operator, and try again later.")
     return of_body(exc)
 
 
