@@ -19,7 +19,7 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 from tests.chaos.faults import Scene, faults_of
 from tests.chaos.judge import FINAL, Judgement, Told, judge, p95
 from tests.chaos.platform_process import PlatformProcess, base_environment
-from tests.chaos.servers import PostgreSQL, Redis, Server
+from tests.chaos.servers import Dockerd, PostgreSQL, Redis, Server
 
 Result = TypeVar("Result")
 STEPS, STEP_S = 8, 0.25
@@ -54,6 +54,7 @@ class Campaign:
             folder.mkdir(mode=0o755)
         self.environment = base_environment(self.home)
         self.servers: dict[str, Server] = {}
+        self.dockerd: Dockerd | None = None
         self.image: str | None = None
         self.began_at = time.time()
         self.takeovers: list[tuple[float, int]] = []
@@ -68,7 +69,8 @@ class Campaign:
         self.connect()
         self.say(f"campaign: {plan}")
         scene = Scene(self.platform, random.Random(plan.seed), self.servers)
-        self.prepare_scene(scene)
+        if self.dockerd is not None:
+            scene.containers, scene.kill_container = self.dockerd.containers, self.dockerd.kill_container
         jobs = self.hurt(scene)
         self.heal(scene)
         told = self.wait_for_the_end(jobs)
@@ -101,6 +103,15 @@ class Campaign:
             self.environment |= {"DATABASE_URL": postgresql.url, "REDIS_URL": redis.url}
         for server in self.servers.values():
             server.start()
+        if self.plan.executor == "docker_engine":
+            self.dockerd = Dockerd()
+            self.servers["dockerd"], self.image = self.dockerd, self.dockerd.image
+            self.environment |= {
+                "CLAVIER_EXECUTOR": "docker_engine",
+                "DOCKER_ENGINE_URL": self.dockerd.url,
+                "DOCKER_PROGRAM_IMAGE": self.dockerd.image,
+                "DOCKER_PROGRAM_PYTHON": os.path.realpath(sys.executable),
+            }
 
     def connect(self) -> None:
         """Become a Django process of this platform: jobs are submitted and looked at through its own services."""
@@ -112,9 +123,6 @@ class Campaign:
 
         self.inside = inside
         self.operator = patiently(inside.make_operator)
-
-    def prepare_scene(self, scene: Scene) -> None:
-        """Nothing more to find for local processes."""
 
     def hurt(self, scene: Scene) -> dict[str, UUID]:
         """The faults, with a job submitted here and there among them; job -> what its run is for."""
@@ -176,6 +184,8 @@ class Campaign:
         while True:
             found = [f"process {process.pid} lives on" for process in self.platform.wrappers()]
             found += [f"program {process.pid} lives on" for process in self.platform.programs()]
+            containers = self.dockerd.containers(only_running=False) if self.dockerd is not None else []
+            found += [f"container {name} is left" for name in containers]
             found += [f"{len(workers)} workers" for workers in [self.main_workers()] if len(workers) != WORKERS]
             checked = self.platform.manage("check_invariants", "--json", "--install")
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,8 @@ def submit_once(
         kind="fine_tune",
         program=None,
         parameters={},
-        argv=(sys.executable, str(HERE / words[0]), *words[1:]),
+        # The image has the base interpreter under its own path; a virtual environment has nothing that it needs.
+        argv=(os.path.realpath(sys.executable), str(HERE / words[0]), *words[1:]),
         mounts=(Mount(str(HERE)), Mount(str(folder), writable=True)),
         resources=Resources(cpu_milli=100, memory_mib=128),
         limits=Limits(time_limit_s=600),

@@ -10,15 +10,19 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 import psycopg
 import redis
+from docker.errors import APIError
 
+from tests.docker_engine import new_daemon
 from tests.test_postgresql import INITDB
 
 PATIENCE_S = 60.0
+START_TRIES = 5
 
 
 class Server(Protocol):
@@ -28,6 +32,9 @@ class Server(Protocol):
 
     def start(self) -> None:
         """Start and wait until it answers."""
+
+    def answers(self) -> bool:
+        """It works."""
 
     def kill(self) -> None:
         """As hard as it gets."""
@@ -142,3 +149,51 @@ class PostgreSQL:
         return subprocess.run(
             [*self.as_user, *words], cwd=self.folder, check=check, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
+
+
+class Dockerd:
+    """A private Docker Engine; its containers outlive it (live-restore)."""
+
+    name = "dockerd"
+
+    def __init__(self) -> None:
+        self.daemon = new_daemon()
+        self.start()
+        self.image = self.daemon.images.python
+        self.url = self.daemon.url
+
+    def start(self) -> None:
+        for _ in range(START_TRIES):
+            try:
+                self.daemon.start()
+                return
+            except AssertionError:
+                # A killed dockerd may leave a containerd that does not answer; as a service manager would: again.
+                with suppress(OSError, ValueError):
+                    os.kill(int((self.daemon.folder / "exec/containerd/containerd.pid").read_text()), signal.SIGKILL)
+        raise TimeoutError(f"dockerd does not come back: {self.daemon.log()}")
+
+    def answers(self) -> bool:
+        try:
+            return bool(self.daemon.client.ping())
+        except Exception:  # the client raises whatever its HTTP library does
+            return False
+
+    def containers(self, *, only_running: bool = True) -> list[str]:
+        """Names of the containers of attempts."""
+        try:
+            found = self.daemon.client.containers(all=not only_running)
+        except Exception:  # the engine is down at this moment
+            return []
+        return sorted(container["Names"][0].lstrip("/") for container in found if container["Names"])
+
+    def kill_container(self, name: str) -> None:
+        """SIGKILL to its first process; it may have ended by itself meanwhile."""
+        with suppress(APIError):
+            self.daemon.client.kill(name, "SIGKILL")
+
+    def kill(self) -> None:
+        self.daemon.kill()
+
+    def stop(self) -> None:
+        self.daemon.stop()

@@ -12,16 +12,22 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.judge import Told, judge, p95
+from tests.docker_engine import why_not
 from tests.test_postgresql import INITDB
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLEAN = {"lost": 0, "duplicated": 0, "overlapping": 0, "leaked": 0, "stuck": 0}
 
 
-def what_is_missing(database: str) -> list[str]:
+def what_is_missing(executor: str, database: str) -> list[str]:
     """What a campaign of this kind needs and this machine lacks."""
-    wanted = {"redis-server": shutil.which("redis-server"), "PostgreSQL": INITDB}
-    return [name for name, found in wanted.items() if not found] if database == "postgresql" else []
+    missing = []
+    if database == "postgresql":
+        wanted = {"redis-server": shutil.which("redis-server"), "PostgreSQL": INITDB}
+        missing += [name for name, found in wanted.items() if not found]
+    if executor == "docker_engine" and (reason := why_not()):
+        missing.append(reason)
+    return missing
 
 
 @pytest.mark.slow
@@ -30,11 +36,11 @@ def what_is_missing(database: str) -> list[str]:
     ("executor", "database"),
     [
         ("local_process", "sqlite"),
-        pytest.param("local_process", "postgresql", marks=pytest.mark.postgres),
+        pytest.param("docker_engine", "postgresql", marks=[pytest.mark.postgres, pytest.mark.docker]),
     ],
 )
 def test_forty_faults_lose_and_double_nothing(executor: str, database: str):
-    if (missing := what_is_missing(database)) and "CI" not in os.environ:
+    if (missing := what_is_missing(executor, database)) and "CI" not in os.environ:
         pytest.skip(f"needs {', '.join(missing)}")
     words = ["--faults", "40", "--jobs", "50", "--pause", "1", "--executor", executor, "--database", database]
     told = subprocess.run(
