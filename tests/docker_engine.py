@@ -56,6 +56,7 @@ class DockerDaemon:
 
     folder: Path
     has_gpu_driver: bool = False
+    keeps_containers: bool = True
     process: subprocess.Popen[bytes] | None = None
     bridge: str = ""
     _images: dict[str, str] = field(default_factory=dict)
@@ -83,8 +84,9 @@ class DockerDaemon:
         log = open(self.folder / "dockerd.log", "ab")  # noqa: SIM115  (the child keeps it)
         self.process = subprocess.Popen(
             ["dockerd", "--data-root", self.folder / "data", "--exec-root", self.folder / "exec",
-             "--pidfile", self.folder / "pid", "-H", self.url, f"--bridge={self.bridge}", "--live-restore",
-             "--default-address-pool", f"base={pool_of(self.bridge)},size=27"],
+             "--pidfile", self.folder / "pid", "-H", self.url, f"--bridge={self.bridge}",
+             *(["--live-restore"] if self.keeps_containers else []), "--default-address-pool",
+             f"base={pool_of(self.bridge)},size=27"],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
         )  # fmt: skip
         deadline = time.monotonic() + START_LIMIT_S
@@ -212,9 +214,9 @@ def docker_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerDa
         daemon.stop()
 
 
-def new_daemon(*, has_gpu_driver: bool = False) -> DockerDaemon:
-    """A daemon that is not started yet."""
-    return DockerDaemon(Path(tempfile.mkdtemp(prefix="clavier-docker-")), has_gpu_driver=has_gpu_driver)
+def new_daemon(*, has_gpu_driver: bool = False, keeps_containers: bool = True) -> DockerDaemon:
+    """A daemon that is not started yet. ``keeps_containers``: they live on while it is down."""
+    return DockerDaemon(Path(tempfile.mkdtemp(prefix="clavier-docker-")), has_gpu_driver, keeps_containers)
 
 
 def program_binds() -> tuple[str, ...]:

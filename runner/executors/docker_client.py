@@ -23,6 +23,8 @@ from runner.executors.base import ExecutorError
 _DEFAULT_SOCKET = "unix:///var/run/docker.sock"
 _MAX_OPEN_FILES = 65536
 _NOT_FOUND, _CONFLICT = 404, 409
+#: One engine that hangs must not keep the reconciler from the others for long.
+_LIST_TIMEOUT_S = 10.0
 #: Loading an image may take as long as its disk needs.
 _LOAD_TIMEOUT_S = 3600.0
 
@@ -51,7 +53,7 @@ class Engine:
     def __init__(self, url: str = "", timeout_s: float = 60.0) -> None:
         self._url = url
         self._timeout_s = timeout_s
-        self._clients: dict[int, Any] = {}
+        self._clients: dict[tuple[int, float], Any] = {}
 
     @property
     def url(self) -> str:
@@ -72,7 +74,8 @@ class Engine:
     def containers(self, label: str) -> list[dict[str, Any]]:
         """Every container with a label (``key=value``), also those that have ended. Raises ExecutorError."""
         with self._words("the list of containers"):
-            found: list[dict[str, Any]] = self._client().containers(all=True, filters={"label": [label]})
+            client = self._client(min(_LIST_TIMEOUT_S, self._timeout_s))
+            found: list[dict[str, Any]] = client.containers(all=True, filters={"label": [label]})
         return found
 
     def inspect(self, container: str) -> dict[str, Any] | None:
@@ -155,15 +158,10 @@ class Engine:
 
     def load(self, tar: Iterable[bytes]) -> None:
         """Take in the images of a tar as ``docker save`` writes it. Raises ExecutorError."""
-        client = self._client()
-        client.timeout = _LOAD_TIMEOUT_S
-        try:
-            with self._words("loading an image"):
-                for told in client.load_image(tar):
-                    if "error" in told:
-                        raise ExecutorError(f"The engine {self.url} can not load the image: {told['error']}")
-        finally:
-            client.timeout = self._timeout_s
+        with self._words("loading an image"):
+            for told in self._client(_LOAD_TIMEOUT_S).load_image(tar):
+                if "error" in told:
+                    raise ExecutorError(f"The engine {self.url} can not load the image: {told['error']}")
 
     def network(self, name: str) -> dict[str, Any] | None:
         """All of one network; None when there is none. Raises ExecutorError."""
@@ -219,18 +217,19 @@ class Engine:
                 most = resource.RLIM_INFINITY if hard == "unlimited" else int(hard)
         return _MAX_OPEN_FILES if most == resource.RLIM_INFINITY else min(most, _MAX_OPEN_FILES)
 
-    def _client(self) -> Any:
+    def _client(self, timeout_s: float | None = None) -> Any:
         """One client a process: a connection that a fork shares would mix up answers. Raises DockerException.
 
         Any, because only half of the SDK's methods have types.
         """
-        client = self._clients.get(os.getpid())
+        timeout_s = timeout_s or self._timeout_s
+        client = self._clients.get((os.getpid(), timeout_s))
         if client is None:
             options = kwargs_from_env()
             if self._url:
                 options["base_url"] = self._url
-            client = APIClient(**options, version="auto", timeout=int(self._timeout_s))
-            self._clients[os.getpid()] = client
+            client = APIClient(**options, version="auto", timeout=int(timeout_s))
+            self._clients[os.getpid(), timeout_s] = client
         return client
 
     @contextmanager

@@ -9,8 +9,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 
 from runner.contract.run_spec import Limits, Resources, RunSpec
 from runner.executors.base import ExecutorError, Launch, LaunchRefused
@@ -191,6 +193,31 @@ def test_a_container_that_is_started_a_second_time_does_not_run_its_program_agai
     assert docker.starts(launch) == 1
 
 
+def test_a_list_is_one_call_and_looks_closer_only_once(
+    docker: DockerBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = docker.executor()
+    for name in ("a", "b"):
+        executor.start(make_launch(tmp_path, name, SLEEP))
+    executor.start(make_launch(tmp_path, "c", "pass"))
+    wait_until_exited(executor, "c")
+    asked: list[str] = []
+    send = requests.Session.send
+
+    def counting(session: requests.Session, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        asked.append(str(request.path_url).split("?")[0].rsplit("/", 1)[-1])
+        return send(session, request, **options)
+
+    monkeypatch.setattr(requests.Session, "send", counting)
+    fresh = docker.executor()
+    fresh.list()
+    assert asked.count("json") == 3  # the list, and the two that run
+    assert set(asked) == {"json", "version"}
+    asked.clear()
+    assert [seen.state for seen in fresh.list()] == ["running", "running", "exited"]
+    assert asked == ["json"]
+
+
 def test_a_log_over_its_cap_says_so_and_the_program_goes_on(docker: DockerBench, tmp_path: Path) -> None:
     executor = docker.executor(max_log_mib=1)
     launch = make_launch(tmp_path, "a", "print('x' * (3 << 20)); print('end')")
@@ -297,6 +324,29 @@ def test_a_run_survives_the_death_of_the_engine_and_one_that_ends_meanwhile_is_f
     assert (ended.exit_code, ended.cause, log_of(lasting)) == (0, "exit", "one\ntwo\n")
     assert bench.starts(lasting) == 1
     assert json.loads((lasting.run_folder / "result.json").read_text())["exit_code"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_containers_that_die_with_their_engine_are_lost_and_the_program_is_not_started_again(
+    docker_daemon: DockerDaemon, tmp_path: Path
+) -> None:
+    daemon = new_daemon(keeps_containers=False)
+    try:
+        daemon.start()
+        bench = DockerBench(tmp_path, daemon.url, daemon.images.python)
+        executor = bench.executor()
+        launch = make_launch(tmp_path, "a", SLEEP)
+        executor.start(launch)
+        wait_for(lambda: bench.starts(launch), "the program")
+        daemon.restart()
+        executor.start(launch)
+        ended = wait_until_exited(executor, "a")
+        assert (ended.cause, ended.exit_code in (137, 143)) == ("lost", True)
+        executor.start(launch)
+        assert bench.starts(launch) == 1
+    finally:
+        daemon.stop()
 
 
 @pytest.mark.slow
