@@ -134,15 +134,15 @@ def seen(executor: Executor, name: str) -> Observation | None:
     return next((observation for observation in executor.list() if observation.name == name), None)
 
 
-def wait_until_exited(executor: Executor, name: str) -> Observation:
+def wait_until_exited(executor: Executor, name: str, patience_s: float = PATIENCE_S) -> Observation:
     """The final observation of an attempt. Fails the test when it does not come."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
         observation = seen(executor, name)
         if observation is not None and observation.state == "exited":
             return observation
         time.sleep(0.02)
-    raise AssertionError(f"{name} has not exited within {PATIENCE_S} s: {seen(executor, name)}")
+    raise AssertionError(f"{name} has not exited within {patience_s} s: {seen(executor, name)}")
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:

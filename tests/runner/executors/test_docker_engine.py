@@ -52,6 +52,7 @@ def test_a_killed_child_is_a_warning_when_the_program_itself_goes_well(docker: D
     assert "the kernel killed 1 process" in log_of(bad)
 
 
+@pytest.mark.slow
 def test_a_program_that_stops_its_wrapper_is_killed_when_its_time_is_over(docker: DockerBench, tmp_path: Path) -> None:
     executor = docker.executor()
     source = COUNTED + "import signal, time; os.kill(os.getppid(), signal.SIGSTOP); time.sleep(600)"

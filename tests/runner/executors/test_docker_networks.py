@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from runner.contract.folder import log_name
+from runner.contract.run_spec import Resources
 from runner.executors.base import Gang, Launch, LaunchRefused
 from tests.docker_engine import DockerDaemon
 from tests.runner.executors.bench import DockerBench, make_launch, wait_until_exited
@@ -129,3 +130,27 @@ def test_a_gang_has_no_way_to_the_outside(docker: DockerBench, tmp_path: Path) -
     with pytest.raises(LaunchRefused, match="none to the outside"):
         docker.executor().start(launch)
     assert docker.executor().list() == []
+
+
+ALL_REDUCE = """
+import torch
+import torch.distributed as dist
+dist.init_process_group("gloo")
+value = torch.tensor([dist.get_rank() + 1.0])
+dist.all_reduce(value)
+print(dist.get_world_size(), value.item())
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_torch_adds_up_over_two_containers(docker: DockerBench, tmp_path: Path) -> None:
+    executor = docker.executor()
+    launches = gang_of(tmp_path, ALL_REDUCE, environment={"OMP_NUM_THREADS": "1"}, resources=Resources(memory_mib=1024))
+    for launch in launches:
+        executor.start(launch)
+    for rank, launch in enumerate(launches):
+        ended = wait_until_exited(executor, launch.name, 100)
+        assert ended.exit_code == 0, (launch.run_folder / log_name(rank)).read_text()
+    assert (launches[0].run_folder / "log-1.txt").read_text() == "2 3.0\n"
