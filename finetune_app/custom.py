@@ -20,6 +20,7 @@ from datasets_app.queries import access_dataset_version
 from finetune_app.models import FineTuneTask
 from finetune_app.profile import METHOD_OF_STRATEGY, Profile, check_saving, read_profile
 from finetune_app.services import DEFAULT_TIME_LIMIT_S, launch
+from models_app.declarations import with_declared
 from models_app.models import ModelVersion
 from models_app.services import access_model_version, check_model_name, require_usable
 
@@ -65,7 +66,11 @@ def create_custom_fine_tune_task(
     problems.check(check_model_name, name)
     problems.check(check_model_name, output_model_name or name, field="output_model_name")
     profile = (problems.check(read_profile, actor, profile_path) if profile_path else None) or Profile()
+    base = base_of(actor, problems, model_folder, base_model)
     values = problems.check(checked_hyperparameters, {**profile.values, **(hyperparameters or {})}) or {}
+    if base is not None:
+        declared = problems.check(with_declared, base.declarations, values)
+        values = problems.check(checked_hyperparameters, declared or {}) or {}
     has_model, has_input = bool(model_folder or base_model), bool(data_folder or train_dataset)
     code = checked_own_code(
         actor,
@@ -84,7 +89,6 @@ def create_custom_fine_tune_task(
     if method and method not in METHODS:
         problems.add("method", "not_a_choice", f"method {method!r} is none of {', '.join(METHODS)}.")
     train, validation = data_of(actor, problems, data_folder, train_dataset, validation_dataset)
-    base = base_of(actor, problems, model_folder, base_model)
     version = problems.check(access_image_version, actor, image, field="image") if image else None
     where = problems.check(checked_options, options or {}) or {}
     wanted = problems.check(checked_resources, resources or {}, resource_group=where.get("resource_group", ""))

@@ -63,7 +63,11 @@ def own_server_spec(version: ServiceVersion, run_id: UUID) -> RunSpec:
     """The owner's own server. Raises NotFound, Invalid, Conflict for what is gone meanwhile."""
     owner = creator_of(version.service)
     code = OwnCode.from_json(version.own_code)
-    model, adapter = folders_of(version.model_version) if version.model_version else (None, None)
+    model: str | None
+    adapter: str | None
+    model, adapter = (None, None)
+    if version.model_version and version.model_version.format != "image":
+        model, adapter = folders_of(version.model_version)
     volumes = [
         Mount(str(disk_path(owner, own_folder(owner, volume["src"], field="volumes"))), target=volume["dst"])
         for volume in version.volumes

@@ -16,6 +16,7 @@ from clavier.runs.options import checked_options, is_whole
 from clavier.runs.own_code import OwnCode, Problems, checked_own_code, placeholders
 from clavier.runs.services import checked_resources
 from inference_app.models import REQUEST_METHODS, SCALE_ON
+from models_app.declarations import with_declared
 from models_app.models import ModelVersion
 from models_app.services import access_model_version, require_task, require_usable
 
@@ -71,10 +72,15 @@ def checked_version(actor: Actor, given: Mapping[str, Any]) -> dict[str, Any]:
     image = None
     if given.get("image"):
         image = problems.check(access_image_version, actor, given["image"], field="image")
+    elif model is not None and model.format == "image":
+        image = model.image_version
     where = problems.check(checked_options, given.get("options") or {}) or {}
     group = where.get("resource_group", "")
     wanted = {**DEFAULT_RESOURCES, **(given.get("resources") or {})}
-    values = problems.check(checked_hyperparameters, given.get("hyperparameters") or {}) or {}
+    asked = given.get("hyperparameters") or {}
+    if model is not None and (image is not None or given.get("command")):
+        asked = problems.check(with_declared, model.declarations, asked) or {}
+    values = problems.check(checked_hyperparameters, asked) or {}
     own_code = own_code_of(actor, problems, given, image, values)
     columns: dict[str, Any] = {
         **numbers_of(problems, given),
@@ -109,8 +115,8 @@ def model_of(actor: Actor, problems: Problems, given: Mapping[str, Any]) -> Mode
         return None
     version = problems.check(access_model_version, actor, given["model_version"])
     if version is not None:
-        require_usable(version)
-        if not given.get("image") and not given.get("command"):
+        require_usable(version, needs_files=False)
+        if version.format != "image" and not given.get("image") and not given.get("command"):
             problems.check(require_task, version, "generation", purpose="a chat service")
     return version
 

@@ -9,10 +9,13 @@ from django.conf import settings
 from django.db import models
 
 from clavier.core.models import TenantOwned
+from clavier.images.models import ImageVersion
 from clavier.runs.models import Run
 from datasets_app.models import DatasetVersion
 
 SOURCES = ("folder", "path", "huggingface", "modelscope", "fine_tune", "image")
+#: ``image``: no weights of its own; the server in the image brings them.
+FORMATS = ("full", "adapter", "image")
 #: What a version does: continues text and chats, scores replies, names classes, or turns one text into another.
 TASKS = ("generation", "reward", "classification", "seq2seq")
 VERSION_STATES = ("importing", "ready", "failed")
@@ -49,7 +52,7 @@ class ModelVersion(TenantOwned):
     revision = models.CharField(max_length=100, blank=True)
     folder = models.CharField(max_length=1000, blank=True, help_text="Below CLAVIER_HOME, or absolute when in place.")
 
-    format = models.CharField(max_length=10, choices=[("full", "full"), ("adapter", "adapter")], default="full")
+    format = models.CharField(max_length=10, choices=[(f, f) for f in FORMATS], default="full")
     task = models.CharField(max_length=20, choices=[(t, t) for t in TASKS], default="generation")
     base_version = models.ForeignKey(
         "self", on_delete=models.PROTECT, null=True, blank=True, related_name="derived_versions"
@@ -58,6 +61,9 @@ class ModelVersion(TenantOwned):
         "self", on_delete=models.PROTECT, null=True, blank=True, related_name="sharing_versions",
         help_text="The version in whose folder the files lie.",
     )  # fmt: skip
+    image_version = models.ForeignKey(
+        ImageVersion, on_delete=models.PROTECT, null=True, blank=True, related_name="model_versions"
+    )
     dataset_version = models.ForeignKey(
         DatasetVersion, on_delete=models.PROTECT, null=True, blank=True, related_name="model_versions"
     )
@@ -70,6 +76,7 @@ class ModelVersion(TenantOwned):
     render_hash = models.CharField(max_length=64, blank=True, help_text="Hash of template, special tokens, stops.")
     facts = models.JSONField(default=dict, blank=True)
     metrics = models.JSONField(default=dict, blank=True)
+    declarations = models.JSONField(default=list, blank=True, help_text="What may be set: models_app.declarations.")
     submitted = models.JSONField(
         default=dict, editable=False, help_text="The request as its client wrote it, secrets left out."
     )
@@ -83,7 +90,9 @@ class ModelVersion(TenantOwned):
 
     @property
     def path(self) -> Path:
-        """Where the version's files lie."""
+        """Where the version's files lie. Raises ValueError for an image, which has none."""
+        if not self.folder:
+            raise ValueError(f"{self} has no files")
         return Path(settings.CLAVIER_HOME) / self.folder
 
     @property

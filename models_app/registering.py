@@ -80,6 +80,7 @@ def add_version(actor: Actor, model: RegisteredModel, wanted: NewVersion) -> Mod
         image = access_image_version(actor, wanted.location, field="location")
         image_of_run(image, field="location")
         version.location, version.size_bytes = str(image), image.size_bytes
+        version.image_version, version.format = image, "image"
     else:
         share_files(version, access_model_version(actor, wanted.location, field="location"))
     version.save(force_insert=True)
@@ -92,6 +93,6 @@ def share_files(version: ModelVersion, made: ModelVersion) -> None:
     version.location, version.shares_files_with = str(made), made
     for column in (
         "folder", "format", "task", "base_version", "dataset_version", "architecture", "num_parameters", "size_bytes",
-        "fingerprint", "render_hash", "facts", "metrics",
+        "fingerprint", "render_hash", "facts", "metrics", "declarations", "image_version",
     ):  # fmt: skip
         setattr(version, column, getattr(made, column))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,18 +17,20 @@ from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, Invalid, quoted
 from clavier.core.references import in_use
 from clavier.files.folders import disk_path, own_folder
+from clavier.images.access import access_image_version, image_of_run
 from clavier.runs.models import Run
 from clavier.runs.outputs import check_manifest
 from clavier.runs.services import delete_run, stop_run, submit_run
 from clavier.runs.states import RunState
 from datasets_app.models import DatasetVersion
+from models_app.declarations import checked_declarations
 from models_app.models import SOURCES, TASKS, ModelVersion, RegisteredModel
 from runner.contract import folder
 from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
 
 NAME_PATTERN = re.compile(r"\A[\w][\w .()+-]{0,99}\Z")
 HUB_ID_PATTERN = re.compile(r"\A[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
-IMPORT_SOURCES = tuple(source for source in SOURCES if source not in ("fine_tune", "image"))
+IMPORT_SOURCES = tuple(source for source in SOURCES if source != "fine_tune")
 IMPORT_PROGRAM = "runner.programs.models.import_model"
 
 
@@ -42,13 +44,15 @@ def register_model(
     description: str = "",
     license: str = "",
     tags: list[str] | None = None,
+    declarations: Sequence[Mapping[str, Any]] | None = None,
     submitted: Mapping[str, Any] | None = None,
     model_submitted: Mapping[str, Any] | None = None,
 ) -> ModelVersion:
     """A base model whose first version is imported by a run. A known name gets a further version.
 
     ``location``: for ``folder`` a folder of the user's files (``private/models/qwen``), for ``path`` a folder of the
-    server below MODEL_PATHS (used in place), else a hub id (``Qwen/Qwen2.5-0.5B-Instruct``).
+    server below MODEL_PATHS (used in place), for ``image`` the id of an image version, which is ready at once, else a
+    hub id (``Qwen/Qwen2.5-0.5B-Instruct``). ``declarations``: what may be set of it later (``declarations.py``).
     ``submitted``: what the client wrote of the version; ``model_submitted``: of the model, kept when it is new.
     Raises Invalid, NotFound, Forbidden.
     """
@@ -58,40 +62,61 @@ def register_model(
         raise Invalid(
             f"source {quoted(source)} is none of {', '.join(IMPORT_SOURCES)}.", code="not_a_choice", field="source"
         )
-    parameters = import_parameters(actor, source, location, revision)
+    about = {
+        "description": description,
+        "license": license,
+        "tags": tags or [],
+        "submitted": dict(model_submitted or {}),
+    }
+    columns: dict[str, Any] = {
+        "source": source,
+        "location": location,
+        "revision": revision,
+        "declarations": checked_declarations(declarations or []),
+        "submitted": dict(submitted or {}),
+    }
+    if source == "image":
+        image = access_image_version(actor, location, field="location")
+        image_of_run(image, field="location")
+        columns |= {"image_version": image, "location": str(image), "format": "image", "state": "ready"}
+        with transaction.atomic():
+            return add_version(actor, name, about, columns)
+    return start_import(actor, name, about, columns, import_parameters(actor, source, location, revision))
+
+
+def start_import(
+    actor: Actor, name: str, about: dict[str, Any], columns: dict[str, Any], parameters: dict[str, Any]
+) -> ModelVersion:
+    """A version of the model of that name, with the run that imports it.
+
+    ``about``: columns of the model where it is new; ``columns``: of the version; ``parameters``: of the program.
+    """
+    is_local = parameters["source"] in ("folder", "path")
+    folders = [parameters["location"]] + ([parameters["base_model"]] if parameters.get("base_model") else [])
     with transaction.atomic():
-        model = find_or_create_model(
-            actor,
-            name,
-            description=description,
-            license=license,
-            tags=tags or [],
-            submitted=dict(model_submitted or {}),
-        )
-        version = ModelVersion.objects.create(
-            tenant_id=actor.tenant_id,
-            created_by_id=actor.user_id,
-            model=model,
-            number=next_number(model),
-            source=source,
-            location=location,
-            revision=revision,
-            submitted=dict(submitted or {}),
-        )
+        version = add_version(actor, name, about, columns)
         spec = RunSpec(
             kind="model_import",
             program=IMPORT_PROGRAM,
             parameters=parameters,
-            mounts=(Mount(parameters["location"]),) if source in ("folder", "path") else (),
+            mounts=tuple(Mount(path) for path in folders) if is_local else (),
             resources=Resources(cpu_milli=500, memory_mib=1024),
             limits=Limits(time_limit_s=24 * 3600),
-            needs_network=source in ("huggingface", "modelscope"),
+            needs_network=not is_local,
         )
         version.run = submit_run(
             actor=actor, kind="model_import", name=f"import {version}", subject_id=version.pk, spec=spec
         )
         version.save(update_fields=["run"])
     return version
+
+
+def add_version(actor: Actor, name: str, about: dict[str, Any], columns: dict[str, Any]) -> ModelVersion:
+    """The next version of the tenant's model of that name. Raises Forbidden."""
+    model = find_or_create_model(actor, name, **about)
+    return ModelVersion.objects.create(
+        tenant_id=actor.tenant_id, created_by_id=actor.user_id, model=model, number=next_number(model), **columns
+    )
 
 
 def on_run_finished(run: Run) -> None:
@@ -142,15 +167,18 @@ def access_model_version(actor: Actor, version_id: UUID | str, *, field: str = "
     return access_object(queryset, actor, version_id, noun="model version", field=field)
 
 
-def require_usable(version: ModelVersion, *, field: str = "model_version") -> None:
-    """Raises Conflict (``not_ready``, ``no_files``) unless the version's files are there and complete."""
+def require_usable(version: ModelVersion, *, field: str = "model_version", needs_files: bool = True) -> None:
+    """Raises Conflict (``not_ready``, ``no_files``) unless the version's files are there and complete.
+
+    ``needs_files`` False: an image that brings its own model will do.
+    """
     if not version.is_usable:
         raise Conflict(
             f"The model version {version} is {version.state}. {version.message or 'Wait until its import has ended.'}",
             code="not_ready",
             field=field,
         )
-    if version.source == "image":
+    if needs_files and version.format == "image":
         raise Conflict(
             f"The model version {version} lies in the image {version.location} and has no files of its own.",
             code="no_files",

@@ -387,7 +387,7 @@ SPECTACULAR_SETTINGS = {
         "DiagnosisKind": "clavier.api.native.nouns.fine_tune_tasks.DIAGNOSES",
         "DatasetKind": "datasets_app.validation.KINDS",
         "DatasetFormat": "datasets_app.formats.FORMATS",
-        "ModelFormat": ["full", "adapter"],
+        "ModelFormat": "models_app.models.FORMATS",
         "ModelSource": "models_app.models.SOURCES",
         "ModelImportSource": "models_app.services.IMPORT_SOURCES",
         "ImportState": "models_app.models.VERSION_STATES",

@@ -60,6 +60,7 @@ SOURCES: dict[str, str | Promise] = {
     "huggingface": _("Hugging Face"),
     "modelscope": _("ModelScope"),
     "fine_tune": _("training task"),
+    "image": _("container image"),
 }
 IMAGE_SOURCES: dict[str, str | Promise] = {"tar": _("uploaded archive"), "registry": _("registry")}
 KINDS: dict[str, str | Promise] = {

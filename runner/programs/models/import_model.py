@@ -2,7 +2,8 @@
 
 Parameters: ``source`` (``folder`` or ``path``: a local folder; ``huggingface``, ``modelscope``: a hub), ``location``
 (the folder, or the repository on the hub), ``revision`` (or null), ``in_place`` (check only, copy nothing),
-``endpoint`` (another address of the hub, or null).
+``endpoint`` (another address of the hub, or null), ``base_model`` (of an adapter: the folder whose tokenizer it gets
+where it brings none; or null).
 Writes ``output/model/`` (not when in place), ``output/source.json`` and a manifest of kind ``model``.
 """
 
@@ -22,7 +23,13 @@ from runner.programs.lib.artifacts import model_facts, write_manifest
 from runner.programs.lib.events import ProgramContext, ProgramError, Stopped, require, run_program
 from runner.programs.lib.render import Renderer
 from runner.programs.models.hubs import download_huggingface, download_modelscope
-from runner.programs.models.model_files import check_model_folder, model_files, pickle_names
+from runner.programs.models.model_files import (
+    TOKENIZER_FILES,
+    check_model_folder,
+    is_adapter,
+    model_files,
+    pickle_names,
+)
 
 LOCAL_SOURCES = ("folder", "path")
 HUBS = {"huggingface": download_huggingface, "modelscope": download_modelscope}
@@ -39,6 +46,7 @@ class Request:
     revision: str | None
     in_place: bool
     endpoint: str | None
+    base_model: str | None = None
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Request:
@@ -50,7 +58,8 @@ class Request:
         if in_place and source not in LOCAL_SOURCES:
             raise ProgramError("in_place_invalid", f"in_place needs a local folder, source is {source!r}.", "in_place")
         location = str(require(parameters, "location"))
-        return cls(source, location, parameters.get("revision"), in_place, parameters.get("endpoint"))
+        given = {name: parameters.get(name) for name in ("revision", "endpoint", "base_model")}
+        return cls(source=source, location=location, in_place=in_place, **given)
 
 
 def main(context: ProgramContext) -> None:
@@ -64,6 +73,8 @@ def main(context: ProgramContext) -> None:
         template = "model" if _has_template(folder) else "default_not_written"
     else:
         model = _take_over(context, folder, move=request.source in HUBS)
+        if is_adapter(model) and request.base_model:
+            _lend_tokenizer(Path(request.base_model), model)
         # The source may have changed while it was copied; the copy is what everybody will use.
         check_model_folder(model, allow_pickles_beside=False)
         template = _ensure_template(context, model)
@@ -86,6 +97,15 @@ def _fetch(context: ProgramContext, request: Request) -> tuple[Path, str | None]
     target.mkdir(exist_ok=True)
     revision = HUBS[request.source](context, request.location, request.revision, request.endpoint, target)
     return target, revision
+
+
+def _lend_tokenizer(base: Path, adapter: Path) -> None:
+    """Give an adapter what it lacks of its base's tokenizer, so that both render conversations alike."""
+    if (adapter / "tokenizer.json").is_file():
+        return
+    for name in TOKENIZER_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, adapter / name)
 
 
 def _take_over(context: ProgramContext, folder: Path, move: bool) -> Path:

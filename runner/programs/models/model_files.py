@@ -13,6 +13,11 @@ from runner.programs.lib.render import Renderer
 
 #: The files of a model, at the top of its folder. Everything else stays behind.
 MODEL_FILE_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*", "README.md")
+#: What a tokenizer may consist of.
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer.model",
+    "generation_config.json",
+)  # fmt: skip
 #: Formats that run code when they are loaded.
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 
@@ -20,6 +25,11 @@ PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 def is_model_file(name: str) -> bool:
     """Whether a file name at the top of a model folder is taken over."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in MODEL_FILE_PATTERNS)
+
+
+def is_adapter(folder: Path) -> bool:
+    """A LoRA adapter, which needs a base model."""
+    return (folder / "adapter_config.json").is_file()
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -40,6 +50,11 @@ def check_model_folder(folder: Path, *, allow_pickles_beside: bool) -> None:
     if not folder.is_dir():
         raise _refused("folder_missing", f"{folder} is no folder.")
     _refuse_links_that_leave(folder)
+    if is_adapter(folder):
+        _refuse_code(folder)
+        _check_weights(folder, allow_pickles_beside)
+        _check_adapter(folder)
+        return
     config = _read_json(folder / "config.json")
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
@@ -118,6 +133,25 @@ def _check_weights(folder: Path, allow_pickles_beside: bool) -> None:
             raise _refused("weights_missing", f"{index.name} names {file}, which is not in the folder.")
         if tensor not in keys_of_file[file]:
             raise _refused("weights_missing", f"{index.name} says that {file} holds {tensor}, but it does not.")
+
+
+def _check_adapter(folder: Path) -> None:
+    """The adapter's rank is that of its tensors."""
+    # Late: the check of a wrong config needs no numpy.
+    from safetensors import safe_open
+
+    config = _read_json(folder / "adapter_config.json")
+    rank, patterns = config.get("r"), config.get("rank_pattern") or {}
+    if config.get("peft_type") != "LORA" or not isinstance(rank, int) or rank < 1:
+        raise _refused("config_invalid", "adapter_config.json needs peft_type LORA and a rank r of 1 or more.")
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(str(path), framework="numpy") as stream:
+            for name in sorted(stream.keys()):
+                shape = stream.get_slice(name).get_shape() if name.endswith("lora_A.weight") else None
+                if shape is not None and not patterns and shape[0] != rank:
+                    raise _refused(
+                        "weights_mismatch", f"adapter_config.json says r {rank}, but {name} has the rank {shape[0]}."
+                    )
 
 
 def _tensor_names(path: Path) -> set[str]:

@@ -23,6 +23,7 @@ FOR_OPERATORS = {
 }  # fmt: skip
 FORMS = {"/api/v1/files", "/api/v1/datasets/{dataset_id}/versions"}
 BODIES: dict[str, Any] = {
+    "/api/v1/fine-tune-tasks/{task_id}/model": {"name": "tuned"},
     "/api/v1/services/{service_id}/traffic": {"shares": [{"version": 1, "percent": 100}]},
     "/api/v1/nodes/{name}": {"is_schedulable": True},
     "/api/v1/gpus": {"node": "local", "uuid": "GPU-1", "memory_mib": 1},

@@ -8,12 +8,15 @@ from django.utils.translation import gettext_lazy as _
 from clavier.portal import labels
 from models_app.services import IMPORT_SOURCES
 
+#: An image is registered by the APIs; here are the sources that bring files.
+FILE_SOURCES = tuple(name for name in IMPORT_SOURCES if name != "image")
+
 
 class ModelForm(forms.Form):
     """Register a base model."""
 
     name = forms.CharField(label=_("Name"), max_length=100)
-    source = forms.ChoiceField(label=_("Source"), choices=[(name, labels.SOURCES[name]) for name in IMPORT_SOURCES])
+    source = forms.ChoiceField(label=_("Source"), choices=[(name, labels.SOURCES[name]) for name in FILE_SOURCES])
     location = forms.CharField(
         label=_("Location"),
         max_length=1000,

@@ -22,7 +22,6 @@ from clavier.api.native.fields import (
     Flag,
     Form,
     Identifier,
-    OwnCodeFields,
     Resources,
     StateChoice,
     Strict,
@@ -45,7 +44,6 @@ from clavier.api.native.schema import BINARY, operation
 from clavier.api.native.views import NativeView
 from clavier.runs.doctor import ADVICE, shown
 from clavier.runs.models import Run
-from finetune_app.custom import create_custom_fine_tune_task
 from finetune_app.doctor import examine_task
 from finetune_app.models import CREATE_WAYS, FineTuneTask
 from finetune_app.queries import output_version, runs_of, visible_tasks
@@ -148,27 +146,6 @@ class NewTask(Strict):
     start = Flag(default=True, help_text="false: only save it.")
 
 
-class NewCustomTask(OwnCodeFields):
-    name = Text(max_length=100)
-    description = Text(required=False, allow_blank=True, max_length=20_000)
-    method = Text(required=False, allow_blank=True, max_length=10, help_text="lora, qlora or full: told to the script.")
-    is_pretrain = Flag(default=False, help_text="It makes a base model.")
-    profile_path = Text(
-        required=False, allow_blank=True, max_length=5000,
-        help_text="A config.json of your files with commonHyperParameters and fineTuneHyperParameters.",
-    )  # fmt: skip
-    hyperparameters = AnyObject(required=False, help_text="They win over the profile's.")
-    train_dataset = Identifier(required=False, allow_null=True, help_text="Id of a data set version.")
-    validation_dataset = Identifier(required=False, allow_null=True, help_text="Id of a data set version.")
-    base_model = Identifier(required=False, allow_null=True, help_text="Id of a model version.")
-    checkpoint_folder = Text(required=False, allow_blank=True, max_length=5000, help_text="Gets the checkpoints.")
-    resources = Resources(required=False)
-    options = AnyObject(required=False, help_text=OPTIONS_HELP)
-    time_limit_s = WholeNumber(min_value=1, max_value=YEAR_S, required=False, help_text="Seconds; absent: 7 days.")
-    output_model_name = Text(required=False, max_length=100, help_text="Absent: the task's name.")
-    start = Flag(default=True, help_text="false: only save it.")
-
-
 class EstimateOrder(Strict):
     recipe = Choice(tuple(RECIPES))
     method = Choice(METHODS)
@@ -231,22 +208,6 @@ class TasksView(NativeView):
     def post(self, request: Request) -> Response:
         """Every hyperparameter is checked before anything is stored."""
         task = create_fine_tune_task(actor=self.actor, **self.body(NewTask))
-        return Response(TaskDetail(task).data, status=201)
-
-
-class CustomTasksView(NativeView):
-    @operation("create_custom_fine_tune_task", TAG, "Tune with your own code", body=NewCustomTask, answer=TaskDetail,
-               status=201, errors=(404, 409, 422), examples=(
-                   OpenApiExample("A script", {
-                       "name": "my-lora", "command": "python train.py --data ${input_dir} --out ${output_dir}",
-                       "code_folder": "private/code", "data_folder": "private/data", "model_folder": "private/model",
-                       "profile_path": "private/config/LoRA/config.json", "output_folder": "private/out",
-                   }, request_only=True),
-               ))  # fmt: skip
-    @idempotent()
-    def post(self, request: Request) -> Response:
-        """The command is split into words and started without a shell."""
-        task = create_custom_fine_tune_task(actor=self.actor, **self.body(NewCustomTask))
         return Response(TaskDetail(task).data, status=201)
 
 

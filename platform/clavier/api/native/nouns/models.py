@@ -19,7 +19,7 @@ from clavier.api.native.schema import BINARY, listed, operation
 from clavier.api.native.views import NativeView
 from clavier.runs.queries import progress
 from models_app.exports import tar_of_version
-from models_app.models import SOURCES, TASKS, VERSION_STATES, ModelVersion
+from models_app.models import FORMATS, SOURCES, TASKS, VERSION_STATES, ModelVersion
 from models_app.presets import presets
 from models_app.queries import lineage, visible_models, visible_versions
 from models_app.services import (
@@ -63,7 +63,11 @@ class ModelVersionItem(Owned):
     source = serializers.ChoiceField(SOURCES)  # type: ignore[assignment]
     location = serializers.CharField(help_text="Where it was imported from.")
     revision = serializers.CharField()
-    format = serializers.ChoiceField(("full", "adapter"))
+    format = serializers.ChoiceField(FORMATS)
+    image = Reference(source="image_version", allow_null=True, help_text="Of the format image: what serves.")
+    declarations = serializers.ListField(
+        child=serializers.DictField(), help_text="What may be set of it: `[{name, type, value, range, is_editable}]`."
+    )
     task = serializers.ChoiceField(TASKS, help_text="Only a version for generation can be served, judged and tuned.")
     base_version = Reference(allow_null=True, help_text="What it was tuned from.")
     dataset_version = Reference(allow_null=True, help_text="What it was tuned on.")
@@ -100,7 +104,7 @@ class ModelFilters(Form):
 class NewModel(Strict):
     name = Text(max_length=100, help_text="A known name gets a further version.")
     source = Choice(  # type: ignore[assignment]  # an item's own name, which the framework takes away
-        IMPORT_SOURCES, help_text="folder: your files; path: a folder of the server; or a hub."
+        IMPORT_SOURCES, help_text="folder: your files; path: a folder of the server; image: an image version; or a hub."
     )
     location = Text(
         max_length=1000, help_text="`private/models/qwen`, `/srv/models/qwen`, or a hub id such as `Qwen/Qwen2.5-0.5B`."
@@ -109,6 +113,10 @@ class NewModel(Strict):
     description = Text(required=False, allow_blank=True, max_length=20_000)
     license = Text(required=False, allow_blank=True, max_length=100)
     tags = Words(required=False)
+    declarations = serializers.ListField(
+        child=serializers.DictField(), required=False, max_length=100,
+        help_text="What may be set later: `[{name, type: int float bool or str, value, range, is_editable}]`.",
+    )  # fmt: skip
 
 
 class ChangedModel(Strict):
