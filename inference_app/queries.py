@@ -50,6 +50,16 @@ def visible_services(actor: Actor, *, search: str = "") -> QuerySet[InferenceSer
     return services.prefetch_related(Prefetch("versions", versions.order_by("number")))
 
 
+def access_service_version(actor: Actor, version_id: str) -> ServiceVersion:
+    """A version of one of the tenant's services. Raises NotFound."""
+    versions = ServiceVersion.objects.select_related("service__created_by", "model_version__model")
+    is_id = version_id.isascii() and version_id.isdigit() and len(version_id) <= 18
+    found = versions.filter(service__tenant_id=actor.tenant_id, pk=int(version_id)).first() if is_id else None
+    if found is None:
+        raise NotFound(f"There is no service version {quoted(version_id)}.", field="id")
+    return found
+
+
 def state_of(service: InferenceService) -> str:
     """One of SERVICE_STATES, from what is wanted and what lives."""
     if service.desired_state == "draft":

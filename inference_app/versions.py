@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clavier.core.actor import Actor
-from clavier.core.errors import FieldProblem, Invalid, InvalidFields, quoted
+from clavier.core.errors import DomainError, FieldProblem, Invalid, InvalidFields, quoted
 from clavier.files.folders import own_folder
 from clavier.images.access import access_image_version
 from clavier.images.models import ImageVersion
@@ -57,6 +57,9 @@ def checked_versions(actor: Actor, given: Sequence[Mapping[str, Any]], *, is_lis
             columns.append(checked_version(actor, version))
         except InvalidFields as refusal:
             problems += [FieldProblem(prefix + one.field, one.code, one.message) for one in refusal.problems]
+        except DomainError as refusal:
+            refusal.field = prefix + refusal.field if refusal.field else None
+            raise
     if problems:
         raise InvalidFields(problems)
     require_shares([version["traffic_percent"] for version in columns], field="traffic_percent")

@@ -101,18 +101,18 @@ def both_inputs(scene: Scene) -> Any:
     return scene.post(EVALUATE, {"inputType": "local", "inputDir": "/a", "datasetId": "1"})
 
 
-# @case("API-023")
+@case("API-023")
 def fewest_above_most_replicas(scene: Scene) -> Any:
     return scene.post(SERVICE, with_version(scene, predictMinReplicas=3, predictMaxReplicas=1))
 
 
-# @case("API-024")
+@case("API-024")
 def rates_over_100(scene: Scene) -> Any:
     version = scene.bodies[SERVICE]["modelServerVersions"][0]
     return scene.post(SERVICE, {"modelServerVersions": [{**version, "rate": 60}, {**version, "rate": 60}]})
 
 
-# @case("API-025")
+@case("API-025")
 def bad_ports(scene: Scene) -> Any:
     return [scene.post(SERVICE, with_version(scene, imagePorts=ports)) for ports in ("0", "65536", "80,abc", "22;id")]
 

@@ -78,7 +78,7 @@ def a_group_without_a_grant(scene: Scene) -> Any:
     return scene.post(CREATE, {"resourceGroupKey": "resourceGroupOBwEzW5u6RjazuzI"})
 
 
-# @case("AUTH-019")
+@case("AUTH-019")
 def another_tenants_file_as_a_volume(scene: Scene) -> Any:
     versions = [{**scene.bodies[SERVICE]["modelServerVersions"][0], "volumes": '[{"src":"/../two/data","dst":"/dd"}]'}]
     return scene.post(SERVICE, {"modelServerVersions": versions})

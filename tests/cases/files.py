@@ -47,7 +47,7 @@ def everywhere(path: str) -> Any:
         image = scene.post("/docker/image/uploadOld", {"fileUrl": path, "imageName": "mine"})
         served = {**scene.bodies[SERVICE]["modelServerVersions"][0], "volumes": [{"src": path, "dst": "/dd"}]}
         service = scene.post(SERVICE, {"modelServerVersions": [served]})
-        others = [*tuned, *judged, *models, image, *([service] if service.status_code != 404 else [])]
+        others = [*tuned, *judged, *models, image, service]
         first = upload(scene, **form(currentPath=path))
         assert {response.json()["error"] for response in others} == {first.json()["error"]}, [
             response.json() for response in others

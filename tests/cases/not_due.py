@@ -17,10 +17,6 @@ AREAS = {
 #: Cases of other areas whose route is not of the platform API.
 CASES = {
     "AUTH-003": "the gateway's own process: tests/inference_app/test_gateway.py",
-    "AUTH-019": "services: the next slice",
-    "API-023": "services: the next slice",
-    "API-024": "services: the next slice",
-    "API-025": "services: the next slice",
     "API-033": "native: tests/api/native/test_models.py",
     "API-034": "native: tests/api/native/test_datasets.py",
     "PAGE-012": "training dialect (document 003)",

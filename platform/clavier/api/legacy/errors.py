@@ -16,6 +16,8 @@ from clavier.core.errors import DomainError, FieldProblem, Forbidden, InvalidFie
 logger = logging.getLogger(__name__)
 
 IDENTITY_MISMATCH = "identity_mismatch"
+#: In ``field_names``: what a request names when it names one object only, so a refusal without a field means it.
+NOTHING_ELSE = ""
 Refusal = TypeVar("Refusal", bound=DomainError)
 
 
@@ -70,8 +72,14 @@ def problems_in(error: DomainError) -> list[FieldProblem]:
 
 def renamed(problem: FieldProblem, names: dict[str, str]) -> FieldProblem:
     """A problem whose field has the name that the client knows; the message names it too."""
-    head, dot, rest = problem.field.partition(".")
-    field = names.get(problem.field) or (names[head] + dot + rest if head in names else problem.field)
+    field, known, rest = problem.field, problem.field, ""
+    while known and known not in names:
+        known, _, last = known.rpartition(".")
+        rest = f".{last}{rest}"
+    if known:
+        field = names[known] + rest
+    elif not field and problem.code == "not_found":
+        field = names.get(NOTHING_ELSE, "")
     message = problem.message
     if message.startswith(problem.field) and problem.field:
         message = field + message[len(problem.field) :]

@@ -23,6 +23,16 @@ def key_of(group_id: UUID) -> str:
     return f"resourceGroup{group_id.hex[:16]}"
 
 
+def names_of(name: str) -> dict[str, Any]:
+    """A group's id, name and key, as evaluations and services show them."""
+    group = ResourceGroup.objects.filter(name=name).first()
+    return {
+        "resourceGroupId": str(group.pk) if group else None,
+        "resourceGroupName": name,
+        "resourceGroupKey": key_of(group.pk) if group else None,
+    }
+
+
 def group_name(actor: Actor, values: Mapping[str, Any], fields: tuple[str, str, str] = ZONE_FIELDS) -> str:
     """The group that a request names; empty when it names none.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.urls import URLPattern, path
 
-from clavier.api.legacy.nouns import evaluation, files, images, models, resources, tuning
+from clavier.api.legacy.nouns import evaluation, files, images, models, resources, services, tuning
 
 #: As the document prints them.
 ROUTES: tuple[tuple[str, type[Any]], ...] = (
@@ -26,6 +26,11 @@ ROUTES: tuple[tuple[str, type[Any]], ...] = (
     ("model/evaluation/task/create", evaluation.CreateEvaluationView),
     ("model/evaluation/task/page", evaluation.EvaluationPageView),
     ("api/model/evaluation/task/detail/<str:taskId>", evaluation.EvaluationDetailView),
+    ("model/modelServer/createModelInferenceServer", services.CreateServerView),
+    ("model/modelServer/createModelServer", services.SaveServerView),
+    ("model/modelServer/findModelServerPageList", services.ServerPageView),
+    ("model/modelServer/findModelServerById", services.ServerByIdView),
+    ("model/modelServerVersion/findModelServerVersionById", services.VersionByIdView),
     ("system/config/getRemainResource", resources.RemainView),
     ("resource/configRemake/getQuotaRemainResource", resources.StorageQuotaView),
 )

@@ -33,7 +33,7 @@ class ApplicationBody(Body):
     loginUser = Number(high=1, help_text="0为管理员，1为普通用户；不参与鉴权 / never read for authority")
 
 
-class VersionBody(Body):
+class ModelVersionBody(Body):
     """AiApplicationVersion_1."""
 
     version = Id(max_length=100, help_text="AI应用版本")
@@ -73,7 +73,7 @@ class NewApplication(Body):
     """AiApplicationDTO_1."""
 
     application = ApplicationBody(required=True)
-    aiApplicationVersionList = VersionBody(many=True, required=False, allow_null=True)
+    aiApplicationVersionList = ModelVersionBody(many=True, required=False, allow_null=True)
     hyperParameterList = HyperParameterBody(many=True, required=False, allow_null=True)
 
 

@@ -14,7 +14,7 @@ from clavier.api.common.idempotency import idempotent
 from clavier.api.common.json_body import StrictJsonParser
 from clavier.api.legacy.bodies.tuning import NewTask, custom_arguments, is_custom, system_arguments
 from clavier.api.legacy.envelopes import TUNING
-from clavier.api.legacy.errors import spoken
+from clavier.api.legacy.errors import NOTHING_ELSE, spoken
 from clavier.api.legacy.fields import Body, Id, Number, UserIs, Word
 from clavier.api.legacy.paging import PageBody, PageData, page_of
 from clavier.api.legacy.schema import operation
@@ -106,7 +106,7 @@ class ManageListView(TuningView):
 
 class TaskDetailView(TuningView):
     parser_classes = (StrictJsonParser, FormParser)
-    field_names = {"task": "taskId", "": "taskId"}
+    field_names = {NOTHING_ELSE: "taskId"}
 
     @operation(
         "queryLlmFineTuneTaskDetail", TAG, "5.3 任务详情", TUNING, query=TaskId, data=TaskDetail(), errors=(404,)

@@ -7,11 +7,10 @@ from typing import Any
 from rest_framework import serializers
 
 from clavier.api.legacy.fields import as_text
-from clavier.api.legacy.groups import key_of
+from clavier.api.legacy.groups import names_of
 from clavier.api.legacy.shapes.tuning import resource_of
 from clavier.api.legacy.states import word_of
 from clavier.api.legacy.times import duration_of, time_of
-from clavier.quotas.models import ResourceGroup
 from evaluation_app.models import EvaluationTask
 from evaluation_app.queries import score_table
 
@@ -87,7 +86,7 @@ def detail_of(task: EvaluationTask) -> dict[str, Any]:
     del resource["nodeType"], resource["numbers"]
     return {
         **row_of(task),
-        **group_of(run.resource_group if run else ""),
+        **names_of(run.resource_group if run else ""),
         **texts,
         "endTime": time_of(run.ended_at) if run else None,
         "resource": wrote.get("resource") or resource,
@@ -97,14 +96,4 @@ def detail_of(task: EvaluationTask) -> dict[str, Any]:
         "message": run.message if run else "",
         "scores": score_table(task),
         "results": task.results,
-    }
-
-
-def group_of(name: str) -> dict[str, Any]:
-    """The three names of a resource group."""
-    group = ResourceGroup.objects.filter(name=name).first()
-    return {
-        "resourceGroupId": str(group.pk) if group else None,
-        "resourceGroupName": name,
-        "resourceGroupKey": key_of(group.pk) if group else None,
     }
