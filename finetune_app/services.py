@@ -53,6 +53,8 @@ DATA_KINDS = {
     ),
     "pretrain": ("text",),
 }
+#: Recipes that can train on several GPUs at once.
+DATA_PARALLEL_RECIPES = ("sft",)
 #: Which models a recipe can tune besides those for generation.
 BASE_TASKS = {"seq2seq": ("generation", "seq2seq"), "classify": ("generation", "classification")}
 DEFAULT_TIME_LIMIT_S = 7 * 24 * 3600
@@ -98,6 +100,9 @@ def create_fine_tune_task(
     )
     reward = access_reward(actor, reward_model, recipe, checked)
     where = checked_options(options or {})
+    if (resources or {}).get("gpus", 0) > 1 and recipe not in DATA_PARALLEL_RECIPES:
+        message = f"resources: the recipe {recipe} uses one GPU; {', '.join(DATA_PARALLEL_RECIPES)} can use several."
+        raise Invalid(message, code="out_of_range", field="resources")
     for field, data in (("train_dataset", train), ("validation_dataset", validation)):
         check_loss_fits(checked, data, field)
     with transaction.atomic():
@@ -274,6 +279,7 @@ def recipe_spec(task: FineTuneTask) -> RunSpec:
         "train_data": [train_path] if task.is_pretrain else train_path,
         "validation_data": validation_path,
         "reward_model": reward or None,
+        "num_processes": max(1, task.resources.get("gpus", 0)),
         "method": task.method,
         "hyperparameters": task.hyperparameters,
         "model_name": task.output_model_name,

@@ -156,6 +156,17 @@ def test_reinforcement_needs_a_reward_model_or_a_rule(engine, asked, alice, spoo
     assert {str(base.path), str(scorer.path)} <= {mount["source"] for mount in spec["mounts"]}
 
 
+def test_only_data_parallel_recipes_take_several_gpus(engine, asked, alice, spooled):
+    pairs = make_dataset(alice, spooled, PAIRS, name="pairs")
+    several = {"gpus": 2}
+    with pytest.raises(Invalid, match="the recipe preference uses one GPU; sft can use several"):
+        create_fine_tune_task(
+            **(asked | {"recipe": "preference", "train_dataset": pairs.pk, "hyperparameters": {}, "resources": several})
+        )
+    task = create_fine_tune_task(**asked)
+    assert task.run.spec["parameters"]["num_processes"] == 1
+
+
 def test_single_verdicts_are_for_kto_only(engine, asked, alice, spooled):
     verdicts = make_dataset(alice, spooled, VERDICTS, name="verdicts")
     assert verdicts.kind == "binary_preference"

@@ -48,7 +48,8 @@ def choose_device(precision: str) -> Device:
         if precision == "bf16" and not has_bf16:
             raise ProgramError("precision_unsupported", "this GPU has no bf16; use precision fp32", "precision")
         dtype = torch.bfloat16 if has_bf16 and precision != "fp32" else None
-        return Device(torch.device("cuda", 0), torch.cuda.get_device_name(0), dtype)
+        number = int(os.environ.get("LOCAL_RANK", "0"))  # of the processes that torchrun starts each has a GPU
+        return Device(torch.device("cuda", number), torch.cuda.get_device_name(number), dtype)
     dtype = torch.bfloat16 if precision == "bf16" else None
     return Device(torch.device("cpu"), f"CPU, {torch.get_num_threads()} of {os.cpu_count()} cores", dtype)
 

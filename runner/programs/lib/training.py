@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from runner.contract import exits
+from runner.programs.lib import distributed
 from runner.programs.lib.artifacts import newest_sealed, prune_checkpoints, seal_checkpoint
 from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
 from runner.programs.lib.model import Device, next_token_logits
@@ -93,11 +94,12 @@ def mean_loss(model: Any, batches: Iterable[Batch], device: Device) -> float:
     total, num_labels = 0.0, 0
     model.eval()
     with torch.inference_mode():
-        for batch in batches:
+        for batch in distributed.own_share(list(batches)):
             total += float(_loss_sum(model, batch, device))
             num_labels += batch.num_labels
     model.train()
-    return total / max(1, num_labels)
+    total, labels = distributed.summed(total, num_labels)
+    return total / max(1.0, labels)
 
 
 class _Training:
@@ -118,11 +120,13 @@ class _Training:
 
     def run(self) -> dict[str, float]:
         self._resume()
+        if distributed.num_processes() > 1:  # other samples, other dropout
+            torch.manual_seed(self.knobs["seed"] + 1_000_003 * distributed.rank() + self.progress.step)
         self.model.train()
         say = self.context.report
         say.phase("train", f"training started at step {self.progress.step} of {self.total_steps}")
         while self.progress.step < self.total_steps and not self._is_patience_over():
-            if self.context.should_stop:
+            if distributed.summed(self.context.should_stop)[0]:
                 self._seal()
                 raise Stopped(f"stopped after step {self.progress.step}; a restart goes on from there")
             self._one_step()
@@ -149,13 +153,17 @@ class _Training:
         """Loss per label over the whole step; micro-batches weigh by their labels, so their size changes nothing."""
         num_labels = max(1, sum(batch.num_labels for batch in batches))
         total = 0.0
-        for batch in batches:
+        for batch in distributed.own_share(batches):
             loss = _loss_sum(self.model, batch, self.device) / num_labels
             value = loss.item()
-            if not math.isfinite(value):
+            if not math.isfinite(value) and distributed.num_processes() == 1:
                 raise self._diverged(f"the loss of step {step} is {value}", [batch])
             loss.backward()  # type: ignore[no-untyped-call]
             total += value
+        (total,) = distributed.summed(total)
+        if not math.isfinite(total):  # of any process: all of them end here, and the first one tells
+            raise self._diverged(f"the loss of step {step} is {total}", batches)
+        distributed.sum_gradients(self.trainable.values())
         return total
 
     def _clip(self, step: int, batches: Sequence[Batch]) -> float:
@@ -234,9 +242,14 @@ class _Training:
 
     def _seal(self) -> None:
         """Seal a checkpoint of this step, tell of it, and remove old ones except the best."""
-        progress, folder = self.progress, self.context.checkpoints
-        metrics = {"eval/loss": progress.eval_loss, "train/loss": progress.train_loss}
+        metrics = {"eval/loss": self.progress.eval_loss, "train/loss": self.progress.train_loss}
         known = {name: value for name, value in metrics.items() if value is not None}
+        if distributed.is_first():
+            self._write_checkpoint(known)
+        distributed.wait_for_all()
+
+    def _write_checkpoint(self, known: Mapping[str, float]) -> None:
+        progress, folder = self.progress, self.context.checkpoints
         path = seal_checkpoint(
             folder, progress.step, lambda target: write_state(target, self.trainable, self.optimizer, progress), known
         )
@@ -245,7 +258,7 @@ class _Training:
         prune_checkpoints(folder, self.knobs["save_total_limit"], protected=best)
 
     def _resume(self) -> None:
-        newest = newest_sealed(self.context.checkpoints)
+        newest = distributed.first_then_others(lambda: newest_sealed(self.context.checkpoints))
         if newest is not None:
             self.progress = restore_state(newest, self.trainable, self.optimizer)
             self.context.report.phase("resume", f"resumed from the checkpoint of step {self.progress.step}")

@@ -17,7 +17,8 @@ from runner.programs.lib.adapters import load_trainable, save_package
 from runner.programs.lib.answers import answer_scores, questions_of
 from runner.programs.lib.batches import Sample, sequential_batches, shuffled_batches, steps_per_epoch
 from runner.programs.lib.data import read_messages
-from runner.programs.lib.events import ProgramContext, ProgramError, Reporter, run_program
+from runner.programs.lib.distributed import is_first, num_processes, run_in_processes
+from runner.programs.lib.events import ProgramContext, ProgramError, Reporter
 from runner.programs.lib.lengths import LengthPolicy
 from runner.programs.lib.recipe import Order, finish_order, read_order
 from runner.programs.lib.render import Renderer
@@ -41,13 +42,16 @@ def tune(context: ProgramContext, order: Order) -> dict[str, float]:
         held_out = read_samples(order.validation_data, order.renderer, order.max_tokens, "drop", say)
     model, package = load_trainable(order, say)
 
-    batch_size, accumulation = knobs["per_device_train_batch_size"], knobs["gradient_accumulation_steps"]
+    batch_size = knobs["per_device_train_batch_size"]
+    accumulation = knobs["gradient_accumulation_steps"] * num_processes()
     plan = Plan(
         shuffled_batches(samples, batch_size, accumulation, knobs["seed"]),
         steps_per_epoch(len(samples), batch_size * accumulation),
         sequential_batches(held_out, batch_size),
     )
     metrics = train(context, model, plan, knobs, order.device)
+    if not is_first():  # the first process writes the result
+        raise SystemExit
     save_package(package, order.method, context.output / "model")
     return {**metrics, **score_validation(context, order, model)}
 
@@ -84,4 +88,4 @@ def read_samples(path: Path, renderer: Renderer, max_tokens: int, policy: str, s
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_in_processes(main, "runner.programs.train.sft")
