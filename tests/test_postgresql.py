@@ -35,8 +35,17 @@ pytestmark = [
 
 
 def test_every_suite_of_the_database_passes_on_postgresql():
+    passes_on_postgresql("-m", "not slow", *SUITES)
+
+
+def test_the_storm_on_quotas_holds_on_postgresql():
+    passes_on_postgresql("tests/platform/quotas/test_storm.py")
+
+
+def passes_on_postgresql(*arguments: str) -> None:
+    """Run pytest with the arguments on a new server."""
     with server() as url:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *SUITES]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         told = subprocess.run(
             command,
