@@ -232,6 +232,8 @@ EXECUTOR_OPTIONS: dict[str, dict[str, Any]] = {
         "program_binds": tuple(env_list("DOCKER_PROGRAM_BINDS", [])),
         "wrapper": env.str("DOCKER_WRAPPER", default=""),
         "closed": (CLAVIER_HOME,),
+        # An image of runner/dockerfiles brings the programs; otherwise this machine's own are bound into it.
+        **({"repository": None} if env_bool("DOCKER_IMAGE_HAS_PROGRAMS", False) else {}),
     },
 }
 #: Executors that run images of users.

@@ -19,6 +19,7 @@ from clavier.runs.models import Run
 from clavier.runs.outputs import run_folder
 from runner.contract.run_spec import Image
 from runner.executors.base import ExecutorError, StoredImage
+from runner.worker.engines import Engine
 from tests.engine import make_engine
 from tests.worlds import make_image_version
 
@@ -44,7 +45,7 @@ class Store:
 @pytest.fixture
 def store(monkeypatch, home):
     made = Store()
-    monkeypatch.setattr(collect_images, "executor", lambda name: made)
+    monkeypatch.setattr(collect_images, "executor", lambda engine: made if isinstance(engine, Engine) else None)
     return made
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib.staticfiles.finders import get_finders
 from django.core.management import call_command
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand, CommandError, OutputWrapper
 from django.db import connections
 
 from clavier.accounts.services import OPERATOR_NAME, ensure_first_operator
@@ -48,7 +48,7 @@ class Command(BaseCommand):
         try:
             with only_one(settings.CLAVIER_HOME / "up.lock"):
                 refuse_port_in_use(host, port)
-                self._prepare()
+                prepare(self.stdout)
                 supervisor = Supervisor(platform_children(host, port, workers), log_folder(), sys.stdout)
                 note_origin(host, port)
                 code = supervisor.run(partial(answers_ok, host, port, "/readyz"), banner(host, port))
@@ -57,20 +57,22 @@ class Command(BaseCommand):
         if code:
             sys.exit(code)
 
-    def _prepare(self) -> None:
-        make_private_folder(settings.CLAVIER_RUN_DIR)
-        # The database of a first start is its user's alone: a program may run as another user on this machine.
-        umask = os.umask(0o077)
-        try:
-            call_command("migrate", interactive=False, verbosity=0)
-            password = ensure_first_operator()
-            collect_static_files()
-        finally:
-            os.umask(umask)
-        if password:
-            self.stdout.write(f"\n  First start. Sign in as {OPERATOR_NAME} with the password {password}")
-            self.stdout.write("  It is not shown again.\n\n")
-        connections.close_all()  # the children open their own
+
+def prepare(out: OutputWrapper) -> None:
+    """Migrate, make the first operator and tell its password, collect static files; again and again without harm."""
+    make_private_folder(settings.CLAVIER_RUN_DIR)
+    # The database of a first start is its user's alone: a program may run as another user on this machine.
+    umask = os.umask(0o077)
+    try:
+        call_command("migrate", interactive=False, verbosity=0)
+        password = ensure_first_operator()
+        collect_static_files()
+    finally:
+        os.umask(umask)
+    if password:
+        out.write(f"\n  First start. Sign in as {OPERATOR_NAME} with the password {password}")
+        out.write("  It is not shown again.\n\n")
+    connections.close_all()  # the children open their own
 
 
 def refuse_port_in_use(host: str, port: int) -> None:
