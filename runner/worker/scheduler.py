@@ -13,8 +13,10 @@ from clavier.runs import leases, queue
 from clavier.runs.admission import ask_to_leave, begin_attempt, begin_attempts
 from clavier.runs.leases import Fence
 from clavier.runs.models import Attempt, Outbox, Run
-from clavier.runs.planner import Admission, Plan, plan
-from clavier.runs.world import World, read_allowances, read_candidates, read_world
+from clavier.runs.planner import Plan, plan
+from clavier.runs.selection import FIRST
+from clavier.runs.states import RunState
+from clavier.runs.world import read_allowances, read_candidates, read_world
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +24,10 @@ LEASE = "scheduler"
 LEASE_S = 10.0
 #: Admissions of one transaction.
 BATCH = 250
-#: New wake-ups and refused bookings are looked at again so often; the next pass does the rest.
-MAX_ROUNDS = 10
+#: Runs that are read at once while many can start.
+MOST = 2048
+#: A pass reads again at most so often; the next pass does the rest.
+MAX_ROUNDS = 100
 
 
 def schedule_pass() -> list[UUID]:
@@ -42,7 +46,7 @@ def schedule_pass() -> list[UUID]:
         if fence is None:
             return begun
         try:
-            begun += rounds(fence, holder)
+            go_round(fence, holder, begun)
         except leases.LeaseLost as lost:
             logger.warning("a scheduler pass was too slow: %s", lost)
             return begun
@@ -51,58 +55,67 @@ def schedule_pass() -> list[UUID]:
             return begun
 
 
-def rounds(fence: Fence, holder: str) -> list[UUID]:
-    """Plan and carry out, again while there are new wake-ups or a booking was refused."""
-    begun: list[UUID] = []
+def go_round(fence: Fence, holder: str, begun: list[UUID]) -> None:
+    """Plan and carry out, again while runs are left unread, a booking was refused, or there are new wake-ups."""
     refused: set[UUID] = set()
-    for _ in range(MAX_ROUNDS):
+    first = FIRST
+    for number in range(MAX_ROUNDS):
+        if number:
+            leases.hold(LEASE, holder, for_s=LEASE_S)
         seen = list(Outbox.objects.values_list("pk", flat=True))
         world = read_world()
-        candidates = [one for one in read_candidates(world) if one.id not in refused]
-        made = plan(candidates, world.groups, read_allowances(candidates)) if candidates else Plan()
-        attempts, short = carry_out(made.admissions, world, fence, holder)
-        begun += [attempt.pk for attempt in attempts]
-        for preemption in made.preemptions:
-            with fence.transaction():
-                ask_to_leave(run_id=preemption.run, claimant_id=preemption.claimant)
-        Outbox.objects.filter(pk__in=seen).delete()
+        selection = read_candidates(world, first=first)
+        candidates = [one for one in selection.candidates if one.id not in refused]
+        made = Plan()
+        if candidates:
+            made = plan(candidates, world.groups, read_allowances(candidates), until=selection.until)
+        short = carry_out(made, fence, begun)
+        if seen:
+            Outbox.objects.filter(pk__in=seen).delete()
         refused |= short
-        if not short and not Outbox.objects.exists():
+        # The plan has taken what it gave from the world, so this asks for what is left.
+        is_all = selection.until is None or (made.admissions and not read_candidates(world, first=1).candidates)
+        if is_all and not short and not Outbox.objects.exists():
             break
-    return begun
+        first = min(first * 4, MOST) if made.admissions else first * 8  # nothing can start: look at more
 
 
-def carry_out(
-    admissions: Sequence[Admission], world: World, fence: Fence, holder: str
-) -> tuple[list[Attempt], set[UUID]]:
-    """Begin the admitted attempts and tell the queue; those begun, and the runs whose booking was refused."""
-    begun: list[Attempt] = []
+def carry_out(made: Plan, fence: Fence, begun: list[UUID]) -> set[UUID]:
+    """Begin the admitted attempts, tell the queue, ask for room; the runs whose booking was refused."""
     refused: set[UUID] = set()
-    for start in range(0, len(admissions), BATCH):
-        if start:
-            leases.hold(LEASE, holder, for_s=LEASE_S)
+    nodes = nodes_of(made)
+    for start in range(0, len(made.admissions), BATCH):
         part = {
-            admission.run: [world.nodes[node] for node in admission.nodes]
-            for admission in admissions[start : start + BATCH]
+            admission.run: [nodes[node] for node in admission.nodes]
+            for admission in made.admissions[start : start + BATCH]
         }
         with fence.transaction():
             attempts = begin_attempts(part)
         if attempts is None:
-            attempts = begin_one_by_one(part, world, fence, refused)
+            attempts = begin_one_by_one(part, fence, refused)
         for attempt in attempts:
+            begun.append(attempt.pk)
             queue.enqueue_launch(attempt.pk)
-        begun += attempts
-    return begun, refused
+    for preemption in made.preemptions:
+        with fence.transaction():
+            ask_to_leave(run_id=preemption.run, claimant_id=preemption.claimant)
+    return refused
 
 
-def begin_one_by_one(part: dict[UUID, list[Node]], world: World, fence: Fence, refused: set[UUID]) -> list[Attempt]:
+def nodes_of(made: Plan) -> dict[UUID, Node]:
+    """The nodes that the plan names."""
+    ids = {node for admission in made.admissions for node in admission.nodes}
+    return Node.objects.in_bulk(ids) if ids else {}
+
+
+def begin_one_by_one(part: dict[UUID, list[Node]], fence: Fence, refused: set[UUID]) -> list[Attempt]:
     """Where something was short after all (a share of a GPU, a cap that was just lowered): whoever can still start."""
     begun = []
     for run_id, nodes in part.items():
         run = Run.objects.get(pk=run_id)
-        for choice in [nodes, *other_choices(run, nodes, world)]:
+        for choice in [nodes, *other_choices(run, nodes)]:
             with fence.transaction():
-                result = begin_attempt(run=run, nodes=choice) if run.state == "PENDING" else None
+                result = begin_attempt(run=run, nodes=choice) if run.state == RunState.PENDING else None
             if isinstance(result, Attempt):
                 begun.append(result)
             if not isinstance(result, Shortage):
@@ -115,15 +128,10 @@ def begin_one_by_one(part: dict[UUID, list[Node]], world: World, fence: Fence, r
     return begun
 
 
-def other_choices(run: Run, tried: Sequence[Node], world: World) -> list[list[Node]]:
+def other_choices(run: Run, tried: Sequence[Node]) -> list[list[Node]]:
     """The group's other nodes, one by one, for a run of one container."""
     if len(tried) > 1:
         return []
+    nodes = Node.objects.filter(is_schedulable=True, resource_group__name=run.resource_group).exclude(pk=tried[0].pk)
     names = run.run_spec().node_names
-    return [
-        [node]
-        for node in world.nodes.values()
-        if node.resource_group.name == run.resource_group
-        and node.pk != tried[0].pk
-        and (not names or node.name in names)
-    ]
+    return [[node] for node in nodes.order_by("name") if not names or node.name in names]

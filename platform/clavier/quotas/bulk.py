@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import Case, IntegerField, Q, QuerySet, Value, When
 from django.utils import timezone
 
+from clavier.core.sql import insert, update_from
 from clavier.quotas.gpus import booking_of, choose, is_share, usable
 from clavier.quotas.models import RESOURCES, SCOPES, Gpu, GpuBooking, QuotaWindow, Reservation, Usage
 from clavier.quotas.services import Placement, amounts_of
@@ -59,6 +60,7 @@ def any_window_is_closed(wanted: Sequence[Wanted]) -> bool:
 
 def book_all_usage(wanted: Sequence[Wanted]) -> bool:
     """The caps of tenants, users and nodes. The rows are locked in the order in which ``reserve`` takes them."""
+    now = timezone.now()
     per_attempt = [(one.attempt_id, one.amounts()) for one in wanted]
     total: dict[Owner, Counter[str]] = {}
     for _, amounts in per_attempt:
@@ -76,12 +78,16 @@ def book_all_usage(wanted: Sequence[Wanted]) -> bool:
             taken.append((row.pk, amount))
     if not add_to_used(taken):
         return False
-    Reservation.objects.bulk_create(
-        Reservation(attempt_id=attempt_id, usage_id=row.pk, amount=amount)
-        for attempt_id, amounts in per_attempt
-        for (scope, scope_id), part in amounts.items()
-        for resource, amount in part.items()
-        if amount and (row := rows.get((scope, scope_id, resource))) is not None
+    insert(
+        Reservation,
+        ("attempt_id", "usage", "amount", "created_at"),
+        [
+            (attempt_id, row.pk, amount, now)
+            for attempt_id, amounts in per_attempt
+            for (scope, scope_id), part in amounts.items()
+            for resource, amount in part.items()
+            if amount and (row := rows.get((scope, scope_id, resource))) is not None
+        ],
     )
     return True
 
@@ -97,16 +103,10 @@ def locked_rows(scope_ids: Sequence[UUID]) -> QuerySet[Usage]:
 
 def add_to_used(taken: Sequence[tuple[int, int]]) -> bool:
     """One conditional UPDATE for all rows; False when a cap was in the way of one."""
-    if not taken:
-        return True
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"WITH taken(id, amount) AS (VALUES {', '.join(['(%s, %s)'] * len(taken))}) "
-            "UPDATE quotas_usage SET used = used + taken.amount FROM taken "
-            "WHERE quotas_usage.id = taken.id AND used + taken.amount <= cap",
-            [value for pair in taken for value in pair],
-        )
-        return bool(cursor.rowcount == len(taken))
+    changed = update_from(
+        "UPDATE quotas_usage SET used = used + column2 FROM {given} WHERE id = column1 AND used + column2 <= cap", taken
+    )
+    return changed == len(taken)
 
 
 def book_all_gpus(wanted: Sequence[Wanted]) -> bool:
@@ -133,7 +133,14 @@ def book_all_gpus(wanted: Sequence[Wanted]) -> bool:
             gpu.cores_used += booking.cores_percent
             gpu.memory_used_mib += booking.memory_mib
             bookings.append(booking)
-    booked = {booking.gpu_id: booking.gpu for booking in bookings}
-    Gpu.objects.bulk_update(booked.values(), ["cores_used", "memory_used_mib"])
-    GpuBooking.objects.bulk_create(bookings)
+    booked = {booking.gpu_id: booking.gpu for booking in bookings}.values()
+    update_from(
+        "UPDATE quotas_gpu SET cores_used = column2, memory_used_mib = column3 FROM {given} WHERE uuid = column1",
+        [(gpu.uuid, gpu.cores_used, gpu.memory_used_mib) for gpu in booked],
+    )
+    fields = ("gpu", "attempt_id", "rank", "is_whole", "cores_percent", "memory_mib", "created_at")
+    now = timezone.now()
+    insert(GpuBooking, fields, [
+        (one.gpu_id, one.attempt_id, one.rank, one.is_whole, one.cores_percent, one.memory_mib, now) for one in bookings
+    ])  # fmt: skip
     return True

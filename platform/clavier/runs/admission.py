@@ -9,13 +9,15 @@ from django.db import transaction
 from django.db.models import F, Max
 from django.utils import timezone
 
+from clavier.core.sql import insert
 from clavier.quotas.bulk import Wanted, reserve_all
 from clavier.quotas.models import Node
 from clavier.quotas.services import Placement, Shortage, reserve
 from clavier.runs.models import Attempt, Peer, Run, RunEvent
+from clavier.runs.selection import specs_of
 from clavier.runs.services import note, transition
 from clavier.runs.states import RunState
-from runner.contract.run_spec import RunSpec
+from runner.contract.run_spec import Resources, RunSpec
 
 
 def begin_attempt(*, run: Run, nodes: Sequence[Node]) -> Attempt | Shortage | None:
@@ -49,28 +51,37 @@ def begin_attempts(admissions: Mapping[UUID, Sequence[Node]]) -> list[Attempt] |
         Run.objects.select_for_update(of=("self",))
         .filter(pk__in=admissions, state=RunState.PENDING)
         .order_by("pk")
-        .values_list("pk", "tenant_id", "created_by_id", "spec")
+        .values_list("pk", "tenant_id", "created_by_id", "num_containers", "spec__resources")
     )
     ids = [pk for pk, *_ in waiting]
     begun = Attempt.objects.filter(run__in=ids).order_by().values_list("run_id").annotate(Max("number"))
     numbers: dict[UUID, int] = dict(begun)
-    attempts, peers, wanted = [], [], []
-    for pk, tenant_id, user_id, spec in waiting:
+    special = specs_of([pk for pk, _, _, num_containers, _ in waiting if num_containers > 1])
+    attempts, wanted = [], []
+    for pk, tenant_id, user_id, _, resources in waiting:
         nodes = admissions[pk]
         attempt = Attempt(run_id=pk, number=numbers.get(pk, 0) + 1, node=nodes[0], created_at=now)
+        places = [Placement(0, nodes[0], Resources(**resources))]
+        if pk in special:
+            places = placements_of(special[pk], nodes)
         attempts.append(attempt)
-        peers += peers_of(attempt, nodes)
-        wanted.append(Wanted(attempt.pk, tenant_id, user_id, placements_of(RunSpec.from_json(spec), nodes)))
+        wanted.append(Wanted(attempt.pk, tenant_id, user_id, places))
     if not reserve_all(wanted):
         return None
     Run.objects.filter(pk__in=ids, state=RunState.PENDING).update(
         state=RunState.PREPARING, version=F("version") + 1, updated_at=now
     )
-    RunEvent.objects.bulk_create(
-        RunEvent(run_id=pk, from_state=RunState.PENDING, to_state=RunState.PREPARING) for pk in ids
+    insert(
+        RunEvent,
+        ("run", "at", "from_state", "to_state", "reason", "message", "actor_name"),
+        [(pk, now, RunState.PENDING.value, RunState.PREPARING.value, "", "", "") for pk in ids],
     )
-    Attempt.objects.bulk_create(attempts)
-    Peer.objects.bulk_create(peers)
+    insert(
+        Attempt,
+        ("id", "run", "number", "node", "created_at", "end_reason"),
+        [(one.pk, one.run_id, one.number, one.node_id, now, "") for one in attempts],
+    )
+    Peer.objects.bulk_create(peer for one in attempts for peer in peers_of(one, admissions[one.run_id]))
     return attempts
 
 

@@ -51,7 +51,7 @@ class Run(TenantOwned):
 
     class Meta:
         indexes: ClassVar = [
-            # Covers the scheduler's questions: who waits, in the order of admission, and who holds how much.
+            # Cover the scheduler's questions: who waits, in the order of admission; and who holds how much.
             models.Index(
                 fields=[
                     "state",
@@ -71,6 +71,11 @@ class Run(TenantOwned):
                     "queued_at",
                 ],
                 name="run_queue_covering",
+            ),
+            models.Index(
+                fields=["resource_group", "tenant", "cpu_milli", "memory_mib", "gpus", "preemptible"],
+                condition=Q(state__in=["PREPARING", "RUNNING", "STOPPING"]),
+                name="run_holding",
             ),
             models.Index(fields=["tenant", "-created_at"], name="run_list"),
         ]

@@ -94,6 +94,7 @@ class Group:
     used: dict[UUID, Amounts] = field(default_factory=dict)
     leaving: dict[UUID, Amounts] = field(default_factory=dict)
     holders: list[Holder] = field(default_factory=list)
+    id: UUID | None = None
     claims: int = 0
     has_head: bool = False
     capacity: Amounts = field(init=False)
@@ -140,10 +141,17 @@ class Plan:
     held: dict[UUID, UUID] = field(default_factory=dict)
 
 
-def plan(candidates: Iterable[Candidate], groups: Iterable[Group], allowances: dict[UUID, Allowance]) -> Plan:
+def plan(
+    candidates: Iterable[Candidate],
+    groups: Iterable[Group],
+    allowances: dict[UUID, Allowance],
+    *,
+    until: Order | None = None,
+) -> Plan:
     """Admit greedily in the order of admission, which is worked out again after each admission.
 
-    ``allowances``: of tenants and users by id; who is absent may have all. The groups and allowances are used up.
+    ``allowances``: of tenants and users by id; who is absent may have all. ``until``: stop there, since candidates that
+    come later are not all known. The groups and allowances are used up.
     """
     made, by_name = Plan(), {group.name: group for group in groups}
     hopeless: set[tuple[object, ...]] = set()
@@ -160,6 +168,8 @@ def plan(candidates: Iterable[Candidate], groups: Iterable[Group], allowances: d
         if now != before:  # its tenant got something meanwhile; an order only ever becomes later
             heapq.heappush(waiting, (now, candidate))
             continue
+        if until is not None and now > until:
+            break
         if not is_allowed(candidate, group, allowances):
             continue
         shape = (candidate.group, candidate.containers, candidate.node_names)

@@ -13,8 +13,9 @@ from clavier.core.actor import Actor
 from clavier.runs import outputs
 from clavier.runs.models import Attempt, Lease, Run, RunEvent
 from clavier.runs.planner import Candidate, Group, order_of
+from clavier.runs.selection import candidate_of
 from clavier.runs.states import LIVE_STATES, RunState
-from clavier.runs.world import candidate_of, read_world
+from clavier.runs.world import read_world
 from runner.contract.run_spec import Resources
 
 RECONCILER_LEASE = "reconciler"

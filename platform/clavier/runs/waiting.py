@@ -16,9 +16,10 @@ from clavier.runs.models import Attempt, Run
 from clavier.runs.placing import NOTHING, Amounts, NodeRoom, place, plus, total, weight
 from clavier.runs.planner import Candidate, Group, is_nominal
 from clavier.runs.queries import position
+from clavier.runs.selection import COUNTED, candidate_of
 from clavier.runs.states import RunState
 from clavier.runs.wording import listed, number_of, say
-from clavier.runs.world import COUNTED, OWNED, candidate_of, places_of, read_world
+from clavier.runs.world import OWNED, places_of, read_world
 
 Obstacle = Literal[
     "", "not_before", "disk", "window", "tenant_cap", "user_cap", "no_nodes", "share", "room", "next_pass"
