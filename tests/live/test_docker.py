@@ -118,3 +118,25 @@ def test_an_image_of_a_tenant_is_imported_and_runs_its_command(
     collected = on_docker.manage("collect_images", "--dry-run")
     assert collected.returncode == 0, collected.stderr
     assert maker not in collected.stdout
+
+
+def test_a_training_outlives_its_engine_and_the_platform_waits_for_news(
+    on_docker: Platform, docker_daemon: DockerDaemon
+) -> None:
+    client = on_docker.client_of(on_docker.create_user("frida")["api_key"])
+    corpus = client.upload_dataset("corpus", MATERIAL / "corpus.txt")["newest_version"]["id"]
+    knobs = json.loads((MATERIAL / "pretrain.json").read_text())
+    knobs["hyperparameters"] |= {"max_steps": 60, "save_steps": 60, "logging_steps": 5}
+    task = client.post("/api/v1/fine-tune-tasks", {"name": "survivor", "train_dataset": corpus, **knobs})
+    path = f"/api/v1/fine-tune-tasks/{task['id']}"
+    wait_for("the first step", lambda: "metric" in client.get(f"{path}/status")["progress"], 90)
+    docker_daemon.kill()
+    try:
+        wait_for("the platform notices", lambda: "does not answer" in on_docker.log(), 60)
+        assert client.get(f"{path}/status")["state"] == "RUNNING"
+    finally:
+        docker_daemon.start()
+    client.wait_for_run(path, lambda status: None, limit_s=180)
+    assert "step 60/60" in client.get(f"{path}/log", offset=-4000)["text"]
+    [run] = client.get("/api/v1/runs")["items"]
+    assert len(client.get(f"/api/v1/runs/{run['id']}")["attempts"]) == 1
