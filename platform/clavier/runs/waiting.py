@@ -18,7 +18,8 @@ from clavier.runs.planner import Candidate, Group, is_nominal
 from clavier.runs.queries import position
 from clavier.runs.selection import COUNTED, candidate_of
 from clavier.runs.states import RunState
-from clavier.runs.wording import listed, number_of, say
+from clavier.runs.waiting_gpus import gpu_obstacles
+from clavier.runs.wording import left_of, listed, number_of, say
 from clavier.runs.world import OWNED, places_of, read_world
 
 Obstacle = Literal[
@@ -63,6 +64,7 @@ def obstacles(run: Run) -> Iterator[tuple[Obstacle, str, str]]:
         yield "no_nodes", say("no_nodes", group=run.resource_group), say("operator_opens")
     else:
         yield from room(run, candidate_of(run), groups[0])
+        yield from gpu_obstacles(run)
     yield "next_pass", say("next_pass"), say("by_itself")
 
 
@@ -136,17 +138,6 @@ def no_room(candidate: Candidate, group: Group, nodes: list[NodeRoom]) -> str:
     if len(candidate.containers) > 1:
         return say("no_room_for_gang", group=group.name, count=len(candidate.containers), wanted=wanted)
     return say("spread", group=group.name, node=nearest.name, parts=parts, wanted=wanted)
-
-
-def left_of(resource: str, left: int, cap: int, wanted: int, where: str) -> str:
-    """ "2 of 8 GPUs left in group a100, 4 requested"."""
-    return say(
-        "left",
-        left=number_of(resource, max(0, left), bare=True),
-        cap=number_of(resource, cap),
-        where=where,
-        wanted=number_of(resource, wanted, bare=True),
-    )
 
 
 def holders_of(run: Run, resource: str, lacking: int, **owner: object) -> list[str]:

@@ -9,10 +9,25 @@ from django.utils.translation import get_language
 
 UNITS = {"cpu_milli": 1000, "memory_mib": 1024}
 NAMES = {
-    "en": {"running_runs": "running runs", "cpu_milli": "CPU cores", "memory_mib": "GiB of memory", "gpus": "GPUs"},
-    "zh": {"running_runs": "个运行", "cpu_milli": "核 CPU", "memory_mib": "GiB 内存", "gpus": "块 GPU"},
+    "en": {
+        "running_runs": "running runs",
+        "cpu_milli": "CPU cores",
+        "memory_mib": "GiB of memory",
+        "gpus": "GPUs",
+        "vgpus": "shares of GPUs",
+        "mig_devices": "MIG devices",
+    },
+    "zh": {
+        "running_runs": "个运行",
+        "cpu_milli": "核 CPU",
+        "memory_mib": "GiB 内存",
+        "gpus": "块 GPU",
+        "vgpus": "个 GPU 份额",
+        "mig_devices": "个 MIG 设备",
+    },
 }
-ONE = {"running_runs": "running run", "cpu_milli": "CPU core", "gpus": "GPU"}
+ONE = {"running_runs": "running run", "cpu_milli": "CPU core", "gpus": "GPU", "vgpus": "share of a GPU",
+       "mig_devices": "MIG device"}  # fmt: skip
 
 ENGLISH = {
     "left": "{left} of {cap} left {where}, {wanted} requested",
@@ -38,6 +53,8 @@ ENGLISH = {
     "new_quota": "Ask an operator for a new quota.",
     "more_quota": "It is more than the quota allows at all: ask an operator for more, or ask for less.",
     "when_freed": "It starts when {amount} more are free.",
+    "no_share": "No GPU of group {group} has {percent} % and {memory} GiB free for a share.",
+    "when_gpus": "It starts when runs that hold such GPUs end.",
     "when_several": "It starts when several runs have ended.",
     "when_ends": "It starts when {runs} ends.",
     "run_named": "run {name}",
@@ -67,6 +84,8 @@ CHINESE = {
     "new_quota": "请向管理员申请新的配额。",
     "more_quota": "已超出配额上限:请向管理员申请更多配额,或减少申请量。",
     "when_freed": "再有 {amount} 空闲时启动。",
+    "no_share": "资源组 {group} 中没有一块 GPU 同时剩余 {percent} % 和 {memory} GiB 可供共享。",
+    "when_gpus": "占用此类 GPU 的运行结束后启动。",
     "when_several": "多个运行结束后启动。",
     "when_ends": "{runs}结束后启动。",
     "run_named": "运行 {name} ",
@@ -88,6 +107,17 @@ def number_of(resource: str, amount: int, *, bare: bool = False) -> str:
     if not is_chinese() and number == "1":
         name = ONE.get(resource, name)
     return f"{number} {name}"
+
+
+def left_of(resource: str, left: int, cap: int, wanted: int, where: str) -> str:
+    """ "2 of 8 GPUs left in group a100, 4 requested"."""
+    return say(
+        "left",
+        left=number_of(resource, max(0, left), bare=True),
+        cap=number_of(resource, cap),
+        where=where,
+        wanted=number_of(resource, wanted, bare=True),
+    )
 
 
 def listed(parts: Sequence[str], last: Literal["and", "or"] = "and") -> str:
