@@ -61,6 +61,7 @@ SOURCES: dict[str, str | Promise] = {
     "modelscope": _("ModelScope"),
     "fine_tune": _("training task"),
     "image": _("container image"),
+    "export": _("export"),
 }
 IMAGE_SOURCES: dict[str, str | Promise] = {"tar": _("uploaded archive"), "registry": _("registry")}
 KINDS: dict[str, str | Promise] = {
