@@ -11,7 +11,8 @@ from clavier.portal.urls import urlpatterns
 
 LISTS = [
     "dashboard", "dashboard_body", "datasets", "dataset_new", "models", "model_rows", "model_new", "tasks", "task_rows",
-    "task_new", "evaluations", "evaluation_rows", "evaluation_new", "services", "service_rows", "service_new", "files",
+    "task_new", "own_task_new", "evaluations", "evaluation_rows", "evaluation_new", "own_evaluation_new", "services",
+    "service_rows", "service_new", "files",
     "settings", "images", "image_rows", "image_new", "resources", "resources_body",
 ]  # fmt: skip
 OBJECTS = {

@@ -63,6 +63,11 @@ SOURCES: dict[str, str | Promise] = {
     "image": _("container image"),
     "export": _("export"),
 }
+SCALE_ON: dict[str, str | Promise] = {
+    "requests_per_second": _("requests per second"),
+    "concurrency": _("requests at once"),
+    "gpu_utilization": _("GPU utilization"),
+}
 IMAGE_SOURCES: dict[str, str | Promise] = {"tar": _("uploaded archive"), "registry": _("registry")}
 KINDS: dict[str, str | Promise] = {
     "messages": _("conversations"),

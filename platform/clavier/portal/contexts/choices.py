@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clavier.core.actor import Actor
+from clavier.images.queries import ready_versions
 from clavier.portal import labels
 from datasets_app.models import DatasetVersion
 from models_app.queries import visible_versions
@@ -31,6 +32,17 @@ def model_options(actor: Actor) -> list[Option]:
     """Versions that can be judged and served."""
     versions = visible_versions(actor).filter(state="ready", task="generation").exclude(format="gguf")[:MOST_CHOICES]
     return [Option(str(version.pk), str(version), {"name": version.model.name}) for version in versions]
+
+
+def any_model_options(actor: Actor) -> list[Option]:
+    """Ready versions with files, whatever they do: own programs know what they take."""
+    versions = visible_versions(actor).filter(state="ready").exclude(format="image")[:MOST_CHOICES]
+    return [Option(str(version.pk), str(version), {}) for version in versions]
+
+
+def image_options(actor: Actor) -> list[Option]:
+    """Container images that runs can be started with."""
+    return [Option(str(version.pk), str(version), {}) for version in ready_versions(actor)[:MOST_CHOICES]]
 
 
 def reward_model_options(actor: Actor) -> list[Option]:

@@ -10,7 +10,7 @@ from django.http import HttpRequest
 
 from clavier.core.actor import Actor
 from clavier.core.errors import DomainError, NotFound
-from clavier.portal.contexts.choices import Option, model_options
+from clavier.portal.contexts.choices import Option, image_options, model_options
 from clavier.portal.forms.services import ServiceForm
 from clavier.portal.listing import Listing
 from datasets_app.models import DatasetVersion
@@ -60,6 +60,7 @@ class ServiceNew:
 
     form: ServiceForm
     models: list[Option]
+    images: list[Option]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ def service_row(service: InferenceService) -> ServiceRow:
 
 def service_new(actor: Actor, form: ServiceForm) -> ServiceNew:
     """The form with what can be chosen."""
-    return ServiceNew(form, model_options(actor))
+    return ServiceNew(form, model_options(actor), image_options(actor))
 
 
 def service_detail(request: HttpRequest, actor: Actor, service_id: UUID) -> ServiceDetail:

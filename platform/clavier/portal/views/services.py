@@ -113,5 +113,6 @@ def _create(request: PortalRequest, form: ServiceForm) -> InferenceService:
         resources=form.resources(),
         options=form.where(),
         start="save" not in request.POST,
+        **form.own_server(),
         **{name: form.cleaned_data[name] for name in names},
     )
