@@ -127,6 +127,13 @@ class AttemptFolder:
         if self.container_id() != container_id:
             control.write_json(self.path / CONTAINER, {"id": container_id})
 
+    def created_at(self) -> float:
+        """When the container was made, by the platform's clock; 0 when that is not known."""
+        try:
+            return (self.path / CONTAINER).stat().st_mtime
+        except OSError:
+            return 0.0
+
     def result(self) -> dict[str, Any] | None:
         """How it ended, once that is known."""
         return control.read_json(self.path / control.RESULT)

@@ -40,11 +40,14 @@ class EngineRefused(ExecutorError):
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """What an engine says of itself. ``architecture``: in the words of images (amd64, arm64)."""
+    """What an engine says of itself. ``architecture``: in the words of images (amd64, arm64).
+
+    ``unfit``: why containers of ours can not run there, or nothing.
+    """
 
     architecture: str
     runtime: str
-    has_default_seccomp: bool
+    unfit: str
 
 
 class Engine:
@@ -66,10 +69,14 @@ class Engine:
         with self._words("info"):
             info = self._client().info()
         options = {option.strip() for option in info.get("SecurityOptions") or ()}
-        known = {"name=seccomp,profile=default", "name=seccomp,profile=builtin"}
+        unfit = ""
+        if not options & {"name=seccomp,profile=default", "name=seccomp,profile=builtin"}:
+            unfit = f"The engine {self.url} runs without its default seccomp profile."
+        if options & {"name=rootless", "name=userns"}:
+            unfit = f"The engine {self.url} gives containers other user numbers (rootless, userns-remap)."
         names = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
         architecture = names.get(info["Architecture"], info["Architecture"])
-        return EngineFacts(architecture, info["DefaultRuntime"], bool(options & known))
+        return EngineFacts(architecture, info["DefaultRuntime"], unfit)
 
     def containers(self, label: str) -> list[dict[str, Any]]:
         """Every container with a label (``key=value``), also those that have ended. Raises ExecutorError."""

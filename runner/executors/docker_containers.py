@@ -52,9 +52,9 @@ class Containers:
     def adopt_or_create(
         self, launch: Launch, payload: dict[str, Any], image: dict[str, Any], known: dict[str, Any] | None
     ) -> dict[str, Any]:
-        """A created container whose profile was compared. Raises LaunchRefused, ExecutorError."""
-        if not self._engine.facts.has_default_seccomp:
-            raise ExecutorError(f"The engine {self._engine.url} runs without its default seccomp profile.")
+        """A created container whose profile was compared. Raises LaunchRefused, ExecutorError, ProfileMismatch."""
+        if self._engine.facts.unfit:
+            raise ExecutorError(self._engine.facts.unfit)
         if known is not None:
             with suppress(ProfileMismatch):
                 assert_profile(known, payload, image, self._engine.facts.runtime)
@@ -70,10 +70,10 @@ class Containers:
         self.refuse_stranger(container, launch)
         try:
             assert_profile(container, payload, image, self._engine.facts.runtime)
-        except ProfileMismatch as mismatch:
+        except ProfileMismatch:
             if not was_started(container["State"]):
                 self._engine.remove(container["Id"])
-            raise LaunchRefused(f"The engine made another container than was asked for: {mismatch}") from mismatch
+            raise
         return container
 
     def start(self, folder: AttemptFolder, intent: Intent, container: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from runner.executors.docker_images import EngineImages, ImageUnfit
 from runner.executors.docker_mounts import mounts_of, refuse_machine
 from runner.executors.docker_networks import Networks
 from runner.executors.docker_observer import Observer, settle
-from runner.executors.docker_profile import Surroundings, container_profile, user_of
+from runner.executors.docker_profile import ProfileMismatch, Surroundings, container_profile, user_of
 from runner.executors.docker_wrapper import ensure_wrapper
 from runner.executors.launching import NAME, REPOSITORY, check_launch, check_readable
 from runner.executors.run_folder import lend, prepare
@@ -206,7 +206,12 @@ class DockerEngineExecutor:
         if image is None:
             return
         payload = self._payload(folder, launch, image)
-        container = self._containers.adopt_or_create(launch, payload, image, container)
+        try:
+            container = self._containers.adopt_or_create(launch, payload, image, container)
+        except ProfileMismatch as mismatch:
+            message = f"The engine made another container than was asked for: {mismatch}"
+            folder.record_end(intent, Verdict("lost", None, message))
+            raise ExecutorError(message) from mismatch
         folder.record_container(container["Id"])
         self._containers.start(folder, intent, container)
 
@@ -216,7 +221,8 @@ class DockerEngineExecutor:
             return self._images.find(launch.spec.image.id, launch.spec.image.archive)
         if not self._program_image:
             raise ExecutorError("No image for the platform's programs is named: set DOCKER_PROGRAM_IMAGE.")
-        facts = self._engine.image(self._program_image_id or self._program_image)
+        facts = self._engine.image(self._program_image_id) if self._program_image_id else None
+        facts = facts or self._engine.image(self._program_image)
         if facts is None:
             raise ExecutorError(f"The engine {self._engine.url} has no image {self._program_image} for programs.")
         self._images.refuse_unfit(facts)

@@ -6,7 +6,7 @@ import os
 import stat
 
 from runner.contract import folder as names
-from runner.executors.base import Launch, LaunchRefused
+from runner.executors.base import ExecutorError, Launch, LaunchRefused
 from runner.executors.docker_profile import FIRST_USER_ID, ORDERS, REPORT, WRAPPER, MountPoint
 
 #: The machine itself, and sockets of its services.
@@ -33,22 +33,23 @@ def mounts_of(
 ) -> tuple[MountPoint, ...]:
     """Everything that the container of a launch sees of the host, each source checked.
 
-    ``programs``: folders of the operator (repository, interpreter), read-only. Raises LaunchRefused.
+    ``programs``: folders of the operator (repository, interpreter), read-only.
+    Raises LaunchRefused for a mount of the launch, ExecutorError for what the operator has to put right.
     """
     run = os.path.abspath(launch.run_folder)
-    wanted = dict.fromkeys(programs, False)
-    elsewhere = []
+    mounted: dict[str, bool] = {}
     for mount in launch.spec.mounts:
-        if mount.target:
-            elsewhere.append(_checked(mount.source, mount.target, mount.writable))
-        else:
-            wanted[mount.source] = wanted.get(mount.source, False) or mount.writable
-    wanted[run] = False
-    wanted |= {os.path.join(run, name): True for name in names.PROGRAM_FOLDERS}
-    wanted |= {os.path.join(run, name): True for name in (names.METRICS, names.log_name(launch.rank))}
-    points = [_checked(path, path, writable) for path, writable in wanted.items()]
-    points += [_checked(wrapper, WRAPPER, False), _checked(orders, ORDERS, False), _checked(report, REPORT, True)]
-    return tuple(points + elsewhere)
+        mounted[mount.source] = mounted.get(mount.source, False) or mount.writable
+    own = dict.fromkeys(programs, False) | {run: False}
+    own |= {os.path.join(run, name): True for name in names.PROGRAM_FOLDERS}
+    own |= {os.path.join(run, name): True for name in (names.METRICS, names.log_name(launch.rank))}
+    points = [_checked(path, path, writable) for path, writable in mounted.items() if path not in own]
+    try:
+        points += [_checked(path, path, writable) for path, writable in own.items()]
+        points += [_checked(wrapper, WRAPPER, False), _checked(orders, ORDERS, False), _checked(report, REPORT, True)]
+    except LaunchRefused as refusal:
+        raise ExecutorError(str(refusal)) from refusal
+    return tuple(points)
 
 
 def replaceable_folder(real: str) -> str | None:

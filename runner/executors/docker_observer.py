@@ -60,7 +60,8 @@ class Observer:
             facts = self._engine.inspect(container["Id"])
             if facts is None:
                 return None
-            began = self._started[name] = started_at(facts["State"])
+            # A clock of the engine that goes wrong must not make a run look older than it is.
+            began = self._started[name] = max(started_at(facts["State"]), folder.created_at())
         if intent is not None and time.time() > _last_moment(folder, intent, began):
             self._engine.signal(container["Id"], "KILL")
         return Observation(name, "running", digest, started_at=began)

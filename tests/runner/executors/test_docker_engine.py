@@ -166,6 +166,59 @@ def test_a_created_container_is_adopted_when_it_fits_and_made_again_when_it_does
     assert len(client.containers(all=True, filters={"label": label})) == 2
 
 
+def test_an_engine_that_makes_something_else_is_infrastructure_in_words_and_nothing_starts(
+    docker: DockerBench, docker_daemon: DockerDaemon, tmp_path: Path
+) -> None:
+    executor = docker.executor()
+    inspect = executor._engine.inspect
+
+    def altered(container: str) -> dict[str, Any] | None:
+        facts = inspect(container)
+        if facts is not None:
+            facts["HostConfig"]["MemorySwap"] = -1  # what an engine does where the kernel counts no swap
+        return facts
+
+    executor._engine.inspect = altered  # type: ignore[method-assign]
+    launch = make_launch(tmp_path, "a", COUNTED)
+    with pytest.raises(ExecutorError, match=r"HostConfig\.MemorySwap is -1 instead of"):
+        executor.start(launch)
+    ended = seen(executor, "a")
+    assert ended is not None
+    assert (ended.state, ended.cause) == ("exited", "lost")
+    assert "MemorySwap" in ended.warning
+    assert docker_daemon.client.containers(all=True) == []
+    executor.start(launch)
+    assert docker.starts(launch) == 0
+
+
+def test_what_the_operator_named_and_is_not_there_is_no_fault_of_the_user(docker: DockerBench, tmp_path: Path) -> None:
+    executor = docker.executor(wrapper=f"{tmp_path}/no-wrapper")
+    with pytest.raises(ExecutorError, match="no-wrapper: No such file"):
+        executor.start(make_launch(tmp_path, "a", "pass"))
+    now = seen(executor, "a")
+    assert now is not None
+    assert now.state == "starting"
+    executor.stop("a", 0)
+
+
+def test_an_engine_whose_clock_is_behind_does_not_end_runs_early(docker: DockerBench, tmp_path: Path) -> None:
+    executor = docker.executor()
+    executor.start(make_launch(tmp_path, "a", SLEEP, limits=Limits(time_limit_s=60)))
+    inspect = executor._engine.inspect
+
+    def behind(container: str) -> dict[str, Any] | None:
+        facts = inspect(container)
+        assert facts is not None
+        facts["State"]["StartedAt"] = "2020-01-01T00:00:00.123456789Z"
+        return facts
+
+    executor._engine.inspect = behind  # type: ignore[method-assign]
+    for _ in range(2):
+        now = seen(executor, "a")
+        assert now is not None
+        assert now.state == "running"
+
+
 def test_a_container_of_somebody_else_under_our_name_is_left_alone(
     docker: DockerBench, docker_daemon: DockerDaemon, tmp_path: Path
 ) -> None:
