@@ -45,6 +45,7 @@ class DockerEngineExecutor:
         install_id: str,
         engine_url: str = "",
         program_image: str = "",
+        serve_image: str = "",
         program_python: str = "/usr/bin/python3",
         program_binds: tuple[str, ...] = (),
         repository: Path | None = REPOSITORY,
@@ -56,10 +57,10 @@ class DockerEngineExecutor:
     ) -> None:
         """``engine_url`` empty: DOCKER_HOST, else this machine's socket.
 
-        ``program_image`` (id or tag) runs the platform's programs with ``program_python``; ``program_binds`` are
-        further host folders it needs, read-only. ``repository``: whose ``runner`` is bound over the image's, None
-        where images carry it. ``closed`` folders (the platform's data) are never lent as a whole. ``wrapper``: a ready
-        one, so that no compiler is needed.
+        ``program_image`` (id or tag) runs the platform's programs with ``program_python``, ``serve_image`` instead the
+        servers on GPUs; ``program_binds`` are further host folders they need, read-only. ``repository``: whose
+        ``runner`` is bound over the image's, None where images carry it. ``closed`` folders (the platform's data) are
+        never lent as a whole. ``wrapper``: a ready one, so that no compiler is needed.
         """
         self._control = Path(os.path.abspath(control_folder))
         self._control.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -69,8 +70,10 @@ class DockerEngineExecutor:
         self._images = EngineImages(self._engine, self._control / ".images")
         self._networks = Networks(self._engine, install_id)
         self._program_image = program_image
-        self._program_image_id = ""
+        self._serve_image = serve_image or program_image
+        self._image_ids: dict[str, str] = {}
         self._python = program_python
+        self._image_has_programs = repository is None
         self._programs = tuple(program_binds) + ((str(repository / "runner"),) if repository is not None else ())
         self._environment = dict(environment or {})
         self._closed = (str(self._control), *(os.path.abspath(path) for path in closed))
@@ -219,14 +222,16 @@ class DockerEngineExecutor:
         """The engine's facts of the image to run; None while it is being loaded. Raises ImageUnfit, ExecutorError."""
         if launch.spec.image is not None:
             return self._images.find(launch.spec.image.id, launch.spec.image.archive)
-        if not self._program_image:
+        serves_on_gpu = launch.spec.kind == "replica" and launch.wanted.has_gpu
+        name = self._serve_image if serves_on_gpu else self._program_image
+        if not name:
             raise ExecutorError("No image for the platform's programs is named: set DOCKER_PROGRAM_IMAGE.")
-        facts = self._engine.image(self._program_image_id) if self._program_image_id else None
-        facts = facts or self._engine.image(self._program_image)
+        facts = self._engine.image(self._image_ids[name]) if name in self._image_ids else None
+        facts = facts or self._engine.image(name)
         if facts is None:
-            raise ExecutorError(f"The engine {self._engine.url} has no image {self._program_image} for programs.")
+            raise ExecutorError(f"The engine {self._engine.url} has no image {name} for programs.")
         self._images.refuse_unfit(facts)
-        self._program_image_id = facts["Id"]
+        self._image_ids[name] = facts["Id"]
         return facts
 
     def _payload(self, folder: AttemptFolder, launch: Launch, image: dict[str, Any]) -> dict[str, Any]:
@@ -261,6 +266,7 @@ class DockerEngineExecutor:
             mounts=mounts,
             environment=self._environment,
             python=self._python if launch.spec.image is None else "python3",
+            has_programs=self._image_has_programs,
             network=network,
             alias=alias,
             max_open_files=self._engine.max_open_files(),

@@ -7,7 +7,7 @@ import stat
 
 from runner.contract import folder as names
 from runner.executors.base import ExecutorError, Launch, LaunchRefused
-from runner.executors.docker_profile import FIRST_USER_ID, ORDERS, REPORT, WRAPPER, MountPoint
+from runner.executors.docker_profile import FIRST_USER_ID, ORDERS, REPORT, SCRATCH, WRAPPER, MountPoint
 
 #: The machine itself, and sockets of its services.
 _NEVER = ("/dev", "/proc", "/sys", "/etc", "/run", "/boot")
@@ -37,13 +37,17 @@ def mounts_of(
     Raises LaunchRefused for a mount of the launch, ExecutorError for what the operator has to put right.
     """
     run = os.path.abspath(launch.run_folder)
-    mounted: dict[str, bool] = {}
+    mounted: dict[str, tuple[str, bool]] = {}
     for mount in launch.spec.mounts:
-        mounted[mount.source] = mounted.get(mount.source, False) or mount.writable
+        target = _checked_target(mount.target, run) if mount.target else mount.source
+        source, writable = mounted.get(target, (mount.source, False))
+        if source != mount.source:
+            raise LaunchRefused(f"Mounts {source} and {mount.source} both want to be at {target}.")
+        mounted[target] = (source, writable or mount.writable)
     own = dict.fromkeys(programs, False) | {run: False}
     own |= {os.path.join(run, name): True for name in names.PROGRAM_FOLDERS}
     own |= {os.path.join(run, name): True for name in (names.METRICS, names.log_name(launch.rank))}
-    points = [_checked(path, path, writable) for path, writable in mounted.items() if path not in own]
+    points = [_checked(source, target, writable) for target, (source, writable) in mounted.items() if target not in own]
     try:
         points += [_checked(path, path, writable) for path, writable in own.items()]
         points += [_checked(wrapper, WRAPPER, False), _checked(orders, ORDERS, False), _checked(report, REPORT, True)]
@@ -68,6 +72,17 @@ def replaceable_folder(real: str) -> str | None:
         if is_open or facts.st_uid >= FIRST_USER_ID:
             return folder
     return None
+
+
+def _checked_target(target: str, run_folder: str) -> str:
+    """A path of a launch's own choice inside the container. Raises LaunchRefused where something of ours is."""
+    path = os.path.normpath(target)
+    taken = (*_NEVER, *SCRATCH, os.path.dirname(WRAPPER), run_folder)
+    if not os.path.isabs(target) or path.startswith("//") or any(_is_below(path, own) for own in taken):
+        raise LaunchRefused(f"Mount at {target}: give an absolute path outside of {', '.join(taken)}.")
+    if any(_is_below(own, path) for own in taken):
+        raise LaunchRefused(f"Mount at {target} would hide what a container needs.")
+    return path
 
 
 def _checked(source: str, target: str, writable: bool) -> MountPoint:

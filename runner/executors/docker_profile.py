@@ -15,6 +15,8 @@ FIRST_USER_ID = 200_000
 #: Where the wrapper and its two folders are inside of every container.
 WRAPPER, ORDERS, REPORT = "/clavier/wrapper", "/clavier/orders", "/clavier/report"
 NO_NETWORK = "none"
+#: File systems in memory; compiled kernels may be executed in the second.
+SCRATCH = ("/tmp", "/work")
 
 _MAX_PIDS_WITH_GPU = 4096
 _MAX_TMPFS_MIB = 1024
@@ -52,7 +54,8 @@ class Surroundings:
 
     ``image_id``; ``labels``: all of them; ``mounts``: checked ones; ``environment``: the operator's;
     ``network``: ``none`` or a network's name, with the container's ``alias`` in it; ``python``: the interpreter of
-    platform programs inside the image; ``max_open_files``: not more than the engine itself may have.
+    platform programs inside the image, which finds them by itself if ``has_programs``; ``max_open_files``: not more
+    than the engine itself may have.
     """
 
     image_id: str
@@ -60,6 +63,7 @@ class Surroundings:
     mounts: tuple[MountPoint, ...]
     environment: dict[str, str]
     python: str
+    has_programs: bool = False
     network: str = NO_NETWORK
     alias: str = ""
     max_open_files: int = 1024
@@ -116,6 +120,8 @@ def container_environment(launch: Launch, around: Surroundings) -> dict[str, str
     environment = program_environment(launch, around.python)
     if launch.spec.image is not None:
         del environment["PATH"]
+    if around.has_programs:
+        environment.pop("PYTHONPATH", None)
     # Compiled kernels are executed, so they go to the one scratch file system that allows it.
     caches = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor", "CUDA_CACHE_PATH": "cuda"}
     environment |= {name: f"/work/{folder}" for name, folder in caches.items()}
@@ -168,7 +174,7 @@ def _host_config(launch: Launch, around: Surroundings) -> dict[str, Any]:
         "Privileged": False,
         "AutoRemove": False,
         "PublishAllPorts": False,
-        "Tmpfs": {"/tmp": f"rw,noexec,{scratch}", "/work": f"rw,exec,{scratch}"},
+        "Tmpfs": {SCRATCH[0]: f"rw,noexec,{scratch}", SCRATCH[1]: f"rw,exec,{scratch}"},
         "Memory": memory,
         "MemorySwap": memory,
         "NanoCpus": wanted.cpu_milli * 1_000_000,

@@ -228,6 +228,7 @@ EXECUTOR_OPTIONS: dict[str, dict[str, Any]] = {
         "install_id": stored_secret(CLAVIER_HOME / "install_id"),
         "engine_url": env.str("DOCKER_ENGINE_URL", default=""),
         "program_image": env.str("DOCKER_PROGRAM_IMAGE", default=""),
+        "serve_image": env.str("DOCKER_SERVE_IMAGE", default=""),
         "program_python": env.str("DOCKER_PROGRAM_PYTHON", default="/usr/local/bin/python3"),
         "program_binds": tuple(env_list("DOCKER_PROGRAM_BINDS", [])),
         "wrapper": env.str("DOCKER_WRAPPER", default=""),

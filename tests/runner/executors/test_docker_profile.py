@@ -23,6 +23,7 @@ from runner.executors.docker_profile import (
     assert_profile,
     container_profile,
 )
+from runner.executors.launching import REPOSITORY
 from tests.docker_engine import DockerDaemon
 from tests.runner.executors.bench import DockerBench, make_launch, wait_until_exited
 
@@ -310,3 +311,59 @@ def test_a_path_that_a_tenant_could_replace_is_refused(docker: DockerBench, tmp_
     assert replaceable_folder(str(lent / "inner")) == str(lent)
     lent.chmod(0o1777)
     assert replaceable_folder(str(lent / "inner")) is None
+
+
+def test_a_mount_may_be_at_a_path_of_its_own(docker: DockerBench, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "x").write_text("here")
+    launch = make_launch(
+        tmp_path, "a", "print(open('/data/in/x').read())", mounts=(Mount(str(data), target="/data/in"),)
+    )
+    executor = docker.executor()
+    executor.start(launch)
+    assert wait_until_exited(executor, "a").exit_code == 0
+    assert (launch.run_folder / "log.txt").read_text() == "here\n"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/",
+        "/etc/x",
+        "/proc",
+        "/dev/shm",
+        "/clavier",
+        "/clavier/report/x",
+        "/tmp/x",
+        "/work",
+        "//dev",
+        "data",
+        "/a/../etc",
+    ],
+)
+def test_a_mount_never_lies_over_what_a_container_needs(docker: DockerBench, tmp_path: Path, target: str) -> None:
+    launch = make_launch(tmp_path, "a", "pass", mounts=(Mount(str(tmp_path / "runs"), target=target),))
+    with pytest.raises(LaunchRefused, match="Mount at"):
+        docker.executor().start(launch)
+
+
+def test_two_mounts_do_not_share_a_path(docker: DockerBench, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    mounts = (Mount(str(tmp_path / "one"), target="/data"), Mount(str(tmp_path / "two"), target="/data"))
+    with pytest.raises(LaunchRefused, match="both want to be at /data"):
+        docker.executor().start(make_launch(tmp_path, "a", "pass", mounts=mounts))
+    run = make_launch(tmp_path, "b", "pass")
+    inside = replace(run.spec, mounts=(Mount(str(tmp_path / "one"), target=f"{run.run_folder}/output"),))
+    with pytest.raises(LaunchRefused, match="Mount at"):
+        docker.executor().start(replace(run, spec=inside))
+
+
+def test_an_image_with_the_programs_finds_them_by_itself(tmp_path: Path) -> None:
+    launch = make_launch(tmp_path, "a")
+    launch = replace(launch, spec=replace(launch.spec, argv=(), program="runner.programs.train.sft"))
+    around = Surroundings("sha256:x", {}, (), {}, "/usr/local/bin/python3")
+    own = container_profile(launch, around)["Env"]
+    carried = container_profile(launch, replace(around, has_programs=True))["Env"]
+    assert [line for line in own if line not in carried] == [f"PYTHONPATH={REPOSITORY}"]
