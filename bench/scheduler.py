@@ -9,7 +9,8 @@
   with the backlog standing. The queue's own latency is not in it.
 * ``naive``: the row-by-row scheduler that this one replaced, over the first waiting runs only, given as seconds a run.
 
-Before anything is timed, the plan over the runs that the window reads is compared with the plan over all of them.
+CPU time is this process's and the database server's; the wall time beside it says how busy the machine was. Before
+anything else is timed, the plan over the runs that the window reads is compared with the plan over all of them.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results" / "scheduler.json"
 TENANTS, USERS_EACH, BACKLOG = 200, 2, 10_000
 NODES, GPUS_EACH, CPU_MILLI, MEMORY_MIB = 100, 8, 64_000, 512 * 1024
-ADMITTED = 3_000
 PASSES, CLAIMS, NAIVE_RUNS = 15, 200, 20
 FIRST_FOR_PARITY = 512
 
@@ -46,8 +48,9 @@ def main() -> None:
     asked = sys.argv[1:] or ["sqlite", "postgresql"]
     lines: list[str] = []
     for name in asked:
-        with {"sqlite": sqlite, "postgresql": postgresql}[name]() as (url, home):
+        with {"sqlite": sqlite, "postgresql": postgresql}[name]() as (url, home, server):
             environment = {**os.environ, "DATABASE_URL": url, "CLAVIER_HOME": home, "BENCH_INSIDE": name}
+            environment["BENCH_SERVER"] = str(server)
             environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'platform'}"
             done = subprocess.run(
                 [sys.executable, "-m", "bench.scheduler"], env=environment, cwd=ROOT, stdout=subprocess.PIPE, check=True
@@ -59,15 +62,15 @@ def main() -> None:
 
 
 @contextmanager
-def sqlite() -> Iterator[tuple[str, str]]:
-    """The settings' own SQLite (WAL, synchronous=NORMAL)."""
+def sqlite() -> Iterator[tuple[str, str, int]]:
+    """The settings' own SQLite (WAL, synchronous=NORMAL): its URL, a home, and no server."""
     with tempfile.TemporaryDirectory(prefix="clavier-bench-") as home:
-        yield f"sqlite:///{home}/bench.sqlite3", home
+        yield f"sqlite:///{home}/bench.sqlite3", home, 0
 
 
 @contextmanager
-def postgresql() -> Iterator[tuple[str, str]]:
-    """A new cluster as ``initdb`` makes it, fsync and all, on a free port of the loopback interface."""
+def postgresql() -> Iterator[tuple[str, str, int]]:
+    """A new cluster as ``initdb`` makes it, fsync and all, on a free port of the loopback interface; its process."""
     binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not binaries:
         raise SystemExit("PostgreSQL is not installed: apt-get install postgresql")
@@ -88,7 +91,8 @@ def postgresql() -> Iterator[tuple[str, str]]:
         options = f"-p {port} -k {place} -c listen_addresses=127.0.0.1"
         subprocess.run([*control, "-o", options, "-l", f"{place}/log", "start"], **quiet)
         try:
-            yield f"postgres://clavier@127.0.0.1:{port}/postgres", home
+            server = int(Path(f"{place}/data/postmaster.pid").read_text().split()[0])
+            yield f"postgres://clavier@127.0.0.1:{port}/postgres", home, server
         finally:
             subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
 
@@ -217,25 +221,44 @@ def one_pass() -> int:
 
 def admissions() -> dict[str, Any]:
     """One pass over the whole backlog and an empty cluster."""
-    began = time.perf_counter()
+    began, cpu_before = time.perf_counter(), cpu_s()
     admitted = one_pass()
-    wall_s = time.perf_counter() - began
-    return {"admitted": admitted, "wall_s": round(wall_s, 3), "per_s": round(admitted / wall_s)}
+    wall_s, used_s = time.perf_counter() - began, cpu_s() - cpu_before
+    return {
+        "admitted": admitted, "wall_s": round(wall_s, 3), "cpu_s": round(used_s, 3),
+        "per_s": round(admitted / wall_s), "per_cpu_s": round(admitted / used_s),
+    }  # fmt: skip
 
 
 def timed(measure: Callable[[], int], times: int, before: Callable[[], None] | None = None, expect: int = 0) -> Any:
     """Median, least and most milliseconds, and how many were admitted in all. Raises ValueError for fewer than told."""
-    found, admitted = [], 0
+    wall, cpu, admitted = [], [], 0
     for _ in range(times):
         if before is not None:
             before()
-        began = time.perf_counter()
+        began, cpu_before = time.perf_counter(), cpu_s()
         number = measure()
-        found.append((time.perf_counter() - began) * 1e3)
+        wall.append((time.perf_counter() - began) * 1e3)
+        cpu.append((cpu_s() - cpu_before) * 1e3)
         admitted += number
         if number < expect:
             raise ValueError(f"{number} admitted, at least {expect} expected")
-    return {"ms_median_min_max": [round(f(found), 1) for f in (statistics.median, min, max)], "admitted": admitted}
+    return {"cpu_ms_median_min_max": spread(cpu), "wall_ms_median_min_max": spread(wall), "admitted": admitted}
+
+
+def spread(values: list[float]) -> list[float]:
+    """Median, least and most."""
+    return [round(f(values), 1) for f in (statistics.median, min, max)]
+
+
+def cpu_s() -> float:
+    """CPU seconds of this process, and of the database server with all of its processes if there is one."""
+    server = int(os.environ["BENCH_SERVER"])
+    if not server:
+        return time.process_time()
+    main_process = psutil.Process(server)
+    everyone = [main_process, *main_process.children()]
+    return time.process_time() + sum(float(sum(one.cpu_times()[:4])) for one in everyone)
 
 
 def end_some() -> None:
@@ -296,6 +319,7 @@ def claims(owners: list[Any]) -> dict[str, Any]:
     spec = RunSpec(kind="fine_tune", program=None, argv=("/bin/true",), parameters={}, resource_group="a100",
                    resources=Resources(cpu_milli=5, memory_mib=5))  # fmt: skip
     found = []
+    cpu_before = cpu_s()
     for number in range(CLAIMS):
         began = time.perf_counter()
         run = submit_run(actor=owners[number], kind="fine_tune", name="small", subject_id=uuid4(), spec=spec)
@@ -303,10 +327,17 @@ def claims(owners: list[Any]) -> dict[str, Any]:
         found.append((time.perf_counter() - began) * 1e3)
         if Run.objects.get(pk=run.pk).state != "PREPARING":
             raise ValueError("a run that fits was not admitted")
+    cpu_ms = (cpu_s() - cpu_before) / CLAIMS * 1e3
     found.sort()
     waiting = Run.objects.filter(state="PENDING").count()
     p50, p99 = found[len(found) // 2], found[int(len(found) * 0.99)]
-    return {"waiting": waiting, "p50_ms": round(p50, 1), "p99_ms": round(p99, 1), "runs": CLAIMS}
+    return {
+        "waiting": waiting,
+        "p50_ms": round(p50, 1),
+        "p99_ms": round(p99, 1),
+        "cpu_ms_mean": round(cpu_ms, 1),
+        "runs": CLAIMS,
+    }
 
 
 def naive() -> dict[str, Any]:
@@ -317,13 +348,16 @@ def naive() -> dict[str, Any]:
 
     nodes = list(Node.objects.filter(is_schedulable=True).order_by("name"))
     waiting = list(Run.objects.filter(state="PENDING").order_by("-priority", "created_at", "pk")[:NAIVE_RUNS])
-    began = time.perf_counter()
+    began, cpu_before = time.perf_counter(), cpu_s()
     for run in waiting:
         for node in nodes:
             if isinstance(begin_attempt(run=run, nodes=[node]), Attempt):
                 break
-    each = (time.perf_counter() - began) / len(waiting)
-    return {"runs": len(waiting), "s_per_run": round(each, 4), "s_for_backlog_computed": round(each * BACKLOG)}
+    each, cpu_each = (time.perf_counter() - began) / len(waiting), (cpu_s() - cpu_before) / len(waiting)
+    return {
+        "runs": len(waiting), "wall_s_per_run": round(each, 4), "cpu_s_per_run": round(cpu_each, 4),
+        "cpu_s_for_backlog_computed": round(cpu_each * BACKLOG),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -292,6 +292,7 @@ def recipe_spec(task: FineTuneTask) -> RunSpec:
         mounts=tuple(mounts),
         resources=Resources(**task.resources),
         limits=Limits(time_limit_s=task.time_limit_s),
+        preemptible=True,  # every recipe goes on from its newest sealed checkpoint
     )
 
 

@@ -40,12 +40,14 @@ def run_folder(run_id: UUID) -> Path:
     return Path(settings.CLAVIER_RUNS) / str(run_id)
 
 
-def read_log(run_id: UUID, offset: int = 0, limit: int = MAX_READ_BYTES, *, to_end: bool = False) -> Chunk:
+def read_log(
+    run_id: UUID, offset: int = 0, limit: int = MAX_READ_BYTES, *, to_end: bool = False, rank: int = 0
+) -> Chunk:
     """The log from a byte offset on; a negative offset counts from the end. Whole lines unless a line is too long.
 
-    ``to_end``: the run has ended, so a last line without a newline is whole too.
+    ``to_end``: the run has ended, so a last line without a newline is whole too. ``rank``: which container's log.
     """
-    return read_lines(run_id, folder.LOG, offset, limit, to_end=to_end)
+    return read_lines(run_id, folder.log_name(rank), offset, limit, to_end=to_end)
 
 
 def read_metrics(run_id: UUID, offset: int = 0, limit: int = MAX_READ_BYTES) -> tuple[list[dict[str, Any]], int]:

@@ -10,6 +10,7 @@ from django.db.models.functions import Now
 
 from clavier.accounts.access import access_object
 from clavier.core.actor import Actor
+from clavier.core.errors import NotFound
 from clavier.runs import outputs
 from clavier.runs.models import Attempt, Lease, Run, RunEvent
 from clavier.runs.planner import Candidate, Group, order_of
@@ -29,8 +30,19 @@ def visible_runs(actor: Actor) -> QuerySet[Run]:
 
 def access_run(actor: Actor, run_id: UUID | str) -> Run:
     """A run of the actor's tenant with its attempts. Raises NotFound."""
-    runs = Run.objects.select_related("created_by").prefetch_related("attempts__node")
+    runs = Run.objects.select_related("created_by").prefetch_related("attempts__node", "attempts__peers__node")
     return access_object(runs, actor, run_id, noun="run")
+
+
+def operated_run(actor: Actor, run_id: UUID | str) -> Run:
+    """A run of any tenant for an operator, of the actor's own for everybody else. Raises NotFound."""
+    if not actor.is_operator:
+        return access_run(actor, run_id)
+    runs = Run.objects.select_related("created_by").prefetch_related("attempts__node", "attempts__peers__node")
+    found = runs.filter(pk=run_id).first()
+    if found is None:
+        raise NotFound("There is no such run.")
+    return found
 
 
 def counts_by_state(actor: Actor, kind: str | None = None) -> dict[str, int]:

@@ -12,16 +12,18 @@ from django.db import transaction
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
+from clavier.accounts.access import require_operator
 from clavier.audit.records import CHANGE, record
 from clavier.core.actor import Actor
-from clavier.core.errors import Conflict
+from clavier.core.errors import Conflict, Unprocessable
 from clavier.quotas.requests import checked_resources as checked_resources
 from clavier.quotas.requests import require_schedulable
 from clavier.quotas.services import move_reservations, release
 from clavier.runs import queue
-from clavier.runs.demand import scheduling_columns
+from clavier.runs.demand import containers_of, scheduling_columns
 from clavier.runs.models import Attempt, Outbox, Peer, Run, RunEvent
 from clavier.runs.outputs import run_folder
+from clavier.runs.placing import place
 from clavier.runs.states import (
     EDGES,
     FINAL_STATE_OF,
@@ -31,6 +33,7 @@ from clavier.runs.states import (
     EndReason,
     RunState,
 )
+from clavier.runs.world import read_world
 from runner.contract.run_spec import RunKind, RunSpec
 
 FIRST_BACK_OFF = timedelta(seconds=2)
@@ -53,6 +56,7 @@ def submit_run(
     when the group could never take the run.
     """
     require_schedulable(actor=actor, spec=spec)
+    require_room_for_all(spec)
     with transaction.atomic():
         run = Run.objects.create(
             pk=run_id or uuid4(),
@@ -179,6 +183,21 @@ def mark_running(*, attempt: Attempt, started_at: datetime) -> bool:
     return transition(run, RunState.RUNNING, started_at=run.started_at or started_at)
 
 
+def change_priority(*, actor: Actor, run: Run, priority: int) -> Run:
+    """An operator moves a waiting run up or down. Raises Forbidden, Conflict when it waits no more."""
+    require_operator(actor, to_write=True)
+    before = run.priority
+    with transaction.atomic():
+        changed = Run.objects.filter(pk=run.pk, state=RunState.PENDING).update(priority=priority)
+        if not changed:
+            raise Conflict("The run waits no more, so its priority no longer matters.", code="already_started")
+        note(run, f"Priority {before} -> {priority}.", actor_name=actor.username)
+        record(run, "prioritise", action=CHANGE, changes={"priority": [str(before), str(priority)]})
+        announce(run)
+    run.priority = priority
+    return run
+
+
 def note(run: Run, message: str, *, actor_name: str = "") -> None:
     """Something worth knowing that is no change of state."""
     RunEvent.objects.create(run=run, message=message, actor_name=actor_name)
@@ -197,6 +216,26 @@ def delete_run(*, run: Run) -> None:
     folder = run_folder(run.pk)
     run.delete()
     transaction.on_commit(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def require_room_for_all(spec: RunSpec) -> None:
+    """Raises Unprocessable when even empty nodes could not take all containers of a run at once."""
+    if spec.num_containers == 1:
+        return
+    names = frozenset(spec.node_names)
+    nodes = [
+        node.with_free(node.capacity)
+        for group in read_world(spec.resource_group, is_open=False).groups
+        for node in group.nodes
+        if not names or node.name in names
+    ]
+    if place(containers_of(spec), nodes) is None:
+        raise Unprocessable(
+            f"The nodes of group {spec.resource_group} could not take all {spec.num_containers} containers at once, "
+            "even when empty. Ask for fewer or smaller ones. They share one engine, unless engines share a network.",
+            code="unschedulable",
+            field="roles",
+        )
 
 
 def end_live_attempt(run: Run, reason: EndReason | None) -> None:

@@ -38,10 +38,12 @@ class World:
     groups: list[Group] = field(default_factory=list)
 
 
-def read_world(group_name: str | None = None) -> World:
-    """All active groups, or one."""
+def read_world(group_name: str | None = None, *, is_open: bool = True) -> World:
+    """All active groups, or one. ``is_open`` False: also nodes and groups that take no runs now."""
     world = World()
-    nodes = Node.objects.filter(is_schedulable=True, resource_group__is_active=True).order_by("name")
+    nodes = Node.objects.order_by("name")
+    if is_open:
+        nodes = nodes.filter(is_schedulable=True, resource_group__is_active=True)
     if group_name is not None:
         nodes = nodes.filter(resource_group__name=group_name)
     by_group: dict[tuple[str, UUID], list[NodeRoom]] = defaultdict(list)

@@ -29,7 +29,7 @@ function startLog(root) {
 async function poll(root, view, controls, state) {
   let more = false;
   try {
-    const answer = await fetch(`${root.dataset.log}?offset=${state.offset}`);
+    const answer = await fetch(`${root.dataset.log}?offset=${state.offset}&rank=${root.dataset.rank}`);
     if (answer.ok) {
       const before = state.offset;
       state.offset = Number(answer.headers.get("X-Next-Offset"));

@@ -10,6 +10,7 @@ from rest_framework.test import APIClient
 from clavier.core.actor import Actor
 from clavier.quotas.models import Node
 from clavier.runs.admission import begin_attempt
+from clavier.runs.models import Run
 from clavier.runs.outputs import run_folder
 from tests.api.native.conftest import World, end, error_of, make_task, names, write
 from tests.api.native.test_files import content_of
@@ -41,6 +42,32 @@ def test_a_run_tells_its_state_position_and_attempts(
     assert (run["state"], run["waiting"]["position"]) == ("PREPARING", None)
     assert [(attempt["number"], attempt["node"]) for attempt in run["attempts"]] == [(1, "local")]
     assert charlie_client.get(url).status_code == 404
+
+
+def test_only_an_operator_moves_a_waiting_run_up(
+    alice_client: APIClient, charlie_client: APIClient, operator_client: APIClient, world: World
+) -> None:
+    url = f"{URL}/{world.run.pk}"
+    assert alice_client.patch(url, {"priority": 50}, format="json").status_code == 403
+    assert charlie_client.patch(url, {"priority": 50}, format="json").status_code == 404
+    assert error_of(operator_client.patch(url, {"priority": 1000}, format="json"))["field"] == "priority"
+    moved = operator_client.patch(url, {"priority": 50}, format="json").json()
+    assert (moved["priority"], moved["waiting"]["position"]) == (50, 1)
+    begin_attempt(run=world.run, nodes=[Node.objects.get(name="local")])
+    assert error_of(operator_client.patch(url, {"priority": 0}, format="json"))["code"] == "already_started"
+
+
+def test_each_container_of_a_run_has_a_log_of_its_own(
+    alice_client: APIClient, charlie_client: APIClient, world: World
+) -> None:
+    url = f"{URL}/{world.run.pk}"
+    write(world.run, "log.txt", b"zero\n")
+    write(world.run, "log-1.txt", b"one\n")
+    assert error_of(alice_client.get(f"{url}/log", {"rank": 1}))["field"] == "rank"
+    Run.objects.filter(pk=world.run.pk).update(num_containers=2)
+    assert alice_client.get(f"{url}/log", {"rank": 1}).json()["text"] == "one\n"
+    assert content_of(alice_client.get(f"{url}/log/download", {"rank": 1})) == b"one\n"
+    assert charlie_client.get(f"{url}/log", {"rank": 1}).status_code == 404
 
 
 def test_events_and_log_of_a_run(

@@ -15,7 +15,7 @@ from clavier.api.native.content import send_file
 from clavier.api.native.fields import Form, WholeNumber
 from clavier.api.native.paging import EventCursor
 from clavier.api.native.views import NativeView
-from clavier.core.errors import NotFound
+from clavier.core.errors import Invalid, NotFound
 from clavier.runs.models import Run, RunEvent
 from clavier.runs.outputs import MAX_READ_BYTES, Chunk, open_regular, read_log, read_metrics
 from clavier.runs.queries import events, progress
@@ -69,6 +69,11 @@ class RunEventItem(serializers.Serializer[RunEvent]):
     actor_name = serializers.CharField(help_text="Who caused it; empty: the platform.")
 
 
+RANK_FIELD = WholeNumber(
+    min_value=0, max_value=10_000, default=0, help_text="Of a run of several containers: whose log."
+)
+
+
 class OffsetQuery(Form):
     offset = WholeNumber(
         min_value=-_MAX_OFFSET, max_value=_MAX_OFFSET, default=0,
@@ -78,6 +83,11 @@ class OffsetQuery(Form):
 
 class LogQuery(OffsetQuery):
     limit = WholeNumber(min_value=1024, max_value=MAX_READ_BYTES, default=65_536, help_text="Bytes to read at most.")
+    rank = RANK_FIELD
+
+
+class LogFileQuery(Form):
+    rank = RANK_FIELD
 
 
 class Log(serializers.Serializer[Any]):
@@ -109,15 +119,18 @@ class RunView(NativeView):
     def log(self, object_id: Any, form: type[LogQuery] = LogQuery) -> Response:
         """The log from a byte on."""
         run, query = self.run_of(object_id), self.query(form)
-        chunk = read_log(run.pk, query["offset"], query["limit"], to_end=run.is_final) if run else Chunk(b"", 0, 0)
-        return Response(log_of(chunk))
+        if run is None:
+            return Response(log_of(Chunk(b"", 0, 0)))
+        rank = checked_rank(run, query["rank"])
+        return Response(log_of(read_log(run.pk, query["offset"], query["limit"], to_end=run.is_final, rank=rank)))
 
     def log_file(self, request: Request, object_id: Any) -> HttpResponseBase:
         """The whole log as a file. Raises NotFound while there is none."""
         run = self.run_of(object_id)
         if run is None:
             raise NotFound("There is no log; it was never started.")
-        stream = open(open_regular(run.pk, (folder.LOG,)), "rb")  # noqa: SIM115  (the response closes it)
+        name = folder.log_name(checked_rank(run, self.query(LogFileQuery)["rank"]))
+        stream = open(open_regular(run.pk, (name,)), "rb")  # noqa: SIM115  (the response closes it)
         return send_file(request, stream, f"{run.name}.log", content_type="text/plain; charset=utf-8")
 
     def metrics(self, object_id: Any) -> Response:
@@ -145,6 +158,14 @@ def status_of(run: Run | None) -> dict[str, Any]:
         **{name: getattr(waiting, name) for name in ("why", "starts_when", "position")},
         "progress": progress(run.pk),
     }
+
+
+def checked_rank(run: Run, rank: int) -> int:
+    """A container that the run has. Raises Invalid."""
+    if rank >= run.num_containers:
+        last = run.num_containers - 1
+        raise Invalid(f"rank {rank}: the run has {run.num_containers} containers, 0 to {last}.", field="rank")
+    return rank
 
 
 def log_of(chunk: Chunk) -> dict[str, Any]:

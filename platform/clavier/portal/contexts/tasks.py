@@ -82,6 +82,8 @@ class TaskDetail:
     events: list[RunEvent]
     hyperparameters: list[tuple[Knob | None, str, Any]]
     runs: list[Run]
+    ranks: list[int]
+    rank: int
     estimate: TaskEstimate | None
     diagnosis: Diagnosis | None
     remedy: Remedy | None
@@ -157,8 +159,9 @@ def task_status(actor: Actor, task: FineTuneTask) -> TaskStatus:
     )
 
 
-def task_detail(actor: Actor, task: FineTuneTask) -> TaskDetail:
-    """Status, timeline, hyperparameters and earlier runs."""
+def task_detail(actor: Actor, task: FineTuneTask, rank: int = 0) -> TaskDetail:
+    """Status, timeline, hyperparameters and earlier runs; ``rank``: whose log is shown of several containers."""
+    num_containers = task.run.num_containers if task.run else 1
     known = {knob.name: knob for knob in KNOBS}
     diagnosis, remedy = examine_task(task) or (None, None)
     return TaskDetail(
@@ -166,6 +169,8 @@ def task_detail(actor: Actor, task: FineTuneTask) -> TaskDetail:
         events=list(events(task.run)) if task.run else [],
         hyperparameters=[(known.get(name), name, value) for name, value in task.hyperparameters.items()],
         runs=list(runs_of(task)[:20]),
+        ranks=list(range(num_containers)) if num_containers > 1 else [],
+        rank=min(rank, num_containers - 1),
         estimate=TaskEstimate(task.estimate) if task.estimate else None,
         diagnosis=diagnosis,
         remedy=remedy,

@@ -76,7 +76,8 @@ def task_estimate(request: PortalRequest) -> HttpResponse:
 def task_detail(request: PortalRequest, task_id: UUID) -> HttpResponse:
     """One task: progress, curve, log, timeline."""
     task = services.access_fine_tune_task(request.actor, task_id)
-    return show(request, "portal/task_detail.html", contexts.task_detail(request.actor, task))
+    rank = whole_number(request, "rank", 0)
+    return show(request, "portal/task_detail.html", contexts.task_detail(request.actor, task, rank))
 
 
 @page("GET")
@@ -108,7 +109,7 @@ def task_log(request: PortalRequest, task_id: UUID) -> HttpResponse:
 def task_log_file(request: PortalRequest, task_id: UUID) -> StreamingHttpResponse:
     """The whole log as a file."""
     task = services.access_fine_tune_task(request.actor, task_id)
-    return whole_log(task.run_id, task.name)
+    return whole_log(task.run_id, task.name, whole_number(request, "rank", 0))
 
 
 @page("POST")

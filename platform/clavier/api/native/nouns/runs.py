@@ -12,13 +12,15 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from clavier.api.native.content import RANGE
-from clavier.api.native.fields import Choice, Form, StateChoice
+from clavier.api.native.fields import Choice, Form, StateChoice, Strict, WholeNumber
 from clavier.api.native.nouns.common import Owned
-from clavier.api.native.run_parts import END_REASONS, STATES, Log, LogQuery, RunEventItem, RunView
+from clavier.api.native.run_parts import END_REASONS, STATES, Log, LogFileQuery, LogQuery, RunEventItem, RunView
 from clavier.api.native.schema import BINARY, operation
 from clavier.api.native.views import NativeView
 from clavier.runs.models import Run
-from clavier.runs.queries import access_run, visible_runs
+from clavier.runs.options import HIGHEST_PRIORITY, LOWEST_PRIORITY
+from clavier.runs.queries import access_run, operated_run, visible_runs
+from clavier.runs.services import change_priority
 from clavier.runs.waiting import OBSTACLES, explain
 from runner.contract.run_spec import RUN_KINDS
 
@@ -40,6 +42,13 @@ class RunItem(Owned):
     ended_at = serializers.DateTimeField(allow_null=True)
 
 
+class PeerItem(serializers.Serializer[Any]):
+    """A further container of a run of several."""
+
+    rank = serializers.IntegerField()
+    node = serializers.CharField(source="node.name")
+
+
 class AttemptItem(serializers.Serializer[Any]):
     """One start of its program."""
 
@@ -50,6 +59,7 @@ class AttemptItem(serializers.Serializer[Any]):
     ended_at = serializers.DateTimeField(allow_null=True)
     exit_code = serializers.IntegerField(allow_null=True)
     end_reason = serializers.ChoiceField(END_REASONS, allow_blank=True)
+    peers = PeerItem(many=True, help_text="Further containers, by rank.")
     max_memory_mib = serializers.IntegerField(allow_null=True)
 
 
@@ -74,6 +84,10 @@ class RunDetail(RunItem):
         return WaitingItem(explain(run)).data
 
 
+class ChangedRun(Strict):
+    priority = WholeNumber(min_value=LOWEST_PRIORITY, max_value=HIGHEST_PRIORITY, help_text="Higher goes first.")
+
+
 class RunFilters(Form):
     state = StateChoice(STATES, required=False)
     kind = Choice(RUN_KINDS, required=False)
@@ -92,6 +106,15 @@ class RunDetailView(NativeView):
     def get(self, request: Request, run_id: UUID) -> Response:
         """State, why it waits, how it ended."""
         return Response(RunDetail(access_run(self.actor, run_id)).data)
+
+    @operation("change_run", "runs", "Change the priority of a waiting run (operators)", body=ChangedRun,
+               answer=RunDetail, errors=(404, 409))  # fmt: skip
+    def patch(self, request: Request, run_id: UUID) -> Response:
+        """Of any tenant."""
+        body = self.body(ChangedRun)
+        run = operated_run(self.actor, run_id)
+        change_priority(actor=self.actor, run=run, priority=body["priority"])
+        return Response(RunDetail(run).data)
 
 
 class OfRun(RunView):
@@ -118,7 +141,7 @@ class RunLogView(OfRun):
 
 class RunLogFileView(OfRun):
     @operation("download_run_log", "runs", "Download the whole log", answer=BINARY, media_type="text/plain",
-               parameters=(RANGE,), errors=(404, 416))  # fmt: skip
+               query=LogFileQuery, parameters=(RANGE,), errors=(404, 416))  # fmt: skip
     def get(self, request: Request, run_id: UUID) -> HttpResponseBase:
         """Of all its attempts."""
         return self.log_file(request, run_id)
