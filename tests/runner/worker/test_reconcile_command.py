@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
+from django.utils import timezone
 
 from clavier.runs import leases
+from clavier.runs.models import Lease
 from clavier.runs.queries import RECONCILER_LEASE
 from runner.worker.management.commands.reconcile import bury_predecessor, this_machine
 
@@ -22,6 +25,14 @@ def test_a_dead_leader_of_this_machine_keeps_nobody_waiting():
     assert not leases.hold(RECONCILER_LEASE, "next", for_s=15)
     bury_predecessor()
     assert leases.hold(RECONCILER_LEASE, "next", for_s=15)
+
+
+def test_a_lease_that_was_written_before_the_clock_was_set_back_holds_nobody_up():
+    assert leases.hold("loop", "first", for_s=15)
+    Lease.objects.update(expires_at=timezone.now() + timedelta(seconds=25))
+    assert not leases.hold("loop", "next", for_s=15)
+    Lease.objects.update(expires_at=timezone.now() + timedelta(hours=1))
+    assert leases.hold("loop", "next", for_s=15)
 
 
 @pytest.mark.parametrize("place", ["alive", "elsewhere:0:1"])
