@@ -156,7 +156,7 @@ VERBS: dict[str, Callable[[], object]] = {
 }
 
 if __name__ == "__main__":
-    if sys.argv[2] != "none":
-        lay_mine(sys.argv[2])
     for verb in sys.argv[1].split(","):
         VERBS[verb]()
+        if verb == "submit" and sys.argv[2] != "none":
+            lay_mine(sys.argv[2])
