@@ -9,7 +9,7 @@ AREAS = {
     "datasets": "data sets: tests/datasets_app and tests/api/native/test_datasets.py hold its cases so far",
     "env_and_commands": "own code: tests/platform/runs/test_commands.py and tests/finetune_app/test_custom.py",
     "gateway": "gateway: tests/inference_app/test_gateway.py",
-    "images": "images: tests/platform/images and tests/programs hold its cases so far",
+    "images": "an import refuses later, on the version: tests/platform/images/test_catalogue.py sends every case",
     "models": "models: tests/models_app",
     "resumable_uploads": "resumable uploads: no route /api/v1/uploads yet",
     "scoring_and_urls": "manifests dialect (document 000)",
