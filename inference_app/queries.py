@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import stat
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from django.db.models import Prefetch, QuerySet
 from clavier.core.actor import Actor
 from clavier.core.errors import DomainError, NotFound, quoted
 from clavier.runs.models import Run
-from clavier.runs.outputs import read_json
+from clavier.runs.outputs import read_json, run_folder
 from clavier.runs.queries import progress
 from clavier.runs.states import LIVE_STATES, RunState
 from clavier.runs.waiting import explain
@@ -132,8 +133,11 @@ def choose_upstreams(actor: Actor, model: str) -> list[Upstream]:
     for version in by_traffic(versions, explicit=bool(number)):
         running = [r.run for r in version.replicas.all() if r.run and r.run.state == RunState.RUNNING]
         random.shuffle(running)
-        reports = [read_json(run.pk, folder.READY) for run in running]
-        upstreams = [upstream_of(service, report) for report in reports if report is not None]
+        if version.is_own_server:
+            upstreams = [own_upstream(service, run) for run in running if has_socket(run)]
+        else:
+            reports = [read_json(run.pk, folder.READY) for run in running]
+            upstreams = [upstream_of(service, report) for report in reports if report is not None]
         if upstreams:
             return upstreams
     raise NoHealthyReplica(
@@ -158,6 +162,20 @@ def upstream_of(service: InferenceService, ready: dict[str, Any]) -> Upstream:
         host=endpoint.get("host"),
         port=endpoint.get("port"),
     )
+
+
+def own_upstream(service: InferenceService, run: Run) -> Upstream:
+    """Where an own server is reached: the one place that the platform gave it, whatever its container wrote."""
+    socket = str(run_folder(run.pk) / folder.SOCKET)
+    return Upstream(service.name, service.name, "", socket, None, None)
+
+
+def has_socket(run: Run) -> bool:
+    """There is a socket and no link, which could lead to another service of this machine."""
+    try:
+        return stat.S_ISSOCK((run_folder(run.pk) / folder.SOCKET).lstat().st_mode)
+    except OSError:
+        return False
 
 
 def served_models(actor: Actor) -> list[dict[str, Any]]:

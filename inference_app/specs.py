@@ -19,8 +19,6 @@ from runner.contract import folder
 from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
 
 PROGRAM = "runner.programs.serve.replica"
-#: The Unix socket on which an own server answers, relative to the run folder; a container has no network.
-SOCKET = f"{folder.WORK}/server.sock"
 
 
 def run_spec_of(version: ServiceVersion) -> RunSpec:
@@ -78,12 +76,12 @@ def own_server_spec(version: ServiceVersion, run_id: UUID) -> RunSpec:
         mounts=(*(Mount(path) for path in paths), *volumes),
         input_dir=volume_folder(version),
     )
-    more = {"socket": str(run_folder(run_id) / SOCKET), "port": str(next(iter(version.image_ports), ""))}
+    more = {"socket": str(run_folder(run_id) / folder.SOCKET), "port": str(next(iter(version.image_ports), ""))}
     parts = command_parts(owner, code, run_id=run_id, inputs=inputs, hyperparameters=version.hyperparameters, more=more)
     return RunSpec(
         kind="replica",
         program=None,
-        parameters={"ports": version.image_ports, "socket": more["socket"]},
+        parameters={"ports": version.image_ports},
         argv=parts.argv,
         environment={"CLAVIER_SOCKET": more["socket"], "CLAVIER_PORT": more["port"], **parts.environment},
         mounts=parts.mounts,
@@ -94,6 +92,7 @@ def own_server_spec(version: ServiceVersion, run_id: UUID) -> RunSpec:
         priority=10,
         limits=Limits(time_limit_s=None, stop_grace_s=10),
         ready_file=True,
+        serve_port=next(iter(version.image_ports), 0),
     )
 
 

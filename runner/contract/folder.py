@@ -17,6 +17,8 @@ LOG = "log.txt"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 READY = "work/ready.json"
+#: Where a user's own server is reached; a container has no network.
+SOCKET = "work/server.sock"
 CHECKPOINTS = "checkpoints"
 OUTPUT = "output"
 WORK = "work"

@@ -105,7 +105,9 @@ class RunSpec:
     ``work``: what is laid out in the run folder's ``work/`` before the first start; ``start_in``: the folder, relative
     to the run folder, in which the program starts.
     ``node_names``: only these nodes (empty: any of the group).
-    ``ready_file``: the run counts as PREPARING until the program has written ``work/ready.json``.
+    ``ready_file``: the run counts as PREPARING until the program has written ``work/ready.json``. For a user's own
+    server, which does not, its container does so once the server answers on ``serve_port`` of the container's loopback
+    (0: on ``work/server.sock``, which the server makes itself).
     """
 
     kind: RunKind
@@ -127,6 +129,7 @@ class RunSpec:
     image: Image | None = None
     needs_network: bool = False
     ready_file: bool = False
+    serve_port: int = 0
     retries: int = 2
 
     @property

@@ -2,6 +2,12 @@
  *
  * container_wrapper LOG MAX_LOG_MIB TIME_LIMIT_MS STOP_GRACE_MS MEMORY_MIB ORDERS REPORT PROGRAM [ARGUMENT...]
  *
+ * container_wrapper --relay SOCKET READY PORT PROGRAM [ARGUMENT...]
+ *
+ * becomes PROGRAM, a server of a user's own, with a relay beside it: a container has no network, so once the server
+ * answers on PORT of the loopback the relay passes connections to SOCKET on to it, and then writes READY. With PORT 0
+ * the server makes SOCKET itself, and READY follows once it answers.
+ *
  * It is linked statically and needs nothing of the image. It runs as the program's own user below the engine's init.
  * ORDERS is a folder that only the platform writes: "stop" holds the seconds of grace. In the folder REPORT it makes
  * "started" before the program exists and "report.json" after no process of it is left, each once and durably.
@@ -10,6 +16,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -18,7 +25,9 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -248,7 +257,97 @@ static void end_all(void) {
     }
 }
 
+static int connect_to(int port, const struct sockaddr_un *path) {
+    struct sockaddr_in loopback = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    loopback.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    int server = socket(port > 0 ? AF_INET : AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (server < 0) return -1;
+    int failed = port > 0 ? connect(server, (const struct sockaddr *)&loopback, sizeof loopback)
+                          : connect(server, (const struct sockaddr *)path, sizeof *path);
+    if (failed == 0) return server;
+    close(server);
+    return -1;
+}
+
+/* Bytes from one end to the other; 0 once there are no more in this direction. */
+static int pass_on(int from, int to) {
+    ssize_t size = read(from, piece, sizeof piece);
+    if (size < 0 && errno == EINTR) return 1;
+    if (size <= 0) {
+        shutdown(to, SHUT_WR);
+        return 0;
+    }
+    for (ssize_t sent = 0; sent < size;) {
+        ssize_t count = write(to, piece + sent, (size_t)(size - sent));
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0) return 0;
+        sent += count;
+    }
+    return 1;
+}
+
+static void relay_connection(int client, int port) {
+    int server = connect_to(port, NULL);
+    if (server < 0) return;
+    for (int asks = 1, answers = 1; answers;) {
+        struct pollfd fds[2] = {{asks ? client : -1, POLLIN, 0}, {server, POLLIN, 0}};
+        if (poll(fds, 2, -1) < 0 && errno != EINTR) return;
+        if (fds[1].revents) answers = pass_on(server, client);
+        if (asks && fds[0].revents) asks = pass_on(client, server);
+    }
+}
+
+/* Wait for the server, listen for it where it does not itself, say so, and relay until the container ends. */
+static void relay(const char *socket_path, const char *ready, int port) {
+    struct sockaddr_un path = {.sun_family = AF_UNIX};
+    if (strlen(socket_path) >= sizeof path.sun_path) return;
+    strcpy(path.sun_path, socket_path);
+    int server, listener = -1;
+    while ((server = connect_to(port, &path)) < 0) usleep(TICK_MS * 1000);
+    close(server);
+    if (port > 0) {
+        unlink(socket_path);
+        listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (bind(listener, (struct sockaddr *)&path, sizeof path) != 0 || listen(listener, 128) != 0) return;
+    }
+    int file = open(ready, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    if (file < 0) return;
+    dprintf(file, "{\"engine\": \"own\"}\n");
+    close(file);
+    while (port > 0) {
+        int client = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+        if (client >= 0 && fork() == 0) {
+            close(listener);
+            relay_connection(client, port);
+            _exit(0);
+        }
+        if (client >= 0) close(client);
+    }
+}
+
+/* The relay belongs to the wrapper, not to the program, which must not meet a child that it never made. */
+static int run_with_relay(char **argv) {
+    pid_t between = fork();
+    if (between == 0) {
+        if (fork() == 0) {
+            setsid();
+            signal(SIGCHLD, SIG_IGN);
+            signal(SIGPIPE, SIG_IGN);
+            close(1);
+            close(2);
+            relay(argv[2], argv[3], atoi(argv[4]));
+        }
+        _exit(0);
+    }
+    if (between > 0) waitpid(between, NULL, 0);
+    execvp(argv[5], argv + 5);
+    int code = errno == ENOENT || errno == ENOTDIR ? NOT_FOUND : NOT_EXECUTABLE;
+    dprintf(2, "[clavier] command not run: %s: %s\n", argv[5], strerror(errno));
+    return code;
+}
+
 int main(int argc, char **argv) {
+    if (argc > 5 && strcmp(argv[1], "--relay") == 0) return run_with_relay(argv);
     if (argc < 9) {
         dprintf(2, "usage: %s LOG MAX_LOG_MIB TIME_LIMIT_MS STOP_GRACE_MS MEMORY_MIB ORDERS REPORT PROGRAM...\n", argv[0]);
         return NOT_FOUND;

@@ -102,6 +102,9 @@ def wrapped_command(launch: Launch, around: Surroundings) -> list[str]:
     """The wrapper's own arguments, then the program's command line."""
     limits, run_folder = launch.spec.limits, os.path.abspath(launch.run_folder)
     program = launch.spec.argv or (around.python, "-m", str(launch.spec.program), run_folder)
+    if launch.spec.argv and launch.spec.ready_file:
+        ends = (os.path.join(run_folder, names.SOCKET), os.path.join(run_folder, names.READY))
+        program = (WRAPPER, "--relay", *ends, str(launch.spec.serve_port), *program)
     return [
         WRAPPER,
         os.path.join(run_folder, names.log_name(launch.rank)),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections import Counter
 
 import pytest
@@ -12,7 +14,14 @@ from clavier.quotas.models import Node
 from clavier.runs.models import Run
 from clavier.runs.outputs import run_folder
 from inference_app.models import InferenceService
-from inference_app.queries import choose_upstreams, replica_facts, replicas_of, state_of, visible_services
+from inference_app.queries import (
+    NoHealthyReplica,
+    choose_upstreams,
+    replica_facts,
+    replicas_of,
+    state_of,
+    visible_services,
+)
 from inference_app.services import access_service, add_service_version, create_service, set_traffic, start_service
 from tests.engine import make_engine
 from tests.worlds import make_image_version, make_model_version, put_tree
@@ -172,9 +181,7 @@ def test_an_own_server_in_a_container_is_told_its_socket_port_and_volumes(engine
     spec = run.run_spec()
     socket = str(run_folder(run.pk) / "work" / "server.sock")
     assert spec.argv == ("serve", "--all", "--top_k", "3")
-    assert (spec.image.id, spec.ready_file, spec.parameters) == (
-        image.content_id, True, {"ports": [5050], "socket": socket},
-    )  # fmt: skip
+    assert (spec.image.id, spec.ready_file, spec.serve_port) == (image.content_id, True, 5050)
     assert (spec.environment["CLAVIER_SOCKET"], spec.environment["At"]) == (socket, "122")
     private = home / "files" / str(alice.tenant_id) / str(alice.user_id) / "private"
     assert [(mount.source, mount.target) for mount in spec.mounts] == [(f"{private}/lightgbm", "/dd")]
@@ -185,3 +192,23 @@ def test_an_image_that_starts_nothing_needs_a_command(engine, alice):
     with pytest.raises(InvalidFields, match="neither an entrypoint nor a command") as refusal:
         create_service(actor=alice, name="own", image=image.pk, start=False)
     assert (refusal.value.code, refusal.value.field) == ("required", "command")
+
+
+def test_an_own_server_is_asked_at_its_own_socket_whatever_it_wrote(engine, alice, settings):
+    settings.CONTAINER_EXECUTORS = ("local_process",)
+    image = make_image_version(alice, cmd=["serve"])
+    create_service(actor=alice, name="own", image=image.pk, image_ports=[5050])
+    become_ready(engine)
+    run = Run.objects.get(kind="replica")
+    place = run_folder(run.pk) / "work" / "server.sock"
+    with pytest.raises(NoHealthyReplica):
+        choose_upstreams(alice, "own")
+    place.symlink_to("/run/docker.sock")
+    with pytest.raises(NoHealthyReplica):
+        choose_upstreams(alice, "own")
+    place.unlink()
+    folder = os.open(place.parent, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"/proc/self/fd/{folder}/server.sock")  # the path itself may be too long
+        assert [upstream.unix_socket for upstream in choose_upstreams(alice, "own")] == [str(place)]
+    os.close(folder)
