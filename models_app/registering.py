@@ -11,7 +11,7 @@ from django.db import transaction
 from clavier.accounts.access import require_write
 from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, DomainError, quoted
-from clavier.images.access import access_image_version, image_of_run
+from models_app.declarations import checked_declarations
 from models_app.models import ModelVersion, RegisteredModel
 from models_app.services import access_model_version, check_model_name, next_number, register_model, require_usable
 
@@ -23,6 +23,7 @@ class NewVersion:
 
     source: str
     location: str
+    declarations: Sequence[Mapping[str, Any]] = ()
     submitted: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -56,33 +57,34 @@ def create_model_with_versions(
             try:
                 made.append(add_version(actor, model, wanted))
             except DomainError as refusal:
-                refusal.field = f"versions.{number}.location"
+                if not (refusal.field or "").startswith("declarations"):
+                    refusal.field = f"versions.{number}.location"
                 raise
     return model, made
 
 
 def add_version(actor: Actor, model: RegisteredModel, wanted: NewVersion) -> ModelVersion:
     """One version. Raises Invalid, NotFound, Conflict."""
-    if wanted.source == "folder":
+    if wanted.source != "fine_tune":
         return register_model(
-            actor=actor, name=model.name, source="folder", location=wanted.location, submitted=wanted.submitted
+            actor=actor,
+            name=model.name,
+            source=wanted.source,
+            location=wanted.location,
+            declarations=wanted.declarations,
+            submitted=wanted.submitted,
         )
     version = ModelVersion(
         tenant_id=actor.tenant_id,
         created_by_id=actor.user_id,
         model=model,
         number=next_number(model),
-        source=wanted.source,
+        source="fine_tune",
         state="ready",
+        declarations=checked_declarations(wanted.declarations),
         submitted=dict(wanted.submitted),
     )
-    if wanted.source == "image":
-        image = access_image_version(actor, wanted.location, field="location")
-        image_of_run(image, field="location")
-        version.location, version.size_bytes = str(image), image.size_bytes
-        version.image_version, version.format = image, "image"
-    else:
-        share_files(version, access_model_version(actor, wanted.location, field="location"))
+    share_files(version, access_model_version(actor, wanted.location, field="location"))
     version.save(force_insert=True)
     return version
 

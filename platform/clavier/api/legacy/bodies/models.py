@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from clavier.api.legacy.errors import spoken
@@ -17,6 +18,11 @@ from finetune_app.services import access_fine_tune_task
 from models_app.registering import NewVersion
 
 SOURCES = {FROM_TRAINING: "fine_tune", FROM_IMAGE: "image", FROM_FILES: "folder"}
+#: Words for a type that clients write -> ours.
+TYPES = {
+    "integer": "int", "long": "int", "double": "float", "number": "float", "string": "str", "text": "str",
+    "boolean": "bool",
+}  # fmt: skip
 #: Fields of who asks: the credential says it.
 _PERSON = ("createUser", "userName", "loginUser")
 
@@ -83,10 +89,11 @@ def arguments_of(actor: Actor, values: dict[str, Any]) -> tuple[dict[str, Any], 
     Raises Invalid, NotFound, Conflict, Unprocessable.
     """
     versions, names = [], {"name": "application.name"}
+    declarations, places = declarations_of(values.get("hyperParameterList") or [])
     for number, version in enumerate(values.get("aiApplicationVersionList") or []):
         place = f"aiApplicationVersionList[{number}]"
         wanted, field = new_version(actor, version, place)
-        versions.append(wanted)
+        versions.append(replace(wanted, declarations=declarations))
         names[f"versions.{number}.location"] = f"{place}.{field}"
     application = values["application"]
     arguments = {
@@ -95,7 +102,29 @@ def arguments_of(actor: Actor, values: dict[str, Any]) -> tuple[dict[str, Any], 
         "versions": versions,
         "submitted": {**without_person(application), "hyperParameterList": values.get("hyperParameterList") or []},
     }
-    return arguments, names
+    return arguments, {**names, **places}
+
+
+def declarations_of(given: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The declared hyperparameters as the service wants them, and where each was written."""
+    found: list[dict[str, Any]] = []
+    places = {"declarations": "hyperParameterList"}
+    for number, entry in enumerate(given):
+        if not entry.get("paramName"):
+            continue
+        ours, place = f"declarations[{len(found)}]", f"hyperParameterList[{number}]"
+        places |= {ours: place, f"{ours}.name": f"{place}.paramName", f"{ours}.range": f"{place}.valueRange"}
+        kind = entry.get("type", "").lower()
+        found.append(
+            {
+                "name": entry["paramName"],
+                "type": TYPES.get(kind, kind),
+                "value": entry.get("value"),
+                "range": entry.get("valueRange") or [],
+                "is_editable": entry.get("edit", True),
+            }
+        )
+    return found, places
 
 
 def new_version(actor: Actor, values: dict[str, Any], place: str) -> tuple[NewVersion, str]:
@@ -108,12 +137,13 @@ def new_version(actor: Actor, values: dict[str, Any], place: str) -> tuple[NewVe
     kept = without_person(values)
     if source == FROM_IMAGE:
         name = values.get("image") or missing(f"{place}.image")
-        return NewVersion("image", str(image_argument(actor, name, field=f"{place}.image")), kept), "image"
+        version = image_argument(actor, name, field=f"{place}.image")
+        return NewVersion("image", str(version), submitted=kept), "image"
     if source == FROM_TRAINING:
-        return NewVersion("fine_tune", trained(actor, values, place), kept), training_field(values)
+        return NewVersion("fine_tune", trained(actor, values, place), submitted=kept), training_field(values)
     location = location_of(values.get("savePath") or "", field=f"{place}.savePath")
     location_of(values.get("configPath") or "", field=f"{place}.configPath")
-    return NewVersion("folder", location or missing(f"{place}.savePath"), kept), "savePath"
+    return NewVersion("folder", location or missing(f"{place}.savePath"), submitted=kept), "savePath"
 
 
 def trained(actor: Actor, values: dict[str, Any], place: str) -> str:

@@ -137,7 +137,11 @@ def application_of(model: RegisteredModel) -> dict[str, Any]:
 def version_of(version: ModelVersion) -> dict[str, Any]:
     """One version; no path of the server is in it."""
     wrote, facts = version.submitted, version.facts
-    declared = version.model.submitted.get("hyperParameterList") or []
+    declared = version.model.submitted.get("hyperParameterList") or [
+        {"paramName": one["name"], "type": one["type"], "value": one["value"], "valueRange": one["range"],
+         "edit": one["is_editable"]}
+        for one in version.declarations
+    ]  # fmt: skip
     is_read = version.state == "ready"
     return {
         "id": str(version.pk),
