@@ -54,7 +54,7 @@ DATA_KINDS = {
     "pretrain": ("text",),
 }
 #: Recipes that can train on several GPUs at once.
-DATA_PARALLEL_RECIPES = ("sft",)
+DATA_PARALLEL_RECIPES = ("sft", "preference", "reward", "classify", "seq2seq")
 #: Which models a recipe can tune besides those for generation.
 BASE_TASKS = {"seq2seq": ("generation", "seq2seq"), "classify": ("generation", "classification")}
 DEFAULT_TIME_LIMIT_S = 7 * 24 * 3600

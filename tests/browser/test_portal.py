@@ -189,3 +189,22 @@ def test_a_file_is_uploaded_with_its_findings_beside_it(tab, world, tmp_path):  
     tab.set_input_files("input[type=file]", str(good))
     tab.get_by_role("button", name="Upload").click()
     expect(tab.get_by_role("heading", name="broken")).to_be_visible()
+
+
+def test_the_form_of_a_task_shows_what_the_recipe_takes(tab, world):  # noqa: F811
+    sign_in(tab, "/tasks/new")
+    recipe, method = tab.get_by_label("What to train"), tab.get_by_label("Method")
+    shown = {name: tab.locator(f"[name={name}]") for name in ("loss_type", "algorithm", "reward_model", "lora_r")}
+    recipe.select_option("preference")
+    method.select_option("qlora")
+    for name, is_visible in (("loss_type", True), ("algorithm", False), ("reward_model", False), ("lora_r", True)):
+        expect(shown[name]).to_be_visible(visible=is_visible)
+    expect(tab.locator("[name=quantization_bits]")).to_be_visible()
+    recipe.select_option("rl")
+    expect(method).to_have_value("lora")
+    for name, is_visible in (("loss_type", False), ("algorithm", True), ("reward_model", True), ("lora_r", True)):
+        expect(shown[name]).to_be_visible(visible=is_visible)
+    expect(tab.locator("[name=validation_dataset]")).to_be_hidden()
+    recipe.select_option("pretrain")
+    expect(method).to_have_value("full")
+    expect(shown["lora_r"]).to_be_hidden()

@@ -157,12 +157,10 @@ def test_reinforcement_needs_a_reward_model_or_a_rule(engine, asked, alice, spoo
 
 
 def test_only_data_parallel_recipes_take_several_gpus(engine, asked, alice, spooled):
-    pairs = make_dataset(alice, spooled, PAIRS, name="pairs")
-    several = {"gpus": 2}
-    with pytest.raises(Invalid, match="the recipe preference uses one GPU; sft can use several"):
-        create_fine_tune_task(
-            **(asked | {"recipe": "preference", "train_dataset": pairs.pk, "hyperparameters": {}, "resources": several})
-        )
+    texts = make_dataset(alice, spooled, [{"text": f"once upon {n}"} for n in range(3)], name="texts")
+    wanted = asked | {"recipe": "pretrain", "method": "full", "train_dataset": texts.pk, "hyperparameters": {}}
+    with pytest.raises(Invalid, match="the recipe pretrain uses one GPU; sft, preference"):
+        create_fine_tune_task(**(wanted | {"resources": {"gpus": 2}}))
     task = create_fine_tune_task(**asked)
     assert task.run.spec["parameters"]["num_processes"] == 1
 

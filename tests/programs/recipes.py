@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,3 +87,14 @@ def events_of(run_folder: Path, kind: str) -> list[dict[str, Any]]:
 def values_by_step(run_folder: Path, name: str) -> dict[int, float]:
     """A metric by step; for a step that was reported twice the last one counts."""
     return {event["step"]: event[name] for event in events_of(run_folder, "metric") if name in event}
+
+
+def run_in_processes(program: str, run_folder: Path, parameters: dict[str, Any], num_processes: int) -> str:
+    """Run a program through the launcher that the platform uses (torchrun; gloo on a CPU); its log."""
+    run_folder.mkdir()
+    spec = RunSpec("fine_tune", program, {**parameters, "num_processes": num_processes})
+    (run_folder / folder.SPEC).write_text(json.dumps(spec.to_json()), encoding="utf-8")
+    command = [sys.executable, "-m", program, str(run_folder)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout

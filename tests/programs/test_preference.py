@@ -15,7 +15,15 @@ from runner.programs.lib.data import read_preferences
 from runner.programs.lib.events import ProgramError, Stopped
 from runner.programs.lib.render import Renderer
 from runner.programs.train import preference
-from tests.programs.recipes import PREFERENCES, StoppingReporter, events_of, make_context, values_by_step, write_rows
+from tests.programs.recipes import (
+    PREFERENCES,
+    StoppingReporter,
+    events_of,
+    make_context,
+    run_in_processes,
+    values_by_step,
+    write_rows,
+)
 
 FAST = {
     "num_train_epochs": 6,
@@ -145,6 +153,25 @@ def test_a_resumed_run_ends_exactly_like_an_unbroken_one(
         assert values_by_step(broken, name) == values_by_step(tmp_path / "whole", name)
     weights = [path / folder.OUTPUT / "model" / "adapter_model.safetensors" for path in (broken, tmp_path / "whole")]
     assert hash_file(weights[0]) == hash_file(weights[1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(
+    tiny_model_folder: Path, train_data: str, tmp_path: Path
+) -> None:
+    knobs = {"per_device_train_batch_size": 2, "max_steps": 6, "save_steps": 3, "eval_steps": 6}
+    one = parameters_of(tiny_model_folder, train_data, gradient_accumulation_steps=2, **knobs)
+    one["validation_data"] = train_data
+    preference.main(make_context(tmp_path / "one", one))
+    two = {**one, "hyperparameters": {**one["hyperparameters"], "gradient_accumulation_steps": 1}}
+    log = run_in_processes("runner.programs.train.preference", tmp_path / "two", two, 2)
+    assert log.count("training started") == 1
+    for name in ("train/loss", "eval/loss", "train/reward_margin"):
+        ours, theirs = values_by_step(tmp_path / "two", name), values_by_step(tmp_path / "one", name)
+        assert len(ours) > 0
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    assert newest_sealed(tmp_path / "two" / folder.CHECKPOINTS) is not None
 
 
 @pytest.mark.slow

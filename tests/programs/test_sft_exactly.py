@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -19,12 +16,19 @@ import torch
 from safetensors.torch import load_file
 
 from runner.contract import folder
-from runner.contract.run_spec import RunSpec
 from runner.programs.lib.artifacts import hash_file
 from runner.programs.lib.batches import shuffled_batches
 from runner.programs.lib.render import Renderer
 from runner.programs.train import sft
-from tests.programs.recipes import QUESTIONS, StoppingReporter, events_of, make_context, values_by_step, write_rows
+from tests.programs.recipes import (
+    QUESTIONS,
+    StoppingReporter,
+    events_of,
+    make_context,
+    run_in_processes,
+    values_by_step,
+    write_rows,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -126,19 +130,13 @@ def test_a_run_that_is_killed_five_times_ends_with_the_weights_of_the_unbroken_o
 def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    """Through the launcher that the platform uses: torchrun, gloo on a CPU."""
     one = parameters_of(tiny_model_folder, tmp_path, "lora", max_steps=12, gradient_accumulation_steps=2)
     one["validation_data"] = write_rows(tmp_path / "validation.jsonl", QUESTIONS[:3])
     sft.main(make_context(tmp_path / "one", one))
-    two = {**one, "num_processes": 2, "hyperparameters": {**one["hyperparameters"], "gradient_accumulation_steps": 1}}
+    two = {**one, "hyperparameters": {**one["hyperparameters"], "gradient_accumulation_steps": 1}}
     run = tmp_path / "two"
-    run.mkdir()
-    spec = RunSpec("fine_tune", "runner.programs.train.sft", two)
-    (run / folder.SPEC).write_text(json.dumps(spec.to_json()), encoding="utf-8")
-    command = [sys.executable, "-m", "runner.programs.train.sft", str(run)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("training started") == 1
+    log = run_in_processes("runner.programs.train.sft", run, two, 2)
+    assert log.count("training started") == 1
     for name in ("train/loss", "eval/loss", "train/grad_norm"):
         ours, theirs = values_by_step(run, name), values_by_step(tmp_path / "one", name)
         assert len(ours) > 0

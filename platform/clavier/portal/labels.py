@@ -102,6 +102,10 @@ KNOBS: dict[str, str | Promise] = {
     "per_device_train_batch_size": _("Batch size"),
     "max_seq_length": _("Longest sample"),
     "lora_r": _("LoRA rank"),
+    "loss_type": _("Preference loss"),
+    "algorithm": _("Algorithm"),
+    "reward_function": _("Reward"),
+    "quantization_bits": _("Bits of the base"),
 }
 METRICS: dict[str, str | Promise] = {
     "exact_match": _("Exact match"),

@@ -16,6 +16,7 @@ import torch
 from transformers import TrainerCallback
 
 from runner.contract import exits
+from runner.programs.lib import distributed
 from runner.programs.lib.artifacts import newest_sealed, prune_checkpoints, seal_checkpoint
 from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
 from runner.programs.lib.model import Device
@@ -92,7 +93,7 @@ def total_steps(knobs: Mapping[str, Any], num_samples: int) -> int:
 
 def epoch_steps(knobs: Mapping[str, Any], num_samples: int) -> int:
     """Optimizer steps of one pass over the data."""
-    batches = math.ceil(num_samples / int(knobs["per_device_train_batch_size"]))
+    batches = math.ceil(num_samples / int(knobs["per_device_train_batch_size"]) / distributed.num_processes())
     return math.ceil(batches / int(knobs["gradient_accumulation_steps"]))
 
 
@@ -146,11 +147,14 @@ def run_trainer(
     for callback in ("PrinterCallback", "ProgressCallback"):
         for found in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == callback]:
             trainer.remove_callback(found)
-    newest = newest_sealed(context.checkpoints)
+    newest = distributed.first_then_others(lambda: newest_sealed(context.checkpoints))
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    if context.should_stop and session.progress.step < session.total_steps:
+    if session.is_stopped:
         raise Stopped(f"stopped after step {session.progress.step}; a restart goes on from there")
-    return session.finish()
+    metrics = session.finish()
+    if not distributed.is_first():  # the first process writes the result
+        raise SystemExit
+    return metrics
 
 
 def with_rows(collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -175,6 +179,7 @@ class Session(TrainerCallback):
         self.trainable = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
         self.optimizer = trainer.optimizer
         self.progress = Progress()
+        self.is_stopped = False
         self.last_rows: list[str] = []
         self.last_values: dict[str, float] = {}
         self._told_at = 0.0
@@ -199,8 +204,8 @@ class Session(TrainerCallback):
         if is_last or time.monotonic() - self._told_at >= PROGRESS_INTERVAL_S:
             self._told_at = time.monotonic()
             self.context.report.progress(step, self.total_steps)
-        if self.context.should_stop and not is_last:
-            control.should_save = control.should_training_stop = True
+        if distributed.summed(self.context.should_stop)[0] and not is_last:
+            self.is_stopped = control.should_save = control.should_training_stop = True
         control.should_training_stop = control.should_training_stop or is_last
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
@@ -229,10 +234,15 @@ class Session(TrainerCallback):
 
     def seal(self) -> None:
         """Seal a checkpoint of this step, tell of it, and remove old ones except the best."""
-        progress, folder, trainer = self.progress, self.context.checkpoints, self.trainer
+        progress, trainer = self.progress, self.trainer
         progress.loss_sum = float(trainer._tr_loss)
         progress.loss_count = trainer.state.global_step - trainer._globalstep_last_logged
-        known = self._losses()
+        if distributed.is_first():
+            self._write_checkpoint(self._losses())
+        distributed.wait_for_all()
+
+    def _write_checkpoint(self, known: Mapping[str, float]) -> None:
+        progress, folder, trainer = self.progress, self.context.checkpoints, self.trainer
 
         def write(target: Path) -> None:
             write_state(target, self.trainable, self.optimizer, progress)

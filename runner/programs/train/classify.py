@@ -18,7 +18,8 @@ import torch
 from runner.contract.folder import write_json_durably
 from runner.programs.lib.adapters import load_trainable_classifier, save_package
 from runner.programs.lib.data import read_labelled
-from runner.programs.lib.events import ProgramContext, ProgramError, run_program
+from runner.programs.lib.distributed import run_in_processes
+from runner.programs.lib.events import ProgramContext, ProgramError
 from runner.programs.lib.lengths import LengthPolicy
 from runner.programs.lib.recipe import Order, finish_order, read_order
 
@@ -133,4 +134,4 @@ def scores(predicted: Sequence[int], expected: Sequence[int]) -> dict[str, float
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_in_processes(main, "runner.programs.train.classify")

@@ -15,7 +15,8 @@ from typing import Any
 
 from runner.contract.alignment_knobs import PREFERENCE_BETAS
 from runner.programs.lib.adapters import load_trainable, save_package
-from runner.programs.lib.events import ProgramContext, run_program
+from runner.programs.lib.distributed import run_in_processes
+from runner.programs.lib.events import ProgramContext
 from runner.programs.lib.lengths import LengthPolicy
 from runner.programs.lib.model import load_causal_model
 from runner.programs.lib.preferences import Judged, Pair, read_judged, read_pairs
@@ -154,4 +155,4 @@ def _with_foreign_replies(samples: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_in_processes(main, "runner.programs.train.preference")

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from runner.programs.lib.adapters import load_trainable_classifier, save_package
-from runner.programs.lib.events import ProgramContext, run_program
+from runner.programs.lib.distributed import run_in_processes
+from runner.programs.lib.events import ProgramContext
 from runner.programs.lib.lengths import LengthPolicy
 from runner.programs.lib.preferences import Pair, read_pairs
 from runner.programs.lib.recipe import Order, finish_order, read_order
@@ -74,4 +75,4 @@ def whole_replies(pair: Pair) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_in_processes(main, "runner.programs.train.reward")

@@ -18,7 +18,8 @@ import torch
 from runner.programs.lib.adapters import load_trainable_encoder_decoder, save_package
 from runner.programs.lib.answers import Question, answer_scores
 from runner.programs.lib.data import read_messages
-from runner.programs.lib.events import ProgramContext, ProgramError, run_program
+from runner.programs.lib.distributed import run_in_processes
+from runner.programs.lib.events import ProgramContext, ProgramError
 from runner.programs.lib.lengths import LengthPolicy
 from runner.programs.lib.model import architecture_of
 from runner.programs.lib.recipe import Order, finish_order, read_order
@@ -126,4 +127,4 @@ def padded(batch: Sequence[Mapping[str, Any]], padding_id: int) -> dict[str, Any
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_in_processes(main, "runner.programs.train.seq2seq")

@@ -13,7 +13,7 @@ function valueOf(name) {
 function fitMethod() {
   const fitting = methods[valueOf("recipe")];
   for (const option of form.elements.method.options) option.disabled = !fitting.includes(option.value);
-  if (!fitting.includes(valueOf("method"))) form.elements.method.value = fitting[fitting.length - 1];
+  if (!fitting.includes(valueOf("method"))) form.elements.method.value = fitting.includes("lora") ? "lora" : "full";
   form.elements.base_model.required = valueOf("recipe") !== "pretrain";
   showField("reward_model", valueOf("recipe") === "rl");
   showField("validation_dataset", valueOf("recipe") !== "rl");

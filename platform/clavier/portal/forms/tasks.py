@@ -16,7 +16,17 @@ from runner.contract.knob_values import Knob
 from runner.contract.knobs import KNOBS, RECIPES
 
 #: Knobs that most people look at; the others are folded away.
-MAIN_KNOBS = ("num_train_epochs", "learning_rate", "per_device_train_batch_size", "max_seq_length", "lora_r")
+MAIN_KNOBS = (
+    "loss_type",
+    "algorithm",
+    "reward_function",
+    "num_train_epochs",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "max_seq_length",
+    "lora_r",
+    "quantization_bits",
+)
 #: Methods in the order of the select box; the first is the one that most people want.
 METHODS = ("lora", "full", "qlora")
 
