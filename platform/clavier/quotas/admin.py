@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django import forms
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
@@ -21,7 +22,7 @@ from clavier.quotas.models import (
     Usage,
 )
 from clavier.quotas.queries import with_owner_names
-from clavier.quotas.services import count_devices
+from clavier.quotas.services import count_devices, set_cap
 
 
 class GrantInline(TabularInline):
@@ -113,6 +114,24 @@ class GpuBookingAdmin(ReadOnly, OperatorAdmin):
 class OwnerNamed(OperatorAdmin):
     """Rows of a tenant, user or node, shown by its name and not by its id."""
 
+    new_fields: tuple[str, ...] = ()
+    fixed_fields: tuple[str, ...] = ("scope", "owner")
+    open_fields: tuple[str, ...] = ()
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        """A new row asks for the owner's name; later whose it is can not be changed."""
+        if obj is not None:
+            kwargs["form"] = forms.ModelForm
+        return super().get_form(request, obj, change=change, **kwargs)
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        """In the order of the form."""
+        return self.new_fields if obj is None else (*self.fixed_fields, *self.open_fields)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        """Nothing of a new row."""
+        return () if obj is None else self.fixed_fields
+
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """With the owner's name, in one query."""
         return with_owner_names(super().get_queryset(request))
@@ -131,15 +150,37 @@ class UsageAdmin(OwnerNamed):
     list_display = ("scope", "owner", "resource", "used", "cap")
     list_filter = ("scope", "resource")
     search_fields = ("scope_id", "owner_name")
-    readonly_fields = ("used",)
+    new_fields = ("scope", "name", "resource", "cap")
+    fixed_fields = ("scope", "owner", "resource", "used")
+    open_fields = ("cap",)
+
+    def save_model(self, request: HttpRequest, obj: Usage, form: Any, change: bool) -> None:
+        """The first cap of an owner counts what its runs hold already."""
+        saved = set_cap(scope=obj.scope, scope_id=obj.scope_id, resource=obj.resource, cap=obj.cap)
+        obj.pk = saved.pk
+        obj.refresh_from_db()
+
+    def has_delete_permission(self, request: HttpRequest, obj: Usage | None = None) -> bool:
+        """A cap that is in use is taken away by ``manage.py set_quota ... none``."""
+        return obj is None or not obj.reservations.exists()
 
 
 @admin.register(QuotaWindow)
 class QuotaWindowAdmin(OwnerNamed):
     form = QuotaWindowForm
+    new_fields = ("scope", "name", "valid_from", "valid_until")
+    open_fields = ("valid_from", "valid_until")
     list_display = ("scope", "owner", "valid_from", "valid_until")
     list_filter = ("scope",)
     search_fields = ("scope_id", "owner_name")
+
+    def save_model(self, request: HttpRequest, obj: QuotaWindow, form: Any, change: bool) -> None:
+        """Each owner has one window: a new one replaces it."""
+        former = QuotaWindow.objects.filter(scope=obj.scope, scope_id=obj.scope_id).first()
+        if former is not None:
+            obj.pk = former.pk
+            obj._state.adding = False
+        super().save_model(request, obj, form, change)
 
 
 @admin.register(Reservation)

@@ -52,14 +52,16 @@ class Command(BaseCommand):
 
     def list(self, options: dict[str, Any]) -> None:
         """A line for each device."""
-        for gpu in Gpu.objects.select_related("node"):
+        rows = list(Gpu.objects.select_related("node"))
+        parents = {gpu.parent_uuid for gpu in rows}
+        for gpu in rows:
             if options["json"]:
                 facts = {name: getattr(gpu, name) for name in ("uuid", "index", "name", "memory_mib", "mig_profile",
                          "parent_uuid", "allows_sharing", "is_healthy", "is_present", "cores_used",
                          "memory_used_mib")}  # fmt: skip
                 self.stdout.write(json.dumps({"node": gpu.node.name, **facts}, ensure_ascii=False))
                 continue
-            kind = gpu.mig_profile or ("shared" if gpu.allows_sharing else "whole")
+            kind = gpu.mig_profile or ("cut" if gpu.uuid in parents else "shared" if gpu.allows_sharing else "whole")
             state = (
                 ""
                 if gpu.is_healthy and gpu.is_present
