@@ -25,6 +25,10 @@ class ContainerImage(TenantOwned):
     description = models.TextField(blank=True)
     labels = models.JSONField(default=list, blank=True)
     is_public = models.BooleanField(default=False, help_text="Shared with all tenants by an operator.")
+    first_shared_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    #: Rows of other tenants may refer to images of which this column is not null.
+    shared_since: ClassVar = "first_shared_at"
 
     class Meta:
         ordering: ClassVar = ["-created_at"]
@@ -36,6 +40,8 @@ class ContainerImage(TenantOwned):
 
 class ImageVersion(TenantOwned):
     """What one tag of an image stands for; the content is named by ``content_id`` and never changes."""
+
+    shared_since: ClassVar = "image__first_shared_at"
 
     image = models.ForeignKey(ContainerImage, on_delete=models.CASCADE, related_name="versions")
     tag = models.CharField(max_length=128)

@@ -6,8 +6,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from django.conf import settings
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models import ProtectedError, RestrictedError
+from django.utils import timezone
 
 from clavier.accounts.access import require_write
 from clavier.accounts.queries import own_tenant
@@ -174,7 +175,9 @@ def share_image(*, actor: Actor, image: ContainerImage, is_public: bool) -> Cont
     if not actor.is_operator:
         raise Forbidden("Only operators share images with all tenants.", field="is_public")
     image.is_public = is_public
-    image.save(update_fields=["is_public", "updated_at"])
+    if is_public and image.first_shared_at is None:
+        image.first_shared_at = timezone.now()
+    image.save(update_fields=["is_public", "first_shared_at", "updated_at"])
     return image
 
 
@@ -236,7 +239,7 @@ def start_import(
     )
     with transaction.atomic():
         drop_failed(image, tag)
-        version = ImageVersion.objects.create(
+        version = ImageVersion(
             id=version_id or uuid4(),
             tenant_id=image.tenant_id,
             created_by_id=actor.user_id,
@@ -245,11 +248,23 @@ def start_import(
             source=source,
             location=location,
         )
+        insert_version(version)
         version.run = submit_run(
             actor=actor, kind="image_import", name=f"import {version}", subject_id=version.pk, spec=spec
         )
         version.save(update_fields=["run"])
     return version
+
+
+def insert_version(version: ImageVersion) -> None:
+    """The new row of a tag. Raises Conflict (``already_exists``) when somebody else was faster."""
+    try:
+        with transaction.atomic():
+            version.save(force_insert=True)
+    except IntegrityError as error:
+        raise Conflict(
+            f"{version} is being imported already. Take another tag.", code="already_exists", field="tag"
+        ) from error
 
 
 def drop_failed(image: ContainerImage, tag: str) -> None:

@@ -134,6 +134,9 @@ def tenants(since: datetime | None) -> Iterator[str]:
                 continue
             rows = model._default_manager.annotate(mine=F(mine), theirs=F(f"{field.name}__{theirs}"))
             rows = changed(rows, since, "updated_at").exclude(mine=None).exclude(theirs=None)
+            shared_since = getattr(field.related_model, "shared_since", None)
+            if shared_since is not None:  # what an operator shares with all tenants, or once did
+                rows = rows.filter(**{f"{field.name}__{shared_since}": None})
             for row in rows.exclude(mine=F("theirs")).values("pk", "mine", "theirs")[:MOST_SHOWN]:
                 owner = f"{model._meta.label} {row['pk']} of tenant {row['mine']}"
                 yield f"{owner} refers by {field.name} to tenant {row['theirs']}"

@@ -14,6 +14,7 @@ from clavier.core.errors import Conflict, Forbidden, Invalid, NotFound, StorageF
 from clavier.files.models import StorageUsage
 from clavier.files.queries import storage_usage
 from clavier.files.services import create_folder, upload_file
+from clavier.images import services
 from clavier.images.access import access_image, access_image_version, find_image_version, image_of_run
 from clavier.images.logins import RegistryLogin, login_path
 from clavier.images.models import ContainerImage, ImageVersion
@@ -29,11 +30,12 @@ from clavier.images.services import (
     update_image,
 )
 from clavier.images.store import abandoned_archives, discard_archive, place_archive, store_folder
+from clavier.runs import invariants
 from clavier.runs.models import Run
 from clavier.runs.outputs import run_folder
 from runner.contract.run_spec import Image
 from tests.engine import make_engine
-from tests.worlds import spec_on_disk
+from tests.worlds import make_image_version, make_model_version, spec_on_disk
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -207,6 +209,27 @@ def test_an_operator_shares_an_image_with_all_tenants(engine, alice, charlie):
     share_image(actor=operator, image=version.image, is_public=False)
     with pytest.raises(NotFound):
         access_image(charlie, version.image_id)
+
+
+def test_only_an_image_that_was_shared_may_be_named_by_rows_of_other_tenants(alice, charlie):
+    version = make_image_version(alice)
+    make_model_version(charlie, image_version=version)
+    (finding,) = invariants.tenants(None)
+    assert "refers by image_version" in finding
+    operator = dataclasses.replace(alice, is_operator=True)
+    for is_public in (True, False):
+        share_image(actor=operator, image=version.image, is_public=is_public)
+        assert list(invariants.tenants(None)) == []
+
+
+def test_of_two_imports_of_a_tag_at_once_one_is_refused_in_words(engine, alice, monkeypatch):
+    image, file = register_image(actor=alice, name="a"), upload(alice)
+    import_image_archive(actor=alice, image=image, tag="1", file=file)
+    monkeypatch.setattr(services, "drop_failed", lambda *_: None)
+    with pytest.raises(Conflict) as refusal:
+        import_image_archive(actor=alice, image=image, tag="1", file=file)
+    assert (refusal.value.code, refusal.value.field) == ("already_exists", "tag")
+    assert Run.objects.count() == 1
 
 
 def test_of_two_images_of_a_name_the_own_one_is_meant(engine, alice, charlie):
