@@ -13,9 +13,9 @@ from clavier.images.models import ImageVersion
 from clavier.runs.models import Run
 from datasets_app.models import DatasetVersion
 
-SOURCES = ("folder", "path", "huggingface", "modelscope", "fine_tune", "image")
-#: ``image``: no weights of its own; the server in the image brings them.
-FORMATS = ("full", "adapter", "image")
+SOURCES = ("folder", "path", "huggingface", "modelscope", "fine_tune", "image", "export")
+#: ``image``: no weights of its own; the server in the image brings them. ``gguf``: to be taken away, for llama.cpp.
+FORMATS = ("full", "adapter", "image", "gguf")
 #: What a version does: continues text and chats, scores replies, names classes, or turns one text into another.
 TASKS = ("generation", "reward", "classification", "seq2seq")
 VERSION_STATES = ("importing", "ready", "failed")

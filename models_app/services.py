@@ -30,7 +30,7 @@ from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
 
 NAME_PATTERN = re.compile(r"\A[\w][\w .()+-]{0,99}\Z")
 HUB_ID_PATTERN = re.compile(r"\A[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
-IMPORT_SOURCES = tuple(source for source in SOURCES if source != "fine_tune")
+IMPORT_SOURCES = tuple(source for source in SOURCES if source not in ("fine_tune", "export"))
 IMPORT_PROGRAM = "runner.programs.models.import_model"
 
 
@@ -167,10 +167,12 @@ def access_model_version(actor: Actor, version_id: UUID | str, *, field: str = "
     return access_object(queryset, actor, version_id, noun="model version", field=field)
 
 
-def require_usable(version: ModelVersion, *, field: str = "model_version", needs_files: bool = True) -> None:
-    """Raises Conflict (``not_ready``, ``no_files``) unless the version's files are there and complete.
+def require_usable(
+    version: ModelVersion, *, field: str = "model_version", needs_files: bool = True, for_download: bool = False
+) -> None:
+    """Raises Conflict (``not_ready``, ``no_files``, ``download_only``) unless the version's files are of use here.
 
-    ``needs_files`` False: an image that brings its own model will do.
+    ``needs_files`` False: an image that brings its own model will do. ``for_download``: so will a GGUF file.
     """
     if not version.is_usable:
         raise Conflict(
@@ -182,6 +184,12 @@ def require_usable(version: ModelVersion, *, field: str = "model_version", needs
         raise Conflict(
             f"The model version {version} lies in the image {version.location} and has no files of its own.",
             code="no_files",
+            field=field,
+        )
+    if version.format == "gguf" and not for_download:
+        raise Conflict(
+            f"{version} is a GGUF file to be downloaded. Use the version that it was made from: {version.location}.",
+            code="download_only",
             field=field,
         )
 
@@ -257,7 +265,7 @@ def fill_from_manifest(version: ModelVersion, run: Run) -> dict[str, Any]:
     """Take the facts of a completed run's manifest into the version. Raises Invalid (``bad_output``)."""
     manifest, wrong = check_manifest(run.pk)
     facts = manifest.get("facts") if manifest else None
-    if manifest is None or not isinstance(facts, dict) or facts.get("format") not in ("full", "adapter"):
+    if manifest is None or not isinstance(facts, dict) or facts.get("format") not in ("full", "adapter", "gguf"):
         raise Invalid(wrong or "The manifest does not say whether it is a model or an adapter.", code="bad_output")
     version.state = "ready"
     version.folder = f"runs/{run.pk}/{folder.OUTPUT}/model"

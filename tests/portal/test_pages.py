@@ -46,6 +46,7 @@ ACTIONS = {
     "dataset_version_split": lambda w: [w.data.pk],
     "dataset_version_delete": lambda w: [w.data.pk],
     "model_delete": lambda w: [w.base.model_id],
+    "model_version_export": lambda w: [w.base.pk],
     "model_version_cancel": lambda w: [w.base.pk],
     "model_version_delete": lambda w: [w.base.pk],
     "image_import_archive": lambda w: [w.image.image_id],

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from runner.contract import exits, folder
 from runner.contract.run_spec import RunSpec
+from runner.programs.lib import training
 from runner.programs.lib.artifacts import hash_file, hash_folder, is_whole, newest_sealed
 from runner.programs.lib.events import EXIT_STOPPED, ProgramError, Stopped
 from runner.programs.lib.render import Renderer
@@ -199,6 +200,59 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_rows(
         sft.main(make_context(tmp_path / "run", parameters_of(base, train_data)))
     assert caught.value.exit_code == exits.DIVERGED
     assert not (tmp_path / "run" / folder.OUTPUT / folder.MANIFEST).exists()
+
+
+def test_a_loss_that_leaps_ends_the_run_and_names_the_rows(
+    tiny_model_folder: Path, train_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, calls = training._loss_sum, iter(range(1000))
+
+    def leaping(*given: Any) -> torch.Tensor:
+        return honest(*given) * (100 if next(calls) == 8 else 1)  # the first call tries the longest batch
+
+    monkeypatch.setattr(training, "_loss_sum", leaping)
+    with pytest.raises(ProgramError, match=r"loss of step 8 is .* times that.*train\.jsonl line") as caught:
+        sft.main(make_context(tmp_path / "run", parameters_of(tiny_model_folder, train_data)))
+    assert caught.value.exit_code == exits.DIVERGED
+
+
+def test_a_batch_that_does_not_fit_is_told_before_the_first_step(
+    tiny_model_folder: Path, train_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(training, "_loss_sum", no_memory)
+    with pytest.raises(ProgramError, match=r"2 samples of .* tokens do not fit") as caught:
+        sft.main(make_context(tmp_path / "run", parameters_of(tiny_model_folder, train_data)))
+    assert caught.value.field == "per_device_train_batch_size"
+    assert not values_by_step(tmp_path / "run", "train/loss")
+
+
+def test_weights_and_clipping_are_measured(tiny_model_folder: Path, train_data: str, tmp_path: Path) -> None:
+    parameters = parameters_of(tiny_model_folder, train_data, max_grad_norm=1e-3)
+    sft.main(make_context(tmp_path / "run", parameters))
+    norms, shares = (values_by_step(tmp_path / "run", name) for name in ("weights/norm", "train/clipped_share"))
+    assert norms[12] > norms[1] > 0
+    assert set(shares.values()) == {1.0}
+
+
+def test_long_samples_are_split_without_loss(tiny_model_folder: Path, tmp_path: Path) -> None:
+    rows = [QUESTIONS[0], {"question": "Long?", "answer": "Very long answer. " * 60}]
+    data = write_rows(tmp_path / "train.jsonl", rows)
+    sft.main(make_context(tmp_path / "run", parameters_of(tiny_model_folder, data, length_policy="split", max_steps=1)))
+    told = [event["message"] for event in events_of(tmp_path / "run", "phase") if event["name"] == "data"]
+    assert int(told[0].split(": ")[1].split()[0]) > 4
+    assert "(split): 0.0% of the answer tokens are lost" in events_of(tmp_path / "run", "warning")[0]["message"]
+
+
+def test_validation_samples_are_answered_and_scored(tiny_model_folder: Path, train_data: str, tmp_path: Path) -> None:
+    parameters = parameters_of(tiny_model_folder, train_data, num_train_epochs=40, learning_rate=1e-2)
+    parameters["validation_data"] = train_data
+    sft.main(make_context(tmp_path / "run", parameters))
+    manifest = json.loads((tmp_path / "run" / folder.OUTPUT / folder.MANIFEST).read_text(encoding="utf-8"))
+    assert manifest["metrics"]["eval/rougeL"] > 0.9
+    assert len(events_of(tmp_path / "run", "sample")) == len(QUESTIONS)
 
 
 def test_long_samples_are_cut_or_dropped_and_the_loss_of_answers_is_told(

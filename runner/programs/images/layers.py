@@ -139,12 +139,13 @@ class _Taking:
     """Reads a layer, and on the way writes, counts and hashes it."""
 
     def __init__(self, read: Read, target: BinaryIO, bounds: Bounds, what: str) -> None:
-        self._raw_hash, self._hash = hashlib.sha256(), hashlib.sha256()
-        self._source, self._target, self._bounds = read, target, bounds
-        self._size = 0
-        start = read_fully(self._read_raw, len(GZIP_MAGIC))
-        source = chained(start, self._read_raw)
-        self._unpacked = Gunzip(source, what).read if start == GZIP_MAGIC else source
+        start = read_fully(read, len(GZIP_MAGIC))
+        self._source, self._target, self._bounds = chained(start, read), target, bounds
+        self._hash = self._raw_hash = hashlib.sha256()
+        self._unpacked, self._size = self._source, 0
+        if start == GZIP_MAGIC:
+            self._raw_hash = hashlib.sha256()
+            self._unpacked = Gunzip(self._read_raw, what).read
 
     def read(self, count: int) -> bytes:
         """Bytes of the unpacked layer: as many as asked for while there are so many."""

@@ -174,6 +174,10 @@ class Renderer:
         """Text of tokens, special tokens left out."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    def stop_texts(self) -> list[str]:
+        """The tokens that end an answer, as they are written."""
+        return [str(self._tokenizer.id_to_token(token_id)) for token_id in self.stop_token_ids]
+
     def save(self, source: Path, target: Path) -> None:
         """Copy the tokenizer package of ``source`` to ``target`` so that ``target`` renders with the same hash."""
         for name in TOKENIZER_FILES:

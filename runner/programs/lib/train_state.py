@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 @dataclass(slots=True)
 class Progress:
-    """Where a training stands. Losses: nats per labelled token; ``loss_sum``: over the steps since the last log."""
+    """Where a training stands. Losses: nats per labelled token; ``loss_sum``, ``clipped_count``: of the steps since
+    the last log; ``mean_loss``: of the last steps, newer ones weigh more."""
 
     step: int = 0
     loss_sum: float = 0.0
@@ -24,6 +25,9 @@ class Progress:
     best_loss: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0
+    first_loss: float | None = None
+    mean_loss: float = 0.0
+    clipped_count: int = 0
 
 
 def write_state(
@@ -42,7 +46,7 @@ def write_state(
             else:
                 plain[f"{index}.{name}"] = value
     save_file(tensors, target / "optimizer.safetensors")
-    save_file(_random_states(), target / "random.safetensors")
+    save_file(random_states(), target / "random.safetensors")
     described = {"progress": asdict(progress), "optimizer_plain": plain, "param_groups": state["param_groups"]}
     (target / "state.json").write_text(json.dumps(described), encoding="utf-8")
 
@@ -63,23 +67,25 @@ def restore_state(
             index, name = key.split(".", 1)
             state.setdefault(int(index), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": described["param_groups"]})
-        _restore_random_states(load_file(source / "random.safetensors"))
+        restore_random_states(load_file(source / "random.safetensors"))
     return Progress(**described["progress"])
 
 
 def restore_random(source: Path) -> None:
     """Load the random numbers alone of a sealed checkpoint."""
-    _restore_random_states(load_file(source / "random.safetensors"))
+    restore_random_states(load_file(source / "random.safetensors"))
 
 
-def _random_states() -> dict[str, torch.Tensor]:
+def random_states() -> dict[str, torch.Tensor]:
+    """The state of every source of random numbers."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
-def _restore_random_states(states: Mapping[str, torch.Tensor]) -> None:
+def restore_random_states(states: Mapping[str, torch.Tensor]) -> None:
+    """Go on drawing where ``random_states`` was called."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

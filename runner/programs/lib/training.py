@@ -20,9 +20,18 @@ from runner.programs.lib import distributed
 from runner.programs.lib.artifacts import newest_sealed, prune_checkpoints, seal_checkpoint
 from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
 from runner.programs.lib.model import Device, next_token_logits
-from runner.programs.lib.train_state import Progress, restore_state, write_state
+from runner.programs.lib.train_state import (
+    Progress,
+    random_states,
+    restore_random_states,
+    restore_state,
+    write_state,
+)
 
 PROGRESS_INTERVAL_S = 1.0
+#: A loss so many times the mean of the last steps, and twice the first one, is a training that has gone off.
+SPIKE = 5.0
+SPIKE_OF_FIRST = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +50,14 @@ class Batch:
 
 @dataclass(slots=True)
 class Plan:
-    """What to train on. ``batches_of(step)``: the micro-batches of optimizer step 1, 2, ...; ``validation``: whole."""
+    """What to train on. ``batches_of(step)``: the micro-batches of optimizer step 1, 2, ...; ``validation``: whole;
+    ``longest``: the micro-batch that needs the most memory.
+    """
 
     batches_of: Callable[[int], Sequence[Batch]]
     steps_per_epoch: int
     validation: Sequence[Batch] = field(default_factory=tuple)
+    longest: Batch | None = None
 
 
 def train(
@@ -82,6 +94,12 @@ def make_optimizer(named_parameters: Iterable[tuple[str, Any]], knobs: Mapping[s
     if knobs["optim"] == "adafactor":
         return torch.optim.Adafactor(groups, lr=knobs["learning_rate"])
     return torch.optim.AdamW(groups, lr=knobs["learning_rate"], betas=(0.9, 0.95), fused=True)
+
+
+def weights_norm(parameters: Iterable[torch.Tensor]) -> float:
+    """The Euclidean norm of all weights together."""
+    norms = [torch.linalg.vector_norm(parameter.detach().float()) for parameter in parameters]
+    return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
 def shown_rows(rows: Sequence[str]) -> str:
@@ -123,6 +141,7 @@ class _Training:
         if distributed.num_processes() > 1:  # other samples, other dropout
             torch.manual_seed(self.knobs["seed"] + 1_000_003 * distributed.rank() + self.progress.step)
         self.model.train()
+        self._try_longest()
         say = self.context.report
         say.phase("train", f"training started at step {self.progress.step} of {self.total_steps}")
         while self.progress.step < self.total_steps and not self._is_patience_over():
@@ -132,6 +151,26 @@ class _Training:
             self._one_step()
         return self._finish()
 
+    def _try_longest(self) -> None:
+        """One pass over the longest batch, so that memory runs out now or never. Nothing is learned or drawn by it."""
+        batch = self.plan.longest
+        if batch is None or self.progress.step >= self.total_steps:
+            return
+        drawn = random_states()
+        try:
+            _loss_sum(self.model, batch, self.device).backward()  # type: ignore[no-untyped-call]
+        except torch.OutOfMemoryError:
+            size, length = batch.token_ids.shape
+            raise ProgramError(
+                "out_of_memory",
+                f"out of memory: {size} samples of {length} tokens do not fit into {self.device.name}; lower "
+                "per_device_train_batch_size (and raise gradient_accumulation_steps) or max_seq_length, or turn "
+                "gradient_checkpointing on",
+                "per_device_train_batch_size",
+            ) from None
+        self.optimizer.zero_grad(set_to_none=True)
+        restore_random_states(drawn)
+
     def _one_step(self) -> None:
         step = self.progress.step + 1
         share = learning_rate_share(step, self.total_steps, self.warmup_steps, self.knobs["lr_scheduler_type"])
@@ -140,6 +179,7 @@ class _Training:
             group["lr"] = learning_rate
         batches = self.plan.batches_of(step)
         loss = self._gradients(step, batches)
+        self._look_for_a_spike(step, loss, batches)
         norm = self._clip(step, batches)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -169,9 +209,22 @@ class _Training:
     def _clip(self, step: int, batches: Sequence[Batch]) -> float:
         limit = self.knobs["max_grad_norm"] or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.trainable.values(), limit))
-        if not math.isfinite(norm):
+        if not math.isfinite(norm) or (step == 1 and norm == 0.0):
             raise self._diverged(f"the gradient of step {step} is {norm}", batches)
+        self.progress.clipped_count += norm > limit
         return norm
+
+    def _look_for_a_spike(self, step: int, loss: float, batches: Sequence[Batch]) -> None:
+        """Raises ProgramError where the loss has left what it was before by far."""
+        progress = self.progress
+        if progress.first_loss is None:
+            progress.first_loss = progress.mean_loss = loss
+        if loss > SPIKE * progress.mean_loss and loss > SPIKE_OF_FIRST * progress.first_loss:
+            what = (
+                f"the loss of step {step} is {loss:.4g}, {loss / progress.mean_loss:.0f} times that of the last steps"
+            )
+            raise self._diverged(what, batches)
+        progress.mean_loss = 0.9 * progress.mean_loss + 0.1 * loss
 
     def _diverged(self, what: str, batches: Sequence[Batch]) -> ProgramError:
         named = shown_rows([row for batch in batches for row in batch.rows])
@@ -196,9 +249,18 @@ class _Training:
         now = time.monotonic()
         speed = self.log_tokens / max(1e-9, now - self.log_started)
         loss = self.progress.loss_sum / self.progress.loss_count
+        clipped = self.progress.clipped_count / self.progress.loss_count
         self.progress.loss_sum, self.progress.loss_count, self.progress.train_loss = 0.0, 0, loss
+        self.progress.clipped_count = 0
         self.log_started, self.log_tokens = now, 0
-        measured = {"train/loss": loss, **values, "train/tokens_per_second": speed, **self.device.peak_memory_mib()}
+        measured = {
+            "train/loss": loss,
+            **values,
+            "train/clipped_share": clipped,
+            "weights/norm": weights_norm(self.trainable.values()),
+            "train/tokens_per_second": speed,
+            **self.device.peak_memory_mib(),
+        }
         self.context.report.metric(self.progress.step, self.total_steps, self._epoch(), measured)
 
     def _evaluate(self) -> bool:

@@ -15,7 +15,7 @@ import torch
 
 from runner.programs.lib.adapters import load_trainable, save_package
 from runner.programs.lib.answers import answer_scores, questions_of
-from runner.programs.lib.batches import Sample, sequential_batches, shuffled_batches, steps_per_epoch
+from runner.programs.lib.batches import Sample, pad, sequential_batches, shuffled_batches, steps_per_epoch
 from runner.programs.lib.data import read_messages
 from runner.programs.lib.distributed import is_first, num_processes, run_in_processes
 from runner.programs.lib.events import ProgramContext, ProgramError, Reporter
@@ -48,6 +48,7 @@ def tune(context: ProgramContext, order: Order) -> dict[str, float]:
         shuffled_batches(samples, batch_size, accumulation, knobs["seed"]),
         steps_per_epoch(len(samples), batch_size * accumulation),
         sequential_batches(held_out, batch_size),
+        longest=pad(sorted(samples, key=lambda sample: len(sample.token_ids))[-batch_size:]),
     )
     metrics = train(context, model, plan, knobs, order.device)
     if not is_first():  # the first process writes the result

@@ -31,6 +31,7 @@ BODIES: dict[str, Any] = {
     "/api/v1/files/{file_id}/move": {"folder": "", "name": "moved"},
     "/api/v1/datasets/{dataset_id}": {"license": "MIT"},
     "/api/v1/models/{model_id}": {"license": "MIT"},
+    "/api/v1/model-versions/{version_id}/export": {"form": "gguf"},
     "/api/v1/dataset-versions/{version_id}/derive": {"steps": [{"step": "deduplicate"}]},
     "/api/v1/dataset-versions/{version_id}/split": {"splits": {"train": 1}},
     "/api/v1/images/{image_id}": {"overview": "x"},

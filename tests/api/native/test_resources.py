@@ -76,9 +76,13 @@ def test_quota_tells_what_is_left_and_when_it_is_valid(alice: Actor, alice_clien
     QuotaWindow.objects.create(scope="user", scope_id=alice.user_id, valid_until=datetime(2020, 1, 1, tzinfo=UTC))
     quota = alice_client.get(QUOTA).json()
     assert quota["remaining"] == {
-        "running_runs": None, "cpu_milli": 500, "memory_mib": quota["remaining"]["memory_mib"], "gpus": 0, "vgpus": 3,
+        "running_runs": None, "cpu_milli": 500, "memory_mib": quota["remaining"]["memory_mib"], "gpus": 0, "vgpus": 0,
         "mig_devices": 0,
     }  # fmt: skip
+    Gpu.objects.create(uuid="GPU-0", node=Node.objects.get(), memory_mib=40_000, allows_sharing=True)
+    assert alice_client.get(QUOTA).json()["remaining"]["vgpus"] == 3, "now there is a GPU to share"
+    ResourceGroup.objects.update(is_open=False)
+    assert alice_client.get(QUOTA).json()["remaining"]["vgpus"] == 0, "and now there is none for her"
     assert quota["window"] == {"valid_from": None, "valid_until": "2020-01-01T00:00:00Z", "is_open": False}
     assert quota["is_init"] is False
     assert quota["tenant_storage"]["bytes_limit"] is None

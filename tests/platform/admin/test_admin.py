@@ -11,16 +11,17 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from clavier.accounts.services import create_user
+from clavier.images.models import ContainerImage
 from clavier.runs.models import Run
 from finetune_app.services import create_fine_tune_task
 from inference_app.services import create_service
 from tests.engine import make_engine
-from tests.worlds import make_dataset, make_model_version, output_of
+from tests.worlds import make_dataset, make_image_version, make_model_version, output_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 OURS = {"accounts", "files", "quotas", "runs", "api_native", "datasets_app", "models_app", "finetune_app",
-        "evaluation_app", "inference_app"}  # fmt: skip
+        "evaluation_app", "inference_app", "images"}  # fmt: skip
 MODELS = [model for model in apps.get_models() if model._meta.app_label in OURS]
 
 
@@ -111,3 +112,12 @@ def test_rows_of_services_can_not_be_edited_by_hand(task, operator):
     operator.post(address(Run, "delete", run.pk), {"post": "yes"})
     run.refresh_from_db()
     assert run.state == "RUNNING"
+
+
+def test_an_operator_shares_images_and_stops_sharing_them(operator, alice):
+    image = make_image_version(alice).image
+    for action, expected in (("share", True), ("unshare", False)):
+        given = {"action": action, "_selected_action": [str(image.pk)]}
+        assert operator.post(address(ContainerImage), given).status_code == 302
+        image.refresh_from_db()
+        assert image.is_public is expected

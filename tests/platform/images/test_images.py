@@ -88,7 +88,8 @@ def test_an_uploaded_archive_becomes_a_version_that_runs_can_use(engine, alice):
     assert image_of_run(version) == Image(ID, str(version.archive))
     given = spec_on_disk(version.run.pk)
     assert given["parameters"]["location"].endswith(f"{alice.user_id}/private/busybox.tar")
-    assert given["mounts"] == [{"source": given["parameters"]["location"], "writable": False}]
+    (mount,) = given["mounts"]
+    assert (mount["source"], mount["writable"]) == (given["parameters"]["location"], False)
     assert given["needs_network"] is False
 
 
