@@ -144,7 +144,8 @@ class DockerEngineExecutor:
         intent = folder.intent()
         if intent is None:
             # Without its folder the wrapper can not be told; a container of ours that is left over just ends.
-            self._engine.signal(container_name(name), "KILL")
+            if (stray := self._containers.find(name)) is not None:
+                self._engine.signal(stray["Id"], "KILL")
             return
         if folder.result() is not None:
             return
@@ -157,8 +158,9 @@ class DockerEngineExecutor:
         except OSError as error:
             raise ExecutorError(f"The stop of {name} can not be recorded: {error}") from error
         # The signal only wakes the wrapper, which looks for its orders anyway.
-        with suppress(ExecutorError):
-            self._engine.signal(container_name(name), "TERM")
+        if (container_id := folder.container_id()) is not None:
+            with suppress(ExecutorError):
+                self._engine.signal(container_id, "TERM")
 
     def remove(self, name: str) -> None:
         """Forget an exited attempt. Raises ExecutorError while it lives or may still start."""
@@ -276,7 +278,7 @@ class DockerEngineExecutor:
 
     def _stop_unstarted(self, folder: AttemptFolder, intent: Intent) -> None:
         """Under the attempt's lock: what has not started never will."""
-        container = self._engine.inspect(container_name(intent.attempt))
+        container = self._containers.find(intent.attempt)
         is_unstarted = not was_started(container["State"]) if container else folder.container_id() is None
         if folder.result() is None and is_unstarted:
             folder.record_end(intent, Verdict("stopped", None, "stopped before it started"))

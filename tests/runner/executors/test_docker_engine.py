@@ -223,15 +223,36 @@ def test_a_container_of_somebody_else_under_our_name_is_left_alone(
     docker: DockerBench, docker_daemon: DockerDaemon, tmp_path: Path
 ) -> None:
     client = docker_daemon.client
-    client.create_container_from_config({"Image": docker_daemon.images.noop, "Cmd": ["/noop"]}, "clavier-a")
+    theirs = {"Image": docker_daemon.images.python, "Cmd": [os.path.realpath(sys.executable), "-c", SLEEP]}
+    client.create_container_from_config(theirs, "clavier-a")
+    client.start("clavier-a")
     try:
         with pytest.raises(LaunchRefused, match="somebody else"):
             docker.executor().start(make_launch(tmp_path, "a", COUNTED))
+        docker.executor().stop("a", 0)
         docker.executor().remove("a")
         assert docker.executor().list() == []
-        assert client.inspect_container("clavier-a")["State"]["Status"] == "created"
+        assert client.inspect_container("clavier-a")["State"]["Status"] == "running"
     finally:
-        client.remove_container("clavier-a")
+        client.remove_container("clavier-a", force=True)
+
+
+def test_a_container_of_ours_whose_folder_is_lost_is_listed_and_can_be_ended(
+    docker: DockerBench, tmp_path: Path
+) -> None:
+    executor = docker.executor()
+    launch = make_launch(tmp_path, "a", SLEEP)
+    executor.start(launch)
+    wait_for(lambda: docker.starts(launch), "the program")
+    (tmp_path / "control/a").rename(tmp_path / "elsewhere")
+    now = seen(docker.executor(), "a")
+    assert now is not None
+    assert (now.state, now.spec_digest) == ("running", launch.spec.digest())
+    executor.stop("a", 60)
+    ended = wait_until_exited(executor, "a")
+    assert (ended.exit_code, ended.cause) == (137, "lost")
+    executor.remove("a")
+    assert executor.list() == []
 
 
 def test_a_container_that_is_started_a_second_time_does_not_run_its_program_again(
