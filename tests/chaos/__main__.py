@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 
 from tests.chaos.controller import Plan, campaign, new_seed
@@ -23,6 +24,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the folder with logs and journals")
     given = parser.parse_args()
     seed = new_seed() if given.seed is None else given.seed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that it cleans up after itself
     plan = Plan(given.faults, given.jobs, seed, given.executor, given.database, given.pause)
     line = campaign(plan, keep=given.keep)
     sys.stdout.write(json.dumps(line) + "\n")

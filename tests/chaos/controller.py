@@ -28,6 +28,8 @@ SETTLE_S = 240.0
 #: An invariant may be on its way to hold for this long (I4, I6, I8 say a minute).
 CLEAN_UP_S = 90.0
 WORKERS = 2
+#: A leader that was not heard of for longer than this is none.
+LEASE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Campaign:
         self.connect()
         self.say(f"campaign: {plan}")
         scene = Scene(self.platform, random.Random(plan.seed), self.servers)
+        scene.is_watched = lambda: self.is_watched(scene)
         if self.dockerd is not None:
             scene.containers, scene.kill_container = self.dockerd.containers, self.dockerd.kill_container
         jobs = self.hurt(scene)
@@ -141,7 +144,7 @@ class Campaign:
                 self.note_takeover()
                 done += bool(what)
                 self.say(f"fault {done}: {what}" if what else "nothing there to hurt")
-                time.sleep(dice.expovariate(1 / plan.pause_s) if what else 0.1)
+                time.sleep(dice.expovariate(1 / plan.pause_s) if what else 0.2)
         return jobs
 
     def submit(self, name: str, subject_id: UUID) -> None:
@@ -156,6 +159,13 @@ class Campaign:
         seen = self.inside.try_to(self.inside.watcher)
         if seen is not None and (not self.takeovers or self.takeovers[-1][1] != seen[1]):
             self.takeovers.append(seen)
+
+    def is_watched(self, scene: Scene) -> bool:
+        """Somebody took the lead after the last one had died, and still has it."""
+        self.note_takeover()
+        died_at = max(scene.watcher_died_at, default=0.0)
+        seen = self.inside.try_to(self.inside.watcher)
+        return seen is not None and seen[0] > max(died_at, time.time() - LEASE_S)
 
     def heal(self, scene: Scene) -> None:
         """Nothing is done to it any more; what was frozen moves, what was killed is there again."""

@@ -20,13 +20,18 @@ LONGEST_FREEZE_S = 6.0
 
 @dataclass
 class Scene:
-    """What faults act upon. ``watcher_died_at``: moments after which somebody else had to take the runs over."""
+    """What faults act upon.
+
+    ``is_watched``: a reconciler has the lead, so killing it is news; a platform that is killed over and over before it
+    has started proves nothing. ``watcher_died_at``: moments after which somebody else had to take the runs over.
+    """
 
     platform: PlatformProcess
     dice: random.Random
     servers: dict[str, Server] = field(default_factory=dict)
     containers: Callable[[], list[str]] = list
     kill_container: Callable[[str], None] = lambda name: None
+    is_watched: Callable[[], bool] = lambda: True
     watcher_died_at: list[float] = field(default_factory=list)
     frozen: list[threading.Timer] = field(default_factory=list)
 
@@ -43,7 +48,7 @@ def kill_part(part: str) -> Fault:
 
     def fault(scene: Scene) -> str:
         victim = scene.one(scene.platform.named(part))
-        if victim is None:
+        if victim is None or (part == "reconciler" and not scene.is_watched()):
             return ""
         if part == "reconciler":
             scene.watcher_died_at.append(time.time())
@@ -80,6 +85,8 @@ def thaw(process: psutil.Process) -> None:
 
 def kill_platform(scene: Scene) -> str:
     """The whole of it, supervisor first; it is started again at once."""
+    if not scene.is_watched():
+        return ""
     scene.watcher_died_at.append(time.time())
     scene.platform.kill()
     scene.platform.start()
