@@ -28,6 +28,8 @@ SETTLE_S = 240.0
 #: An invariant may be on its way to hold for this long (I4, I6, I8 say a minute).
 CLEAN_UP_S = 90.0
 WORKERS = 2
+#: After this share of the faults the next one waits for a leader, but no longer than some seconds.
+RECOVERS, RECOVERY_S = 0.7, 20.0
 #: A leader that was not heard of for longer than this is none.
 LEASE_S = 5.0
 
@@ -145,6 +147,8 @@ class Campaign:
                 done += bool(what)
                 self.say(f"fault {done}: {what}" if what else "nothing there to hurt")
                 time.sleep(dice.expovariate(1 / plan.pause_s) if what else 0.2)
+                if what and dice.random() < RECOVERS:
+                    self.let_recover(scene)
         return jobs
 
     def submit(self, name: str, subject_id: UUID) -> None:
@@ -159,6 +163,12 @@ class Campaign:
         seen = self.inside.try_to(self.inside.watcher)
         if seen is not None and (not self.takeovers or self.takeovers[-1][1] != seen[1]):
             self.takeovers.append(seen)
+
+    def let_recover(self, scene: Scene) -> None:
+        """Until somebody leads, at most for a while: most faults meet a working platform, the others one in pieces."""
+        deadline = time.monotonic() + RECOVERY_S
+        while not self.is_watched(scene) and time.monotonic() < deadline:
+            time.sleep(0.2)
 
     def is_watched(self, scene: Scene) -> bool:
         """Somebody took the lead after the last one had died, and still has it."""
