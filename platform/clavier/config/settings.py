@@ -342,6 +342,8 @@ AUDITLOG_EXCLUDE_TRACKING_MODELS = (
     "api_native.IdempotentRequest",
     "evaluation_app.Score",
     "files.StorageUsage",
+    "files.TenantStorage",
+    "finetune_app.TrainingCalibration",
     "inference_app.Replica",
     "quotas.GpuBooking",
     "quotas.Reservation",

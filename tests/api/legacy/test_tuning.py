@@ -188,6 +188,7 @@ def test_a_refused_hyperparameter_is_named_where_it_was_written(alice_client: AP
 
 def test_a_field_that_can_not_be_honoured_is_refused(alice_client: APIClient, body: dict[str, Any]) -> None:
     failure(post(alice_client, CREATE, {**body, "rdma": "YES"}), 422, "unprocessable", "rdma")
+    failure(post(alice_client, CREATE, {**body, "storageMedium": 1203}), 422, "unprocessable", "storageMedium")
 
 
 def test_secrets_among_the_variables_are_not_kept(alice_client: APIClient, custom: dict[str, Any]) -> None:
@@ -304,5 +305,7 @@ def test_data_and_models_are_also_found_by_name(alice_client: APIClient, body: d
     by_name = {**body, "name": "b", "dataSetName": "faq", "modelId": str(base.model_id), "modelVersion": "1"}
     task = FineTuneTask.objects.get(pk=payload(post(alice_client, CREATE, by_name))["taskId"])
     assert task.base_version == base
-    failure(post(alice_client, CREATE, {**by_name, "dataSetName": "none"}), 404, "not_found", "dataSetName")
+    failure(
+        post(alice_client, CREATE, {**by_name, "name": "d", "dataSetName": "none"}), 404, "not_found", "dataSetName"
+    )
     failure(post(alice_client, CREATE, {**body, "name": "c"}), 400, "required", "datasetVersionId")

@@ -22,6 +22,8 @@ GPU_SHARES = ("none", "share", "vgpu", "mig")
 MASK = "***"
 #: An image that is none: the program runs in what the platform itself is installed with.
 PLATFORM_IMAGE = "platform"
+#: storageMedium: object storage.
+OBJECT_MEDIUM = "1203"
 #: A service's name of an amount -> the document's, and how many of the service's units are one of the document's.
 DOCUMENT_NAMES = {
     "cpu_milli": ("cpuNumber", 1000),
@@ -166,6 +168,15 @@ def resources_of(values: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(amount, int) and amount > BOUNDS[name][1]:
             raise too_much(name, amount)
     return found
+
+
+def refuse_object_storage(values: Mapping[str, Any]) -> None:
+    """Raises Unprocessable: data lies in the user's files or in data sets, never in a store outside."""
+    if values.get("storageMedium") == OBJECT_MEDIUM:
+        message = say(
+            "storageMedium: 未配置对象存储，请使用 1201", "storageMedium: there is no object storage; send 1201."
+        )
+        raise spoken(Unprocessable(message, field="storageMedium"))
 
 
 def too_much(name: str, amount: int) -> Unprocessable:

@@ -14,6 +14,7 @@ from clavier.api.legacy.requests import (
     Variables,
     environment_of,
     image_argument,
+    refuse_object_storage,
     resource_names,
     resources_of,
     without_secrets,
@@ -98,6 +99,7 @@ def conflict(kind: str, names: str) -> serializers.ValidationError:
 
 def arguments_of(actor: Actor, values: dict[str, Any]) -> dict[str, Any]:
     """The service's arguments. Raises Invalid, NotFound."""
+    refuse_object_storage(values)
     group = group_name(actor, values, GROUP_FIELDS)
     folders = {name: location_of(values.get(field, ""), field=field) for name, field in _FOLDERS.items()}
     return {

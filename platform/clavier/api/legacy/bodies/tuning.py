@@ -17,6 +17,7 @@ from clavier.api.legacy.requests import (
     Variables,
     environment_of,
     image_argument,
+    refuse_object_storage,
     resource_names,
     resources_of,
     without_secrets,
@@ -223,6 +224,7 @@ def refuse_what_is_missing_here(values: dict[str, Any]) -> None:
     if values.get("rdma"):
         message = say("rdma: 没有配备 RDMA 设备的节点，请填写 false", "rdma: no node has an RDMA device; send false.")
         raise spoken(Unprocessable(message, field="rdma"))
+    refuse_object_storage(values)
 
 
 def command_of(values: dict[str, Any]) -> str:
