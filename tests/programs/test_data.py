@@ -29,6 +29,11 @@ ASKED = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
         ({"instruction": "q", "output": "a", "more": 1}, ASKED),
         ({"instruction": "q", "input": "x", "output": "a"}, [{"role": "user", "content": "q\nx"}, ASKED[1]]),
         ({"system_prompt": "s", "question": "q", "answer": "a"}, [{"role": "system", "content": "s"}, *ASKED]),
+        ({"system_prompt": "s", "messages": ASKED}, [{"role": "system", "content": "s"}, *ASKED]),
+        (
+            {"input_template": "Asked: {input}", "messages": ASKED},
+            [{"role": "user", "content": "Asked: q"}, ASKED[1]],
+        ),
     ],
 )
 def test_every_row_shape_becomes_the_same_conversation(tmp_path: Path, row: object, messages: object) -> None:
@@ -49,6 +54,7 @@ def test_empty_lines_are_skipped_and_line_numbers_stay_those_of_the_file(tmp_pat
         ({"question": 3, "answer": "a"}, "needs a text under 'question'"),
         ({"messages": []}, "non-empty list"),
         ({"messages": [{"role": "user"}]}, "message 1"),
+        ({"messages": ASKED, "input_template": "no mark"}, "{input} in 'input_template'"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "'robot'; allowed: system, user"),
     ],
 )
@@ -93,3 +99,48 @@ def test_an_empty_file_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("\n", encoding="utf-8")
     with pytest.raises(ProgramError, match="has no"):
         list(data.read_texts([tmp_path / name]))
+
+
+def test_preferences_come_in_the_shapes_of_document_003(tmp_path: Path) -> None:
+    scored = [{"content": "x", "score": 0.7}, {"content": "y", "score": 0.9}, {"content": "z", "score": 0}]
+    path = write(
+        tmp_path / "d.jsonl",
+        {"prompt": "q", "chosen": "y", "rejected": "z", "metadata": {"source": "beta"}},
+        {"prompt": "q", "responses": scored},
+        {"prompt": ASKED[:1], "chosen": [*ASKED[:1], {"role": "assistant", "content": "y"}], "rejected": "z"},
+    )
+    found = [pair for _, pair in data.read_preferences(path)]
+    assert [pair.prompt for pair in found] == [ASKED[:1]] * 3
+    assert {(pair.chosen["content"], pair.rejected["content"]) for pair in found} == {("y", "z")}
+
+
+def test_verdicts_come_alone_or_as_two_of_a_preference(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "d.jsonl",
+        {"prompt": "q", "completion": "a", "label": "False"},
+        {"prompt": "q", "chosen": "y", "rejected": "z"},
+    )
+    found = [(verdict.completion["content"], verdict.is_good) for _, verdict in data.read_verdicts(path)]
+    assert found == [("a", False), ("y", True), ("z", False)]
+
+
+def test_rows_of_a_lora_data_set_agree_on_rank_and_modules_or_are_refused(tmp_path: Path) -> None:
+    row = {"messages": ASKED, "rank": 8, "target_modules": ["q_proj"]}
+    assert data.adapter_wishes(write(tmp_path / "a.jsonl", row, {"messages": ASKED}, row)) == {
+        "lora_r": 8, "target_modules": ["q_proj"],
+    }  # fmt: skip
+    with pytest.raises(ProgramError, match=r"b\.jsonl line 2 asks for rank 4, but b\.jsonl line 1 for 8"):
+        data.adapter_wishes(write(tmp_path / "b.jsonl", row, {**row, "rank": 4}))
+
+
+def test_prompts_bring_their_references(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "d.jsonl",
+        {"prompt": "q"},
+        {"prompt": "q", "reference": "a"},
+        {"question": "q", "answer": "a"},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+    )
+    found = list(data.read_prompts(path))
+    assert [messages for _, messages, _ in found] == [ASKED[:1]] * 4
+    assert [reference for _, _, reference in found] == [None, "a", "a", "a"]

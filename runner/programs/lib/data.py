@@ -21,6 +21,8 @@ PAIRS = (
     ("prompt", "completion"),
     ("source", "target"),
 )
+#: Stands for the user's text in an ``input_template``.
+INPUT_MARK = "{input}"
 #: How a verdict is written, in lower case.
 VERDICT_WORDS = {"true": True, "1": True, "false": False, "0": False}
 #: A text file is handed on in pieces of about this many characters, cut at line ends.
@@ -58,7 +60,7 @@ def read_messages(path: Path | str) -> Iterator[tuple[int, list[Message]]]:
     """Yield (line number, messages) for each row of a JSONL file, of any of the shapes in the table of formats.
 
     ``messages``; ``instruction``/``input``/``output``; ``question``/``answer``; ``question``/``reference``;
-    ``prompt``/``completion``; ``source``/``target``; each but the first with an optional ``system_prompt``.
+    ``prompt``/``completion``; ``source``/``target``; each with an optional ``system_prompt`` and ``input_template``.
     Raises ProgramError with the line of the first bad row.
     """
     for line_number, row in read_rows(path):
@@ -86,10 +88,10 @@ def read_rows(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
 def row_messages(row: Mapping[str, Any], where: str) -> list[Message]:
     """The conversation of one row; ``where`` names the row in errors. Raises ProgramError."""
     if "messages" in row:
-        return _checked_messages(row["messages"], where)
+        return _dressed(_checked_messages(row["messages"], where), row, where)
     for question_key, answer_key in PAIRS:
         if question_key in row and answer_key in row:
-            return _pair_messages(row, question_key, answer_key, where)
+            return _dressed(_pair_messages(row, question_key, answer_key, where), row, where)
     shapes = ", ".join(["messages", *("/".join(pair) for pair in PAIRS)])
     raise _bad(where, f"has the keys {sorted(row)}; one of these shapes is needed: {shapes}")
 
@@ -180,9 +182,25 @@ def row_prompt(row: Mapping[str, Any], where: str) -> list[Message]:
         if not isinstance(prompt, str):
             raise _bad(where, f"needs a text or a list of turns under 'prompt', got {type(prompt).__name__}")
         messages = [{"role": "user", "content": prompt}]
-    if row.get("system_prompt") and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": _text(row, "system_prompt", where)})
-    return messages
+    return _dressed(messages, row, where)
+
+
+def adapter_wishes(path: Path | str) -> dict[str, Any]:
+    """The ``rank`` and ``target_modules`` that rows of a LoRA data set ask for, as the knobs ``lora_r`` and so on.
+
+    One run makes one adapter, so rows that ask must agree. Raises ProgramError with the line of the first that differs.
+    """
+    wishes: dict[str, tuple[Any, str]] = {}
+    for line_number, row in read_rows(path):
+        where = f"{Path(path).name} line {line_number}"
+        for key, knob in (("rank", "lora_r"), ("target_modules", "target_modules")):
+            if row.get(key) is None:
+                continue
+            value, first = wishes.setdefault(knob, (row[key], where))
+            if value != row[key]:
+                problem = f"asks for {key} {row[key]!r}, but {first} for {value!r}; train them as two data sets"
+                raise _bad(where, problem)
+    return {knob: value for knob, (value, _) in wishes.items()}
 
 
 def read_texts(paths: Iterable[Path | str]) -> Iterator[TextPiece]:
@@ -246,9 +264,24 @@ def _pair_messages(row: Mapping[str, Any], question_key: str, answer_key: str, w
     question = _text(row, question_key, where)
     extra = _text(row, "input", where) if question_key == "instruction" and row.get("input") else ""
     messages = [{"role": "user", "content": f"{question}\n{extra}" if extra else question}]
-    if row.get("system_prompt"):
-        messages.insert(0, {"role": "system", "content": _text(row, "system_prompt", where)})
     return [*messages, {"role": "assistant", "content": _text(row, answer_key, where)}]
+
+
+def _dressed(messages: list[Message], row: Mapping[str, Any], where: str) -> list[Message]:
+    """The turns after the row's ``system_prompt``, each user's turn in the row's ``input_template``."""
+    if row.get("input_template"):
+        template = _text(row, "input_template", where)
+        if INPUT_MARK not in template:
+            raise _bad(where, f"needs {INPUT_MARK} in 'input_template', which stands for the user's text")
+        messages = [
+            {**message, "content": template.replace(INPUT_MARK, message["content"])}
+            if message["role"] == "user"
+            else message
+            for message in messages
+        ]
+    if row.get("system_prompt") and messages[0]["role"] != "system":
+        return [{"role": "system", "content": _text(row, "system_prompt", where)}, *messages]
+    return messages
 
 
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:

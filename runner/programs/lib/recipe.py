@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from runner.contract.knobs import HyperparametersInvalid, check_hyperparameters
+from runner.contract.knobs import ADAPTER_METHODS, HyperparametersInvalid, check_hyperparameters
 from runner.programs.lib.artifacts import hash_folder, model_facts, write_manifest
 from runner.programs.lib.bundle import write_bundle, write_model_card
+from runner.programs.lib.data import adapter_wishes
 from runner.programs.lib.events import ProgramContext, ProgramError, Reporter, require
 from runner.programs.lib.lengths import longest_sample
 from runner.programs.lib.model import Device, choose_device
@@ -46,6 +47,11 @@ def read_order(context: ProgramContext, recipe: str) -> Order:
     train_data = Path(require(parameters, "train_data"))
     validation_data = Path(parameters["validation_data"]) if parameters.get("validation_data") else None
     given = require(parameters, "hyperparameters")
+    if recipe == "sft" and method in ADAPTER_METHODS:
+        wishes = adapter_wishes(train_data)
+        given = {**given, **wishes}
+        for name, value in wishes.items():
+            say.phase("data", f"{train_data.name} asks for {name} {value}, which counts")
     knobs = checked_knobs(recipe, method, given, has_base=True, has_validation=validation_data is not None)
     return Order(
         recipe=recipe,
