@@ -25,7 +25,7 @@ LEASE_S = 10.0
 #: Admissions of one transaction.
 BATCH = 250
 #: Runs that are read at once while many can start.
-MOST = 2048
+MOST = 512
 #: A pass reads again at most so often; the next pass does the rest.
 MAX_ROUNDS = 100
 

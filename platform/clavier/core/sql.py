@@ -9,43 +9,46 @@ from uuid import UUID
 
 from django.db import connection, models
 
-#: Below SQLite's and PostgreSQL's limits of parameters in one statement.
+#: Below SQLite's limit of parameters in one statement. PostgreSQL gets one array for each column.
 MAX_PARAMETERS = 30_000
 
+Rows = Sequence[Sequence[Any]]
 
-def insert(model: type[models.Model], fields: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+
+def insert(model: type[models.Model], fields: Sequence[str], rows: Rows) -> None:
     """INSERT the rows; every column that has no default in the database must be among the fields."""
-    by_name = {column.name: column.column for column in model._meta.concrete_fields}
-    names = ", ".join(connection.ops.quote_name(str(by_name[name])) for name in fields)
+    by_name = {column.name: column for column in model._meta.concrete_fields}
+    names = ", ".join(connection.ops.quote_name(str(by_name[name].column)) for name in fields)
     table = connection.ops.quote_name(model._meta.db_table)
+    types = [str(by_name[name].db_type(connection)) for name in fields]
     at_once = MAX_PARAMETERS // len(fields)
     for start in range(0, len(rows), at_once):
-        part = rows[start : start + at_once]
+        source, parameters = given(rows[start : start + at_once], types)
         with connection.cursor() as cursor:
-            cursor.execute(f"INSERT INTO {table} ({names}) VALUES {values_of(part)}", flat(part))
+            cursor.execute(f"INSERT INTO {table} ({names}) SELECT * FROM {source}", parameters)
 
 
-def update_from(statement: str, rows: Sequence[Sequence[Any]]) -> int:
-    """Run ``UPDATE t SET ... FROM given WHERE ...``, in which ``{given}`` has the columns column1, column2 ...
+def update_from(statement: str, types: Sequence[str], rows: Rows) -> int:
+    """Run ``UPDATE t SET ... FROM {given} WHERE ...``; ``{given}`` has the columns column1, column2 ... of the rows.
 
-    How many rows were changed.
+    ``types``: of the columns, for PostgreSQL. How many rows were changed.
     """
     if not rows:
         return 0
+    source, parameters = given(rows, types)
     with connection.cursor() as cursor:
-        # The columns of VALUES have the same names in SQLite and PostgreSQL.
-        cursor.execute(statement.format(given=f"(VALUES {values_of(rows)}) AS given"), flat(rows))
+        cursor.execute(statement.format(given=source), parameters)
         return int(cursor.rowcount)
 
 
-def values_of(rows: Sequence[Sequence[Any]]) -> str:
-    """The place holders of so many rows."""
-    return ", ".join([f"({', '.join(['%s'] * len(rows[0]))})"] * len(rows))
-
-
-def flat(rows: Sequence[Sequence[Any]]) -> list[Any]:
-    """The parameters of the rows, as the database in use wants them."""
-    return [prepared(value) for row in rows for value in row]
+def given(rows: Rows, types: Sequence[str]) -> tuple[str, list[Any]]:
+    """The rows as something to select from, with the columns column1, column2 ..., and its parameters."""
+    if connection.vendor == "postgresql":
+        arrays = ", ".join(f"%s::{kind}[]" for kind in types)
+        columns = ", ".join(f"column{number + 1}" for number in range(len(types)))
+        return f"unnest({arrays}) AS given({columns})", [list(column) for column in zip(*rows, strict=True)]
+    marks = f"({', '.join(['%s'] * len(types))})"
+    return f"(VALUES {', '.join([marks] * len(rows))}) AS given", [prepared(value) for row in rows for value in row]
 
 
 def prepared(value: Any) -> Any:

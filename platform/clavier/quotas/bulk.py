@@ -104,7 +104,9 @@ def locked_rows(scope_ids: Sequence[UUID]) -> QuerySet[Usage]:
 def add_to_used(taken: Sequence[tuple[int, int]]) -> bool:
     """One conditional UPDATE for all rows; False when a cap was in the way of one."""
     changed = update_from(
-        "UPDATE quotas_usage SET used = used + column2 FROM {given} WHERE id = column1 AND used + column2 <= cap", taken
+        "UPDATE quotas_usage SET used = used + column2 FROM {given} WHERE id = column1 AND used + column2 <= cap",
+        ("bigint", "bigint"),
+        taken,
     )
     return changed == len(taken)
 
@@ -136,6 +138,7 @@ def book_all_gpus(wanted: Sequence[Wanted]) -> bool:
     booked = {booking.gpu_id: booking.gpu for booking in bookings}.values()
     update_from(
         "UPDATE quotas_gpu SET cores_used = column2, memory_used_mib = column3 FROM {given} WHERE uuid = column1",
+        ("varchar", "bigint", "bigint"),
         [(gpu.uuid, gpu.cores_used, gpu.memory_used_mib) for gpu in booked],
     )
     fields = ("gpu", "attempt_id", "rank", "is_whole", "cores_percent", "memory_mib", "created_at")

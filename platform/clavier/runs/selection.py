@@ -34,11 +34,13 @@ COUNTED = ("cpu_milli", "memory_mib", "gpus")
 
 #: What each tenant of a group holds. The states stand in it as they do in the partial index that covers it.
 HELD = """
-    SELECT tenant_id, SUM(cpu_milli) AS cpu_milli, SUM(memory_mib) AS memory_mib, SUM(gpus) AS gpus
+    SELECT tenant_id, CAST(SUM(cpu_milli) AS BIGINT) AS cpu_milli, CAST(SUM(memory_mib) AS BIGINT) AS memory_mib,
+           CAST(SUM(gpus) AS BIGINT) AS gpus
     FROM runs_run
     WHERE state IN ('PREPARING', 'RUNNING', 'STOPPING') AND resource_group = %(group)s
     GROUP BY tenant_id
 """
+#: ``described`` only joins: were the conditions on owners in it, PostgreSQL would take them for rare and loop.
 WAITING = """
 WITH held AS ({held}), allowed AS (
     SELECT scope_id,
@@ -47,18 +49,17 @@ WITH held AS ({held}), allowed AS (
            MIN(CASE resource WHEN 'memory_mib' THEN cap - used END) AS memory_mib,
            MIN(CASE resource WHEN 'gpus' THEN cap - used END) AS gpus
     FROM quotas_usage WHERE scope IN ('tenant', 'user') GROUP BY scope_id
-), waiting AS (
-    SELECT run.id, run.tenant_id, run.created_by_id, run.is_urgent, run.priority, run.created_at,
-           run.cpu_milli, run.memory_mib, run.gpus, run.shape,
-           CASE WHEN run.queued_at <= %(old)s AND (run.not_before IS NULL OR run.not_before <= %(old)s)
-                THEN 1 ELSE 0 END AS may_reserve,
-           CASE WHEN COALESCE(held.cpu_milli, 0) + run.cpu_milli <= share.cpu_milli
-                 AND COALESCE(held.memory_mib, 0) + run.memory_mib <= share.memory_mib
-                 AND COALESCE(held.gpus, 0) + run.gpus <= share.gpus THEN 1 ELSE 0 END AS is_nominal,
-           COALESCE(share.may_borrow, {true}) AS may_borrow,
-           {greatest}(CAST(COALESCE(held.cpu_milli, 0) AS FLOAT) / %(cpu_milli)s,
-                      CAST(COALESCE(held.memory_mib, 0) AS FLOAT) / %(memory_mib)s,
-                      CAST(COALESCE(held.gpus, 0) AS FLOAT) / %(gpus)s) AS dominant_share
+), described AS MATERIALIZED (
+    SELECT run.id, run.tenant_id, run.created_by_id, run.is_urgent, run.priority, run.created_at, run.queued_at,
+           run.not_before, run.cpu_milli, run.memory_mib, run.gpus, run.shape,
+           COALESCE(held.cpu_milli, 0) AS held_cpu_milli, COALESCE(held.memory_mib, 0) AS held_memory_mib,
+           COALESCE(held.gpus, 0) AS held_gpus,
+           share.cpu_milli AS nominal_cpu_milli, share.memory_mib AS nominal_memory_mib, share.gpus AS nominal_gpus,
+           share.may_borrow,
+           tenant.runs AS tenant_runs, tenant.cpu_milli AS tenant_cpu_milli, tenant.memory_mib AS tenant_memory_mib,
+           tenant.gpus AS tenant_gpus,
+           person.runs AS person_runs, person.cpu_milli AS person_cpu_milli, person.memory_mib AS person_memory_mib,
+           person.gpus AS person_gpus
     FROM runs_run AS run
     LEFT JOIN held ON held.tenant_id = run.tenant_id
     LEFT JOIN quotas_tenantshare AS share
@@ -68,16 +69,25 @@ WITH held AS ({held}), allowed AS (
     WHERE run.state = 'PENDING' AND run.resource_group = %(group)s
       AND (run.not_before IS NULL OR run.not_before <= %(now)s)
       AND {chosen}
-      AND COALESCE(tenant.runs, 1) >= 1 AND COALESCE(person.runs, 1) >= 1
-      AND COALESCE(tenant.cpu_milli, run.cpu_milli) >= run.cpu_milli
-      AND COALESCE(person.cpu_milli, run.cpu_milli) >= run.cpu_milli
-      AND COALESCE(tenant.memory_mib, run.memory_mib) >= run.memory_mib
-      AND COALESCE(person.memory_mib, run.memory_mib) >= run.memory_mib
-      AND COALESCE(tenant.gpus, run.gpus) >= run.gpus AND COALESCE(person.gpus, run.gpus) >= run.gpus
+), waiting AS (
+    SELECT described.*,
+           CASE WHEN held_cpu_milli + cpu_milli <= nominal_cpu_milli
+                 AND held_memory_mib + memory_mib <= nominal_memory_mib
+                 AND held_gpus + gpus <= nominal_gpus THEN 1 ELSE 0 END AS is_nominal,
+           {greatest}(CAST(held_cpu_milli AS FLOAT) / %(cpu_milli)s, CAST(held_memory_mib AS FLOAT) / %(memory_mib)s,
+                      CAST(held_gpus AS FLOAT) / %(gpus)s) AS dominant_share
+    FROM described
+    WHERE COALESCE(tenant_runs, 1) >= 1 AND COALESCE(person_runs, 1) >= 1
+      AND COALESCE(tenant_cpu_milli, cpu_milli) >= cpu_milli AND COALESCE(person_cpu_milli, cpu_milli) >= cpu_milli
+      AND COALESCE(tenant_memory_mib, memory_mib) >= memory_mib
+      AND COALESCE(person_memory_mib, memory_mib) >= memory_mib
+      AND COALESCE(tenant_gpus, gpus) >= gpus AND COALESCE(person_gpus, gpus) >= gpus
 )
-SELECT id, tenant_id, created_by_id, is_urgent, priority, created_at, may_reserve, cpu_milli, memory_mib, gpus, shape
+SELECT id, tenant_id, created_by_id, is_urgent, priority, created_at,
+       CASE WHEN queued_at <= %(old)s AND (not_before IS NULL OR not_before <= %(old)s) THEN 1 ELSE 0 END,
+       cpu_milli, memory_mib, gpus, shape
 FROM waiting
-WHERE (is_nominal = 1 OR may_borrow = {true}) {further}
+WHERE (is_nominal = 1 OR COALESCE(may_borrow, {true}) = {true}) {further}
 ORDER BY is_urgent DESC, is_nominal DESC, CASE is_nominal WHEN 1 THEN 0 ELSE dominant_share END,
          priority DESC, created_at, id
 LIMIT {limit}

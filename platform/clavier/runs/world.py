@@ -152,11 +152,16 @@ def places_of(attempt: Attempt) -> list[tuple[UUID, Amounts]]:
     return list(zip(nodes, containers_of(attempt.run.run_spec()), strict=True))
 
 
-def could_claim(tenant: UUID, group: Group) -> bool:
-    """Something of the tenant's nominal share is left, and others borrow or were asked to go."""
-    left = minus(group.share_of(tenant).nominal, group.used_by(tenant))
-    others = any(group.is_borrowing(other) for other in group.used if other != tenant)
-    return left[0] > 0 and left[1] > 0 and (others or bool(group.leaving))
+def could_claim(group: Group) -> bool:
+    """Somebody has some of its nominal share left, and others borrow or were asked to go."""
+    borrowers = {tenant for tenant in group.used if group.is_borrowing(tenant)}
+    if not borrowers and not group.leaving:
+        return False
+    for tenant, share in group.shares.items():
+        left = minus(share.nominal, group.used_by(tenant))
+        if left[0] > 0 and left[1] > 0 and (group.leaving or borrowers - {tenant}):
+            return True
+    return False
 
 
 def read_allowances(candidates: Iterable[Candidate]) -> dict[UUID, Allowance]:
@@ -183,7 +188,7 @@ def read_candidates(world: World, *, first: int = FIRST) -> Selection:
     """Over all groups, with the holders of those groups in which somebody could want borrowed room back."""
     now, found = timezone.now(), Selection()
     for group in world.groups:
-        if any(could_claim(tenant, group) for tenant in group.shares):
+        if group.shares and could_claim(group):
             group.holders = read_holders(group, now)
         has_claims = bool(group.holders or group.leaving)
         mine = select(group, now, first=first, has_claims=has_claims)
