@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from unfold.admin import TabularInline
 
 from clavier.accounts.auth import operator_in_tenant
 from clavier.core.admin import OperatorAdmin, ReadOnly
 from clavier.core.errors import DomainError
-from finetune_app.models import FineTuneTask
+from finetune_app.models import FineTuneTask, HyperparameterSearch, SearchTrial, TrainingCalibration
 from finetune_app.services import retry_fine_tune_task, stop_fine_tune_task
 
 
@@ -48,3 +49,35 @@ class FineTuneTaskAdmin(ReadOnly, OperatorAdmin):
                 self.message_user(request, f"{task.name}: done", messages.SUCCESS)
             except DomainError as error:
                 self.message_user(request, f"{task.name}: {error.message}", messages.WARNING)
+
+
+class TrialInline(ReadOnly, TabularInline):
+    model = SearchTrial
+    extra = 0
+    fields = ("number", "parameters", "value", "task", "ended_at", "message")
+    readonly_fields = fields
+
+
+@admin.register(HyperparameterSearch)
+class HyperparameterSearchAdmin(ReadOnly, OperatorAdmin):
+    """Every tenant's searches with their trials."""
+
+    list_display = ("name", "state", "metric", "num_trials", "tenant", "created_by", "created_at", "ended_at")
+    search_fields = ("name", "tenant__name", "created_by__username")
+    list_select_related = ("tenant", "created_by")
+    inlines = (TrialInline,)
+
+
+@admin.register(SearchTrial)
+class SearchTrialAdmin(ReadOnly, OperatorAdmin):
+    list_display = ("__str__", "value", "task", "ended_at", "message")
+    search_fields = ("search__name", "task__name")
+    list_select_related = ("search", "task")
+
+
+@admin.register(TrainingCalibration)
+class TrainingCalibrationAdmin(ReadOnly, OperatorAdmin):
+    """What the estimator has learned; deleting a row lets it learn anew."""
+
+    list_display = ("recipe", "method", "on_gpu", "num_runs", "memory_log_mean", "seconds_log_mean", "updated_at")
+    search_fields = ("recipe", "method")

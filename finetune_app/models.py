@@ -94,3 +94,53 @@ class TrainingCalibration(models.Model):
 
     def __str__(self) -> str:
         return f"{self.recipe} {self.method} after {self.num_runs} runs"
+
+
+class HyperparameterSearch(TenantOwned):
+    """Values of hyperparameters that are tried one trial after the other; each trial is a fine-tuning task."""
+
+    name = models.CharField(max_length=100)
+    task = models.JSONField(help_text="What every trial's task takes, ids as texts.")
+    space = models.JSONField(help_text="{knob: {low, high, log} or {choices}}")
+    metric = models.CharField(max_length=100, default="eval/loss")
+    maximize = models.BooleanField(default=False)
+    num_trials = models.PositiveIntegerField()
+    num_parallel = models.PositiveIntegerField(default=1)
+    seed = models.PositiveBigIntegerField(default=42)
+    message = models.TextField(blank=True, help_text="Why it could not go on.")
+    stopped_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+        verbose_name_plural = "hyperparameter searches"
+        constraints: ClassVar = [models.UniqueConstraint(fields=["tenant", "name"], name="search_name_once")]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def state(self) -> str:
+        """RUNNING, STOPPED or COMPLETED."""
+        if self.ended_at is None:
+            return "RUNNING"
+        return "STOPPED" if self.stopped_at is not None else "COMPLETED"
+
+
+class SearchTrial(models.Model):
+    """One set of values, and what came of it. ``value`` None after its end: it failed."""
+
+    search = models.ForeignKey(HyperparameterSearch, on_delete=models.CASCADE, related_name="trials")
+    number = models.PositiveIntegerField()
+    parameters = models.JSONField()
+    task = models.OneToOneField(FineTuneTask, on_delete=models.PROTECT, related_name="search_trial")
+    value = models.FloatField(null=True, blank=True)
+    message = models.TextField(blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["number"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["search", "number"], name="search_trial_once")]
+
+    def __str__(self) -> str:
+        return f"trial {self.number} of {self.search}"

@@ -8,26 +8,24 @@ from uuid import UUID, uuid4
 
 from django.db import transaction
 
-from clavier.accounts.access import access_object, creator_of, require_change, require_write
+from clavier.accounts.access import access_object, require_change, require_write
 from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, FieldProblem, Invalid, InvalidFields
 from clavier.runs.models import Run
 from clavier.runs.options import checked_options, with_options
-from clavier.runs.own_code import OwnCode, publish
 from clavier.runs.services import checked_resources, delete_run, stop_run, submit_run
 from clavier.runs.states import RunState
 from datasets_app.models import DatasetVersion
 from datasets_app.queries import access_dataset_version
 from datasets_app.services import rows_path
 from finetune_app.estimate import Estimate
-from finetune_app.forecast import forecast, learn, require_fit
-from finetune_app.models import FineTuneTask
+from finetune_app.forecast import forecast, require_fit
+from finetune_app.models import FineTuneTask, SearchTrial
 from finetune_app.own_code import own_code_spec
 from models_app.models import ModelVersion
 from models_app.services import (
     access_model_version,
     check_model_name,
-    create_version_from_run,
     require_task,
     require_usable,
 )
@@ -215,6 +213,9 @@ def delete_fine_tune_task(*, actor: Actor, task: FineTuneTask) -> None:
         for run in runs:
             if not run.is_final:
                 raise Conflict(f"The task is {run.state}; stop it first.", code="in_use")
+        trial = SearchTrial.objects.filter(task=task).select_related("search").first()
+        if trial is not None:
+            raise Conflict(f"The task is {trial}; delete the search first.", code="in_use")
         version = ModelVersion.objects.filter(run__in=runs).select_related("model").first()
         if version is not None:
             raise Conflict(f"The task made the model version {version}; delete that first.", code="in_use")
@@ -237,22 +238,6 @@ def access_fine_tune_task(actor: Actor, task_id: UUID | str) -> FineTuneTask:
         "image_version__image",
     )
     return access_object(queryset, actor, task_id, noun="task")
-
-
-def on_run_finished(run: Run) -> None:
-    """A completed run has made a model version; own code's output becomes files of the task's owner."""
-    tasks = FineTuneTask.objects.select_related("base_version", "train_dataset", "tenant", "created_by")
-    task = tasks.filter(pk=run.subject_id).first()
-    if task is not None and task.create_way == "custom":
-        publish(creator_of(task), run, OwnCode.from_json(task.own_code))
-    elif task is not None and run.state == RunState.COMPLETED:
-        create_version_from_run(
-            run=run,
-            model_name=task.output_model_name,
-            base_version=task.base_version,
-            dataset_version=task.train_dataset,
-        )
-        learn(task, run)
 
 
 def launch(actor: Actor, task: FineTuneTask) -> None:

@@ -243,7 +243,7 @@ CONTAINER_EXECUTORS = ("docker_engine",)
 ALLOW_CUSTOM_CODE = env_bool("ALLOW_CUSTOM_CODE", CLAVIER_ENVIRONMENT != "production")
 #: kind of a run -> the function that its domain wants called, inside the transaction that ends the run.
 RUN_FINISHED_HOOKS = {
-    "fine_tune": "finetune_app.services.on_run_finished",
+    "fine_tune": "finetune_app.finished.on_run_finished",
     "evaluation": "evaluation_app.services.on_run_finished",
     "model_import": "models_app.services.on_run_finished",
     "image_import": "clavier.images.services.on_run_finished",
@@ -397,6 +397,7 @@ SPECTACULAR_SETTINGS = {
         "ModelImportSource": "models_app.services.IMPORT_SOURCES",
         "ImportState": "models_app.models.VERSION_STATES",
         "ImageSource": "clavier.images.models.SOURCES",
+        "SearchState": "clavier.api.native.nouns.searches.SEARCH_STATES",
         "ServiceState": "inference_app.queries.SERVICE_STATES",
     },
 }

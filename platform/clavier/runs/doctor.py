@@ -20,6 +20,8 @@ from clavier.runs.states import EndReason, RunState
 
 MAX_EVIDENCE_LINES = 12
 MAX_LINE_CHARACTERS = 400
+#: Lines from the end of the log that are looked at.
+MAX_LINES = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,7 @@ def diagnose(run: Run) -> Diagnosis | None:
 
 def read_signs(reason: str, codes: list[str], lines: list[str]) -> Diagnosis:
     """The diagnosis from the end reason, the codes of the program's error events and its log."""
+    lines = [line[:MAX_LINE_CHARACTERS] for line in lines[-MAX_LINES:]]
     sign = _first_sign(lines)
     kind = OF_REASON.get(reason) or next((OF_CODE[code] for code in reversed(codes) if code in OF_CODE), None)
     if kind in (None, "out_of_memory") and sign is not None:
@@ -178,4 +181,4 @@ def _evidence(lines: list[str], at: int | None) -> list[str]:
         chosen = lines[first:]
     else:
         chosen = lines[max(0, at - MAX_EVIDENCE_LINES + 3) : at + 3]
-    return [line[:MAX_LINE_CHARACTERS] for line in chosen if line.strip()][-MAX_EVIDENCE_LINES:]
+    return [line for line in chosen if line.strip()][-MAX_EVIDENCE_LINES:]

@@ -22,7 +22,8 @@ from datasets_app.models import DatasetVersion
 from datasets_app.services import create_dataset_with_file
 from evaluation_app.models import EvaluationTask
 from evaluation_app.services import create_evaluation_task
-from finetune_app.models import FineTuneTask
+from finetune_app.models import FineTuneTask, HyperparameterSearch
+from finetune_app.search import create_search
 from finetune_app.services import create_fine_tune_task
 from inference_app.models import InferenceService
 from inference_app.services import create_service
@@ -44,6 +45,7 @@ class World:
     task: FineTuneTask
     evaluation: EvaluationTask
     service: InferenceService
+    search: HyperparameterSearch
 
     @property
     def run(self) -> Run:
@@ -76,6 +78,15 @@ def make_task(
     """A task, started unless told otherwise."""
     return create_fine_tune_task(
         actor=actor, name=name, recipe="sft", method="lora", base_model=base.pk, train_dataset=data.pk, **options
+    )
+
+
+def make_search(actor: Actor, base: ModelVersion, data: DatasetVersion, **options: Any) -> HyperparameterSearch:
+    """A search over the learning rate, its first trial started."""
+    given = {"name": "search", "num_trials": 3, "metric": "train/loss", **options}
+    space = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
+    return create_search(
+        actor=actor, space=space, recipe="sft", method="lora", base_model=base.pk, train_dataset=data.pk, **given
     )
 
 
@@ -121,6 +132,7 @@ def world(alice: Actor, node: None) -> World:
         task=make_task(alice, base, data),
         evaluation=create_evaluation_task(actor=alice, name="judge", model_version=base.pk, dataset_version=data.pk),
         service=create_service(actor=alice, name="faq", model_version=base.pk),
+        search=make_search(alice, base, data),
     )
 
 

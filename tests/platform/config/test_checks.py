@@ -64,7 +64,7 @@ def test_the_embedded_default_is_not_held_to_that(settings):
 def test_every_hook_and_executor_exists_and_a_missing_one_is_named(settings):
     assert checks.dotted_names_import(None) == []
     settings.EXECUTORS = {"x": "runner.executors.nothing.Nothing"}
-    settings.RUN_FINISHED_HOOKS = {"fine_tune": "finetune_app.services.on_run_finished"}
+    settings.RUN_FINISHED_HOOKS = {"fine_tune": "finetune_app.finished.on_run_finished"}
     assert {problem.id for problem in checks.dotted_names_import(None)} == {"clavier.E001", "clavier.E002"}
 
 

@@ -16,6 +16,7 @@ from clavier.api.native.nouns import (
     recipes,
     resources,
     runs,
+    searches,
     services,
 )
 
@@ -64,6 +65,9 @@ urlpatterns = [
     path("image-versions/<uuid:version_id>/cancel-import", images.CancelImageImportView.as_view()),
     path("recipes", recipes.RecipesView.as_view()),
     path("recipes/<str:recipe>/<str:method>", recipes.RecipeView.as_view()),
+    path("hyperparameter-searches", searches.SearchesView.as_view()),
+    path("hyperparameter-searches/<uuid:search_id>", searches.SearchView.as_view()),
+    path("hyperparameter-searches/<uuid:search_id>/stop", searches.StopSearchView.as_view()),
     path("fine-tune-tasks", fine_tune_tasks.TasksView.as_view()),
     path("fine-tune-tasks/custom", own_code_tasks.CustomTasksView.as_view()),
     path("fine-tune-tasks/estimate", fine_tune_tasks.EstimateView.as_view()),
