@@ -174,6 +174,11 @@ def share_image(*, actor: Actor, image: ContainerImage, is_public: bool) -> Cont
     require_write(actor)
     if not actor.is_operator:
         raise Forbidden("Only operators share images with all tenants.", field="is_public")
+    return set_public(image, is_public)
+
+
+def set_public(image: ContainerImage, is_public: bool) -> ContainerImage:
+    """What ``share_image`` and the operators' admin do."""
     image.is_public = is_public
     if is_public and image.first_shared_at is None:
         image.first_shared_at = timezone.now()

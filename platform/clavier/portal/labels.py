@@ -61,6 +61,7 @@ SOURCES: dict[str, str | Promise] = {
     "modelscope": _("ModelScope"),
     "fine_tune": _("training task"),
     "image": _("container image"),
+    "export": _("export"),
 }
 SCALE_ON: dict[str, str | Promise] = {
     "requests_per_second": _("requests per second"),

@@ -41,6 +41,7 @@ urlpatterns = [
     path("models/<uuid:model_id>", models.model_detail, name="model"),
     path("models/<uuid:model_id>/versions", models.model_versions, name="model_versions"),
     path("models/<uuid:model_id>/delete", models.model_delete, name="model_delete"),
+    path("models/versions/<uuid:version_id>/export", models.version_export, name="model_version_export"),
     path("models/versions/<uuid:version_id>/download", models.version_download, name="model_version_download"),
     path("models/versions/<uuid:version_id>/cancel", models.version_cancel, name="model_version_cancel"),
     path("models/versions/<uuid:version_id>/delete", models.version_delete, name="model_version_delete"),

@@ -14,7 +14,16 @@ from clavier.accounts.models import Tenant, User
 from clavier.core.actor import Actor
 from clavier.core.errors import NotFound, quoted
 from clavier.files.queries import storage_usage, tenant_storage_usage
-from clavier.quotas.models import OWNER_SCOPES, RESOURCES, Node, QuotaWindow, ResourceGroup, ResourceGroupGrant, Usage
+from clavier.quotas.models import (
+    OWNER_SCOPES,
+    RESOURCES,
+    Gpu,
+    Node,
+    QuotaWindow,
+    ResourceGroup,
+    ResourceGroupGrant,
+    Usage,
+)
 
 
 def usable_groups(actor: Actor) -> QuerySet[ResourceGroup]:
@@ -38,21 +47,28 @@ def remaining(actor: Actor) -> list[dict[str, Any]]:
 
 
 def left_for(actor: Actor) -> dict[str, int | None]:
-    """Resource -> what the actor can still take: the least of its caps, its tenant's and what all nodes have free.
+    """Resource -> what the actor can still take: the least of its caps, its tenant's and what its groups' nodes have.
 
     None: nothing bounds it.
     """
-    caps: dict[str, list[int]] = {}
+    bounds: dict[str, list[int]] = {}
     for facts in remaining(actor):
-        caps.setdefault(facts["resource"], []).append(facts["remaining"])
+        bounds.setdefault(facts["resource"], []).append(facts["remaining"])
+    for resource, amount in free_for(actor).items():
+        bounds.setdefault(resource, []).append(amount)
+    return {resource: min(bounds[resource]) if resource in bounds else None for resource in RESOURCES}
+
+
+def free_for(actor: Actor) -> dict[str, int]:
+    """Resource -> what is free on the nodes that take the actor's runs. No shares at all where no GPU is shared."""
+    groups = usable_groups(actor).filter(is_active=True)
+    nodes = Node.objects.filter(resource_group__in=groups, is_schedulable=True)
     free: dict[str, int] = {}
-    for row in Usage.objects.filter(scope="node"):
+    for row in Usage.objects.filter(scope="node", scope_id__in=nodes.values("pk")):
         free[row.resource] = free.get(row.resource, 0) + max(0, row.cap - row.used)
-    found: dict[str, int | None] = {}
-    for resource in RESOURCES:
-        bounds = caps.get(resource, []) + ([free[resource]] if resource in free else [])
-        found[resource] = min(bounds) if bounds else None
-    return found
+    if not Gpu.objects.filter(node__in=nodes, allows_sharing=True, mig_profile="").exists():
+        free["vgpus"] = 0
+    return free
 
 
 def window_of(actor: Actor) -> tuple[datetime | None, datetime | None]:

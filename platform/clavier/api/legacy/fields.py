@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from clavier.api.common.json_body import parse_json
@@ -120,6 +121,7 @@ class Number(serializers.IntegerField):
         return int(data)
 
 
+@extend_schema_field({"oneOf": [{"type": "boolean"}, {"type": "string"}, {"type": "integer"}], "nullable": True})
 class YesNo(serializers.BooleanField):
     """true or false, also as YES/NO, 1/0 and as texts."""
 

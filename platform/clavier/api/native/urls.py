@@ -52,6 +52,7 @@ urlpatterns = [
     path("models/<uuid:model_id>", models.ModelView.as_view()),
     path("models/<uuid:model_id>/versions", models.ModelVersionsView.as_view()),
     path("model-versions/<uuid:version_id>", models.ModelVersionView.as_view()),
+    path("model-versions/<uuid:version_id>/export", models.ExportView.as_view()),
     path("model-versions/<uuid:version_id>/download", models.ModelVersionDownloadView.as_view()),
     path("model-versions/<uuid:version_id>/cancel-import", models.CancelImportView.as_view()),
     path("model-presets", models.ModelPresetsView.as_view()),

@@ -30,7 +30,7 @@ def base_model_options(actor: Actor) -> list[Option]:
 
 def model_options(actor: Actor) -> list[Option]:
     """Versions that can be judged and served."""
-    versions = visible_versions(actor).filter(state="ready", task="generation")[:MOST_CHOICES]
+    versions = visible_versions(actor).filter(state="ready", task="generation").exclude(format="gguf")[:MOST_CHOICES]
     return [Option(str(version.pk), str(version), {"name": version.model.name}) for version in versions]
 
 

@@ -14,6 +14,7 @@ from clavier.portal.listing import listing
 from clavier.portal.pages import PortalRequest, add_problems, page, show
 from models_app import services
 from models_app.exports import tar_of_version
+from models_app.standalone import export_version
 
 
 @page("GET")
@@ -75,12 +76,20 @@ def model_delete(request: PortalRequest, model_id: UUID) -> HttpResponseRedirect
 def version_download(request: PortalRequest, version_id: UUID) -> StreamingHttpResponse:
     """A version's files as a tar stream."""
     version = services.access_model_version(request.actor, version_id)
-    services.require_usable(version)
+    services.require_usable(version, for_download=True)
     chunks, size = tar_of_version(version)
     response = StreamingHttpResponse(chunks, content_type="application/x-tar")
     response["Content-Length"] = str(size)
     response["Content-Disposition"] = f'attachment; filename="model-{version.pk}.tar"'
     return response
+
+
+@page("POST")
+def version_export(request: PortalRequest, version_id: UUID) -> HttpResponseRedirect:
+    """Merge an adapter, or make a GGUF file, as a new version."""
+    version = services.access_model_version(request.actor, version_id)
+    made = export_version(actor=request.actor, version=version, form=request.POST.get("form", ""))
+    return redirect("portal:model", made.model_id)
 
 
 @page("POST")

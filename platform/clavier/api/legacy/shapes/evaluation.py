@@ -84,12 +84,14 @@ def detail_of(task: EvaluationTask) -> dict[str, Any]:
         texts["inputType"] = "dataset"
     resource = resource_of(task.resources)
     del resource["nodeType"], resource["numbers"]
+    asked = wrote.get("resource") or {}
+    gpu = {**resource["gpuResource"], **(asked.get("gpuResource") or {})}
     return {
         **row_of(task),
         **names_of(run.resource_group if run else ""),
         **texts,
         "endTime": time_of(run.ended_at) if run else None,
-        "resource": wrote.get("resource") or resource,
+        "resource": {**resource, **asked, "gpuResource": gpu},
         "env": as_text(wrote.get("env") or []),
         "datasetId": wrote.get("datasetId") or (str(data.pk) if data else None),
         "datasetName": wrote.get("datasetName") or (data.dataset.name if data else None),

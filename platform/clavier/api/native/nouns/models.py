@@ -33,6 +33,7 @@ from models_app.services import (
     require_usable,
     update_model,
 )
+from models_app.standalone import FORMS, PRECISIONS, export_version
 
 _NAME_HELP = "Unique in the tenant."
 
@@ -158,6 +159,12 @@ class ModelsView(NativeView):
         return Response(ModelVersionDetail(version).data, status=201)
 
 
+class Export(Strict):
+    form = Choice(FORMS, help_text="merged: full weights of an adapter and its base; gguf: with a Modelfile.")
+    name = Text(required=False, max_length=100, help_text="The model that gets the version. Absent: the same one.")
+    precision = Choice(PRECISIONS, required=False, help_text="Of a GGUF file's matrices. Absent: by size.")
+
+
 class ModelView(NativeView):
     @operation("get_model", "models", "A model", answer=Model, errors=(404,))
     def get(self, request: Request, model_id: UUID) -> Response:
@@ -207,11 +214,24 @@ class ModelVersionDownloadView(NativeView):
     def get(self, request: Request, version_id: UUID) -> HttpResponseBase:
         """A stream of known length; nothing is packed beforehand."""
         version = access_model_version(self.actor, version_id)
-        require_usable(version)
+        require_usable(version, for_download=True)
         content, size_bytes = tar_of_version(version)
         response = StreamingHttpResponse(content, headers={"Content-Length": str(size_bytes)})
         attach(response, f"{version.model.name}-{version.number}.tar", "application/x-tar")
         return response
+
+
+class ExportView(NativeView):
+    @operation("export_model_version", "models", "Merge an adapter, or make a GGUF file", body=Export,
+               answer=ModelVersionDetail, status=201, errors=(404, 409, 422), examples=(
+                   OpenApiExample("For Ollama", {"form": "gguf", "precision": "f16"}, request_only=True),
+               ))  # fmt: skip
+    @idempotent()
+    def post(self, request: Request, version_id: UUID) -> Response:
+        """A new version, ready once its run has ended. A merge that changes the answers fails."""
+        version = access_model_version(self.actor, version_id)
+        made = export_version(actor=self.actor, version=version, **self.body(Export))
+        return Response(ModelVersionDetail(made).data, status=201)
 
 
 class CancelImportView(NativeView):
