@@ -13,12 +13,29 @@ from clavier.images.models import ImageVersion
 from clavier.runs.models import Run
 from datasets_app.models import DatasetVersion
 
-SOURCES = ("folder", "path", "huggingface", "modelscope", "fine_tune", "image", "export")
+SOURCES = ("folder", "path", "huggingface", "modelscope", "fine_tune", "image", "export", "s3")
 #: ``image``: no weights of its own; the server in the image brings them. ``gguf``: to be taken away, for llama.cpp.
 FORMATS = ("full", "adapter", "image", "gguf")
 #: What a version does: continues text and chats, scores replies, names classes, or turns one text into another.
 TASKS = ("generation", "reward", "classification", "seq2seq")
 VERSION_STATES = ("importing", "ready", "failed")
+
+
+class ObjectStore(TenantOwned):
+    """An S3 server with the key of one account; models are imported from ``name/bucket/prefix``."""
+
+    name = models.CharField(max_length=100)
+    endpoint_url = models.CharField(max_length=500)
+    region = models.CharField(max_length=100, blank=True)
+    access_key = models.CharField(max_length=1000)
+    sealed_secret = models.TextField(editable=False, help_text="core.secrets.seal")
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["tenant", "name"], name="object_store_once")]
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class RegisteredModel(TenantOwned):

@@ -13,18 +13,22 @@ from django.db import transaction
 from django.db.models import Max, ProtectedError, RestrictedError
 
 from clavier.accounts.access import access_object, require_change, require_write
+from clavier.accounts.queries import own_tenant
 from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, Invalid, quoted
 from clavier.core.references import in_use
 from clavier.files.folders import disk_path, own_folder
+from clavier.files.models import MIB
 from clavier.images.access import access_image_version, image_of_run
+from clavier.images.logins import RegistryLogin, forget_login, write_login
 from clavier.runs.models import Run
 from clavier.runs.outputs import check_manifest
 from clavier.runs.services import delete_run, stop_run, submit_run
 from clavier.runs.states import RunState
 from datasets_app.models import DatasetVersion
 from models_app.declarations import checked_declarations
-from models_app.models import SOURCES, TASKS, ModelVersion, RegisteredModel
+from models_app.models import SOURCES, TASKS, ModelVersion, ObjectStore, RegisteredModel
+from models_app.object_stores import login_of, store_at
 from runner.contract import folder
 from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
 
@@ -51,8 +55,9 @@ def register_model(
     """A base model whose first version is imported by a run. A known name gets a further version.
 
     ``location``: for ``folder`` a folder of the user's files (``private/models/qwen``), for ``path`` a folder of the
-    server below MODEL_PATHS (used in place), for ``image`` the id of an image version, which is ready at once, else a
-    hub id (``Qwen/Qwen2.5-0.5B-Instruct``). ``declarations``: what may be set of it later (``declarations.py``).
+    server below MODEL_PATHS (used in place), for ``image`` the id of an image version, which is ready at once, for
+    ``s3`` the ``store/bucket/prefix`` of an object store, else a hub id (``Qwen/Qwen2.5-0.5B-Instruct``).
+    ``declarations``: what may be set of it later (``declarations.py``).
     ``submitted``: what the client wrote of the version; ``model_submitted``: of the model, kept when it is new.
     Raises Invalid, NotFound, Forbidden.
     """
@@ -81,25 +86,51 @@ def register_model(
         columns |= {"image_version": image, "location": str(image), "format": "image", "state": "ready"}
         with transaction.atomic():
             return add_version(actor, name, about, columns)
+    if source == "s3":
+        store, path = store_at(actor, location)
+        parameters = s3_parameters(store, path)
+        return start_import(actor, name, about, columns, parameters, login=login_of(store))
     return start_import(actor, name, about, columns, import_parameters(actor, source, location, revision))
 
 
+def s3_parameters(store: ObjectStore, path: str) -> dict[str, Any]:
+    """The import program's input for a model in an object store."""
+    return {
+        "source": "s3",
+        "location": path,
+        "revision": None,
+        "in_place": False,
+        "endpoint": store.endpoint_url,
+        "region": store.region,
+        "max_bytes": settings.MAX_UPLOAD_MIB * MIB,
+    }
+
+
 def start_import(
-    actor: Actor, name: str, about: dict[str, Any], columns: dict[str, Any], parameters: dict[str, Any]
+    actor: Actor,
+    name: str,
+    about: dict[str, Any],
+    columns: dict[str, Any],
+    parameters: dict[str, Any],
+    login: RegistryLogin | None = None,
 ) -> ModelVersion:
     """A version of the model of that name, with the run that imports it.
 
-    ``about``: columns of the model where it is new; ``columns``: of the version; ``parameters``: of the program.
+    ``about``: columns of the model where it is new; ``columns``: of the version; ``parameters``: of the program;
+    ``login``: lies in a file that only this import can read, until it has ended.
     """
     is_local = parameters["source"] in ("folder", "path")
     folders = [parameters["location"]] + ([parameters["base_model"]] if parameters.get("base_model") else [])
     with transaction.atomic():
         version = add_version(actor, name, about, columns)
+        if login is not None:
+            place = str(write_login(version.pk, login, own_tenant(actor).number))
+            parameters, folders = {**parameters, "credentials": place}, [place]
         spec = RunSpec(
             kind="model_import",
             program=IMPORT_PROGRAM,
             parameters=parameters,
-            mounts=tuple(Mount(path) for path in folders) if is_local else (),
+            mounts=tuple(Mount(path) for path in folders) if is_local or login else (),
             resources=Resources(cpu_milli=500, memory_mib=1024),
             limits=Limits(time_limit_s=24 * 3600),
             needs_network=not is_local,
@@ -124,6 +155,7 @@ def on_run_finished(run: Run) -> None:
     version = ModelVersion.objects.filter(run=run).select_related("model").first()
     if version is None:
         return
+    forget_login(version.pk)
     if run.state != RunState.COMPLETED:
         version.state, version.message = "failed", run.message
         version.save(update_fields=["state", "message", "updated_at"])

@@ -275,6 +275,8 @@ IMAGE_DEFAULT_REGISTRY = env.str("IMAGE_DEFAULT_REGISTRY", default="")
 # --- models and files -------------------------------------------------------------------------------------------
 #: Folders of the server from which a tenant may register a base model in place.
 MODEL_PATHS = [Path(path).resolve() for path in env_list("MODEL_PATHS", [])]
+#: Hosts (with their port, where they name one) of the object stores from which models may be imported.
+OBJECT_STORE_HOSTS = env_list("OBJECT_STORE_HOSTS", [])
 HF_ENDPOINT = env.str("HF_ENDPOINT", default="https://huggingface.co")
 MAX_UPLOAD_MIB = env_int("MAX_UPLOAD_MIB", 50 * 1024, 1, 10**9)
 DEFAULT_STORAGE_MIB = env_int("DEFAULT_STORAGE_MIB", 100 * 1024, 1, 10**9)

@@ -62,6 +62,7 @@ SOURCES: dict[str, str | Promise] = {
     "fine_tune": _("training task"),
     "image": _("container image"),
     "export": _("export"),
+    "s3": _("object storage (S3)"),
 }
 SCALE_ON: dict[str, str | Promise] = {
     "requests_per_second": _("requests per second"),

@@ -1,6 +1,7 @@
 """Takes a base model over: ``python -m runner.programs.models.import_model RUN_FOLDER``.
 
-Parameters: ``source`` (``folder`` or ``path``: a local folder; ``huggingface``, ``modelscope``: a hub), ``location``
+Parameters: ``source`` (``folder`` or ``path``: a local folder; ``huggingface``, ``modelscope``: a hub;
+``s3``: an object store, with the further parameters of ``object_storage.download_s3``), ``location``
 (the folder, or the repository on the hub), ``revision`` (or null), ``in_place`` (check only, copy nothing),
 ``endpoint`` (another address of the hub, or null), ``base_model`` (of an adapter: the folder whose tokenizer it gets
 where it brings none; or null).
@@ -30,6 +31,7 @@ from runner.programs.models.model_files import (
     model_files,
     pickle_names,
 )
+from runner.programs.models.object_storage import download_s3
 
 LOCAL_SOURCES = ("folder", "path")
 HUBS = {"huggingface": download_huggingface, "modelscope": download_modelscope}
@@ -51,7 +53,7 @@ class Request:
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Request:
         """Raises ProgramError naming the parameter that is missing or wrong."""
-        source, allowed = str(require(parameters, "source")), (*LOCAL_SOURCES, *HUBS)
+        source, allowed = str(require(parameters, "source")), (*LOCAL_SOURCES, *HUBS, "s3")
         if source not in allowed:
             raise ProgramError("source_unknown", f"source is {source!r}; allowed are {', '.join(allowed)}.", "source")
         in_place = bool(parameters.get("in_place"))
@@ -72,7 +74,7 @@ def main(context: ProgramContext) -> None:
         model = folder
         template = "model" if _has_template(folder) else "default_not_written"
     else:
-        model = _take_over(context, folder, move=request.source in HUBS)
+        model = _take_over(context, folder, move=request.source not in LOCAL_SOURCES)
         if is_adapter(model) and request.base_model:
             _lend_tokenizer(Path(request.base_model), model)
         # The source may have changed while it was copied; the copy is what everybody will use.
@@ -95,6 +97,9 @@ def _fetch(context: ProgramContext, request: Request) -> tuple[Path, str | None]
     target = context.work / "download"
     # An earlier attempt's files stay: the hubs' libraries go on where they ended.
     target.mkdir(exist_ok=True)
+    if request.source == "s3":
+        download_s3(context, request.location, str(request.endpoint), target)
+        return target, None
     revision = HUBS[request.source](context, request.location, request.revision, request.endpoint, target)
     return target, revision
 

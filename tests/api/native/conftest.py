@@ -27,7 +27,7 @@ from finetune_app.search import create_search
 from finetune_app.services import create_fine_tune_task
 from inference_app.models import InferenceService
 from inference_app.services import create_service
-from models_app.models import ModelVersion, RegisteredModel
+from models_app.models import ModelVersion, ObjectStore, RegisteredModel
 from tests.worlds import make_image_version
 
 QUESTIONS = "".join(json.dumps({"question": f"q{i}?", "answer": f"答{i}"}, ensure_ascii=False) + "\n" for i in range(5))
@@ -46,6 +46,7 @@ class World:
     evaluation: EvaluationTask
     service: InferenceService
     search: HyperparameterSearch
+    store: ObjectStore
 
     @property
     def run(self) -> Run:
@@ -133,6 +134,14 @@ def world(alice: Actor, node: None) -> World:
         evaluation=create_evaluation_task(actor=alice, name="judge", model_version=base.pk, dataset_version=data.pk),
         service=create_service(actor=alice, name="faq", model_version=base.pk),
         search=make_search(alice, base, data),
+        store=ObjectStore.objects.create(
+            tenant_id=alice.tenant_id,
+            created_by_id=alice.user_id,
+            name="store",
+            endpoint_url="https://s3.example",
+            access_key="key",
+            sealed_secret="sealed",
+        ),
     )
 
 

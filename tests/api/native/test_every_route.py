@@ -68,7 +68,7 @@ def filled(path: str, world: World, bobs_key: str) -> str:
     values = {
         "username": "bob", "key_id": bobs_key, "file_id": world.file.pk, "dataset_id": world.dataset_version.dataset_id,
         "version_id": version, "model_id": world.base.model_id, "image_id": world.image.image_id,
-        "task_id": task, "service_id": world.service.pk, "search_id": world.search.pk,
+        "task_id": task, "service_id": world.service.pk, "search_id": world.search.pk, "store_id": world.store.pk,
         "run_id": world.run.pk, "recipe": "sft", "method": "lora", "name": "local", "scope": "tenant",
     }  # fmt: skip
     return path.format(**values)
