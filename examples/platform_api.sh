@@ -114,7 +114,8 @@ if [ -z "${SKIP_OWN_CODE:-}" ]; then
         \"modelType\": \"aiApp\", \"aiAppVersionId\": \"$BASE\", \"inputType\": \"local\", \"inputDir\": \"/data\", \"outputDir\": \"/scores-$TAG\",
         \"resource\": {\"cpuNumber\": 1, \"memory\": 2}, \"env\": []}" | value id)
     for _ in $(seq 60); do
-        STATUS=$(get "/api/model/evaluation/task/detail/$EVALUATION" 2>/dev/null | value status)
+        # The envelope has a number of that name; the task's is a word.
+        STATUS=$(get "/api/model/evaluation/task/detail/$EVALUATION" 2>/dev/null | sed 's/.*"status":"\([A-Za-z]*\)".*/\1/')
         case $STATUS in Succeeded | Failed | Stopped) break ;; esac
         sleep 2
     done
