@@ -6,6 +6,7 @@ import gzip
 import http.server
 import json
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -112,8 +113,8 @@ class StubRegistry:
 
 
 @contextmanager
-def stub_registry() -> Iterator[StubRegistry]:
-    """Start one on loopback."""
+def stub_registry(tls: ssl.SSLContext | None = None) -> Iterator[StubRegistry]:
+    """Start one on loopback, with TLS where a context is given."""
     stub = StubRegistry()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -160,6 +161,8 @@ def stub_registry() -> Iterator[StubRegistry]:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     stub.host = f"127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

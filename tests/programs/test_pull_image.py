@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import ssl
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -239,6 +241,30 @@ def test_the_checked_address_is_the_one_that_is_used(stub: StubRegistry, monkeyp
     assert answer.status == 404
     assert stub.asked[0][1]["Host"] == f"registry.test:{port}"
     assert asked == ["registry.test"]
+
+
+def test_tls_proves_the_name_though_the_connection_goes_to_the_checked_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=registry.test",
+         "-addext", "subjectAltName=DNS:registry.test", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    served.load_cert_chain(certificate, key)
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    with stub_registry(served) as closed:
+        port = closed.host.rpartition(":")[2]
+        monkeypatch.setattr(outbound.socket, "getaddrinfo", lambda *_, **__: [(2, 1, 6, "", ("127.0.0.1", int(port)))])
+        allowed = Outbound([f"registry.test:{port}", f"other.test:{port}"])
+        with pytest.raises(ProgramError, match="certificate"):
+            allowed.get(f"https://registry.test:{port}/")
+        monkeypatch.setattr(outbound.ssl, "create_default_context", lambda: trusting)
+        assert allowed.get(f"https://registry.test:{port}/").status == 404
+        with pytest.raises(ProgramError, match=r"other\.test"):
+            allowed.get(f"https://other.test:{port}/")
 
 
 @pytest.mark.parametrize(
