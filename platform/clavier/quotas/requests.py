@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+from uuid import UUID
 
 from django.db.models import Count
 
@@ -71,7 +72,8 @@ def require_schedulable(*, actor: Actor, spec: RunSpec) -> None:
     if not group.is_active:
         message = f"The resource group {quoted(group.name)} takes no new runs. Choose another, or ask an operator."
         problems.append(FieldProblem("resource_group", "group_inactive", message))
-    nodes = list(Node.objects.filter(resource_group=group).prefetch_related("gpu_devices"))
+    has_gpu = any(role.resources.has_gpu for role in spec.containers())
+    nodes = list(Node.objects.filter(resource_group=group).prefetch_related(*["gpu_devices"] * has_gpu))
     known = {node.name for node in nodes}
     for name in spec.node_names:
         if name not in known:
@@ -147,7 +149,10 @@ def without_node(group: ResourceGroup, nodes: list[Node], resources: Resources, 
             has = ", ".join(f"{kind} ({number})" for kind, number in kinds.items()) or "no MIG devices"
             message = f"The resource group {quoted(group.name)} has no MIG devices {quoted(profile)}; it has {has}."
             return [FieldProblem(f"{field}.mig_profile", "unschedulable", message)]
-    shortages = [shortage_of_empty(node, resources) for node in nodes]
+    caps: dict[UUID, list[Usage]] = {node.pk: [] for node in nodes}
+    for row in Usage.objects.filter(scope="node", scope_id__in=caps).order_by("pk"):
+        caps[row.scope_id].append(row)
+    shortages = [shortage_of_empty(node, caps[node.pk], resources) for node in nodes]
     if nodes and None in shortages:
         return []
     nearest = next((shortage for shortage in shortages if shortage), None)
@@ -159,10 +164,10 @@ def without_node(group: ResourceGroup, nodes: list[Node], resources: Resources, 
     return [FieldProblem(field, "unschedulable", message)]
 
 
-def shortage_of_empty(node: Node, resources: Resources) -> Shortage | None:
+def shortage_of_empty(node: Node, caps: Iterable[Usage], resources: Resources) -> Shortage | None:
     """Why the node could not take the container even with nothing else on it; None: it could."""
     wanted = amounts_of(resources)
-    for row in Usage.objects.filter(scope="node", scope_id=node.pk).order_by("pk"):
+    for row in caps:
         shortage = Shortage("node", row.resource, row.cap, 0, wanted.get(row.resource, 0), node.name)
         if not shortage.can_ever_fit:
             return shortage
