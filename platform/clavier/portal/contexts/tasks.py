@@ -15,10 +15,10 @@ from clavier.runs.doctor import Diagnosis
 from clavier.runs.models import Run, RunEvent
 from clavier.runs.queries import events, progress
 from clavier.runs.states import LIVE_STATES, RunState
+from finetune_app.checks import DATA_KINDS
 from finetune_app.doctor import Remedy, examine_task
 from finetune_app.models import FineTuneTask
 from finetune_app.queries import live_status, metrics, output_version, runs_of
-from finetune_app.services import DATA_KINDS
 from models_app.models import ModelVersion
 from runner.contract.knob_values import Knob
 from runner.contract.knobs import KNOBS
