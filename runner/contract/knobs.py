@@ -119,7 +119,7 @@ KNOBS: tuple[Knob, ...] = (
         0.0,
         1.0,
     ),
-    Knob("optim", "str", "adamw", "Optimizer.", "优化器。", choices=("adamw", "sgd", "adafactor")),
+    Knob("optim", "str", "adamw", "Optimizer.", "优化器。", choices=("adamw", "sgd", "adafactor", "adamw_8bit")),
     Knob(
         "weight_decay",
         "float",

@@ -104,7 +104,7 @@ def test_full_training_leaves_a_whole_model_with_card_and_bundle(
     assert "| base_model | tiny\\|v1 |" in card
 
 
-@pytest.mark.parametrize("optim", ["adamw", "sgd", "adafactor"])
+@pytest.mark.parametrize("optim", ["adamw", "sgd", "adafactor", "adamw_8bit"])
 @pytest.mark.parametrize("end", ["stop", "crash"])
 def test_a_resumed_run_ends_exactly_like_an_unbroken_one(
     tiny_model_folder: Path, train_data: str, tmp_path: Path, optim: str, end: str
@@ -132,6 +132,26 @@ def test_a_resumed_run_ends_exactly_like_an_unbroken_one(
     for name in ("train/loss", "eval/loss", "train/grad_norm"):
         assert values_by_step(broken, name) == values_by_step(tmp_path / "whole", name)
     weights = [path / folder.OUTPUT / "model" / "adapter_model.safetensors" for path in (broken, tmp_path / "whole")]
+    assert hash_file(weights[0]) == hash_file(weights[1])
+
+
+def test_a_quantized_state_of_the_optimizer_outlives_a_crash(
+    tiny_model_folder: Path, train_data: str, tmp_path: Path
+) -> None:
+    parameters = parameters_of(tiny_model_folder, train_data, "full", optim="adamw_8bit", save_steps=4)
+    sft.main(make_context(tmp_path / "whole", parameters))
+
+    def crash() -> None:
+        raise KeyboardInterrupt
+
+    context = make_context(tmp_path / "broken", parameters)
+    context.report = StoppingReporter(tmp_path / "broken", 6, crash)
+    with pytest.raises(KeyboardInterrupt):
+        sft.main(context)
+    state = load_file(tmp_path / "broken" / folder.CHECKPOINTS / "step-00000004/optimizer.safetensors")
+    assert torch.uint8 in {tensor.dtype for tensor in state.values()}
+    sft.main(make_context(tmp_path / "broken", parameters))
+    weights = [path / folder.OUTPUT / "model/model.safetensors" for path in (tmp_path / "broken", tmp_path / "whole")]
     assert hash_file(weights[0]) == hash_file(weights[1])
 
 

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+#: Between the names of nested state in a file.
+NESTED = "/"
+
 
 @dataclass(slots=True)
 class Progress:
@@ -40,9 +43,10 @@ def write_state(
     tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, Any] = {}
     for index, values in state["state"].items():
-        for name, value in values.items():
+        for name, value in _flat(values).items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{name}"] = value.contiguous()
+                # Nested tables are shared between parameters, which a file can not say.
+                tensors[f"{index}.{name}"] = value.clone() if NESTED in name else value.contiguous()
             else:
                 plain[f"{index}.{name}"] = value
     save_file(tensors, target / "optimizer.safetensors")
@@ -65,10 +69,23 @@ def restore_state(
         tensors = load_file(source / "optimizer.safetensors")
         for key, value in [*tensors.items(), *described["optimizer_plain"].items()]:
             index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = value
+            *outer, inner = name.split(NESTED)
+            values = state.setdefault(int(index), {})
+            for part in outer:
+                values = values.setdefault(part, {})
+            values[inner] = value
         optimizer.load_state_dict({"state": state, "param_groups": described["param_groups"]})
         restore_random_states(load_file(source / "random.safetensors"))
     return Progress(**described["progress"])
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of one parameter without nesting; bitsandbytes keeps its 8-bit numbers one level deeper."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = _flat(value) if isinstance(value, Mapping) else {"": value}
+        flat |= {f"{name}{NESTED}{key}" if key else name: found for key, found in inner.items()}
+    return flat
 
 
 def restore_random(source: Path) -> None:

@@ -93,6 +93,13 @@ def make_optimizer(named_parameters: Iterable[tuple[str, Any]], knobs: Mapping[s
         return torch.optim.SGD(groups, lr=knobs["learning_rate"])
     if knobs["optim"] == "adafactor":
         return torch.optim.Adafactor(groups, lr=knobs["learning_rate"])
+    if knobs["optim"] == "adamw_8bit":
+        # Late: only this knob needs the library.
+        from bitsandbytes.optim.adamw import AdamW8bit
+
+        make: Any = AdamW8bit
+        optimizer: torch.optim.Optimizer = make(groups, lr=knobs["learning_rate"], betas=(0.9, 0.95))
+        return optimizer
     return torch.optim.AdamW(groups, lr=knobs["learning_rate"], betas=(0.9, 0.95), fused=True)
 
 
