@@ -18,8 +18,8 @@ from models_app.services import access_model_version, check_model_name, next_num
 
 @dataclass(frozen=True, slots=True)
 class NewVersion:
-    """``source``: ``folder`` (``location``: private/...), ``fine_tune`` (the id of the version that a training made)
-    or ``image`` (the id of an image version with the model in it)."""
+    """``source``: ``folder`` (``location``: private/...), ``s3`` (store/bucket/prefix), ``fine_tune`` (the id of the
+    version that a training made) or ``image`` (the id of an image version with the model in it)."""
 
     source: str
     location: str

@@ -359,7 +359,7 @@ AUDITLOG_EXCLUDE_TRACKING_FIELDS = (
     "facts", "findings", "last_login", "last_used_at", "metrics", "own_code", "spec", "spec_digest", "statistics",
     "submitted", "updated_at", "used",
 )  # fmt: skip
-AUDITLOG_MASK_TRACKING_FIELDS = ("password", "digest")
+AUDITLOG_MASK_TRACKING_FIELDS = ("password", "digest", "access_key", "sealed_secret")
 AUDITLOG_MASK_CALLABLE = "clavier.audit.records.mask"
 
 # --- API --------------------------------------------------------------------------------------------------------

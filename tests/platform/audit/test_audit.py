@@ -133,3 +133,13 @@ def test_nobody_but_operators_sees_the_log(alice_user: User) -> None:
     client.force_login(alice_user)
     assert client.get("/admin/auditlog/logentry/").status_code == 302
     assert client.get("/admin/auditlog/logentry/export/").status_code in (302, 403)
+
+
+def test_the_secret_of_an_object_store_is_not_in_the_log(alice_client: APIClient, settings: Any) -> None:
+    settings.OBJECT_STORE_HOSTS = ["s3.example"]
+    body = {"name": "store", "endpoint_url": "https://s3.example", "access_key": "AKIA1", "secret_key": "s3cret-value"}
+    made = alice_client.post("/api/v1/object-stores", body, format="json")
+    assert made.status_code == 201, made.content
+    (entry,) = entries("objectstore")
+    assert (entry.changes["access_key"][1], entry.changes["sealed_secret"][1]) == ("***", "***")
+    assert "s3cret" not in json.dumps(entry.changes)

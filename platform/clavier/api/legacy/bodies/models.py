@@ -47,7 +47,7 @@ class ModelVersionBody(Body):
     description = Word(help_text="描述")
     source = Number(FROM_TRAINING, FROM_FILES, help_text="1 训练结果 2 自定义镜像 3 本地文件（默认）")  # type: ignore[assignment]
     saveType = Number(OBJECT_STORAGE, LOCAL_STORAGE, help_text="存储类别 1.对象存储 2.本地存储（默认）")
-    savePath = Place(help_text="存储路径：个人文件中的目录")
+    savePath = Place(help_text="存储路径：个人文件中的目录；saveType=1 时为 存储名/桶/前缀")
     configPath = Place(help_text="配置文件存储路径")
     configSaveType = Number(OBJECT_STORAGE, LOCAL_STORAGE, help_text="配置文件存储类别 1.对象存储 2.本地存储")
     trainTaskVersionId = Id(help_text="训练版本id：训练产出的模型版本")
@@ -130,10 +130,9 @@ def declarations_of(given: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
 def new_version(actor: Actor, values: dict[str, Any], place: str) -> tuple[NewVersion, str]:
     """What a version is made from, and the field that says it. Raises Invalid, NotFound, Conflict, Unprocessable."""
     source = values.get("source") or FROM_FILES
-    for name in ("saveType", "configSaveType"):
-        if values.get(name) == OBJECT_STORAGE and source == FROM_FILES:
-            message = say("未配置对象存储，请使用 2（本地存储）", "there is no object storage here; send 2 (local).")
-            raise spoken(Unprocessable(f"{place}.{name}: {message}", field=f"{place}.{name}"))
+    if values.get("configSaveType") == OBJECT_STORAGE and values.get("configPath"):
+        message = say("配置文件只能来自本地存储，请使用 2", "a configuration lies in the user's files; send 2 (local).")
+        raise spoken(Unprocessable(f"{place}.configSaveType: {message}", field=f"{place}.configSaveType"))
     kept = without_person(values)
     if source == FROM_IMAGE:
         name = values.get("image") or missing(f"{place}.image")
@@ -141,6 +140,9 @@ def new_version(actor: Actor, values: dict[str, Any], place: str) -> tuple[NewVe
         return NewVersion("image", str(version), submitted=kept), "image"
     if source == FROM_TRAINING:
         return NewVersion("fine_tune", trained(actor, values, place), submitted=kept), training_field(values)
+    if values.get("saveType") == OBJECT_STORAGE:
+        path = (values.get("savePath") or "").strip("/") or missing(f"{place}.savePath")
+        return NewVersion("s3", path, submitted=kept), "savePath"
     location = location_of(values.get("savePath") or "", field=f"{place}.savePath")
     location_of(values.get("configPath") or "", field=f"{place}.configPath")
     return NewVersion("folder", location or missing(f"{place}.savePath"), submitted=kept), "savePath"

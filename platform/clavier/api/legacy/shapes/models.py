@@ -155,7 +155,7 @@ def version_of(version: ModelVersion) -> dict[str, Any]:
         "isDelete": 0,
         "status": STATUS[version.state],
         "source": SOURCE.get(version.source, FROM_FILES),
-        "saveType": wrote.get("saveType", LOCAL_STORAGE),
+        "saveType": wrote.get("saveType") or (OBJECT_STORAGE if version.source == "s3" else LOCAL_STORAGE),
         "savePath": wrote.get("savePath", version.location),
         "absolutePath": version.location,
         "hideSourcePath": f"/models/{version.pk}" if is_read else "",
