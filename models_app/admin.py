@@ -3,7 +3,7 @@ from __future__ import annotations
 from django.contrib import admin
 
 from clavier.core.admin import OperatorAdmin, ReadOnly
-from models_app.models import ModelVersion, RegisteredModel
+from models_app.models import ModelVersion, ObjectStore, RegisteredModel
 
 
 @admin.register(RegisteredModel)
@@ -21,3 +21,13 @@ class ModelVersionAdmin(ReadOnly, OperatorAdmin):
     list_filter = ("state", "source", "format")
     search_fields = ("model__name", "location", "fingerprint", "tenant__name")
     list_select_related = ("model", "tenant")
+
+
+@admin.register(ObjectStore)
+class ObjectStoreAdmin(ReadOnly, OperatorAdmin):
+    """Whose accounts there are; their secrets are never shown."""
+
+    list_display = ("name", "tenant", "endpoint_url", "region", "created_by", "created_at")
+    search_fields = ("name", "endpoint_url", "tenant__name")
+    list_select_related = ("tenant", "created_by")
+    fields = ("name", "tenant", "endpoint_url", "region", "created_by")
