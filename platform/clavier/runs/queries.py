@@ -8,7 +8,7 @@ from uuid import UUID
 from django.db.models import Count, Q, QuerySet
 from django.db.models.functions import Now
 
-from clavier.accounts.access import access_object
+from clavier.accounts.access import access_object, require_operator, require_write
 from clavier.core.actor import Actor
 from clavier.core.errors import NotFound
 from clavier.runs import outputs
@@ -35,9 +35,11 @@ def access_run(actor: Actor, run_id: UUID | str) -> Run:
 
 
 def operated_run(actor: Actor, run_id: UUID | str) -> Run:
-    """A run of any tenant for an operator, of the actor's own for everybody else. Raises NotFound."""
+    """A run of any tenant that an operator may change. Raises NotFound for a stranger, Forbidden for other users."""
     if not actor.is_operator:
-        return access_run(actor, run_id)
+        access_run(actor, run_id)
+        require_write(actor)
+    require_operator(actor, to_write=True)
     runs = Run.objects.select_related("created_by").prefetch_related("attempts__node", "attempts__peers__node")
     found = runs.filter(pk=run_id).first()
     if found is None:

@@ -111,9 +111,8 @@ class RunDetailView(NativeView):
                answer=RunDetail, errors=(404, 409))  # fmt: skip
     def patch(self, request: Request, run_id: UUID) -> Response:
         """Of any tenant."""
-        body = self.body(ChangedRun)
         run = operated_run(self.actor, run_id)
-        change_priority(actor=self.actor, run=run, priority=body["priority"])
+        change_priority(actor=self.actor, run=run, **self.body(ChangedRun))
         return Response(RunDetail(run).data)
 
 
