@@ -19,14 +19,13 @@ from typing import Any
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 import django
-from django.db.models import QuerySet
 
 django.setup()
 
 from clavier.quotas.services import ensure_local_node  # noqa: E402
 from clavier.runs import admission, leases, services  # noqa: E402
 from clavier.runs.models import Attempt, RunEvent  # noqa: E402
-from clavier.runs.queries import RECONCILER_LEASE  # noqa: E402
+from clavier.runs.queries import RECONCILER_LEASE, live_runs  # noqa: E402
 from runner.executors.local_process import LocalProcessExecutor  # noqa: E402
 from runner.worker import jobs, reconciler, scheduler  # noqa: E402
 from runner.worker.invariants import check_everything  # noqa: E402
@@ -130,20 +129,15 @@ def passes(until: Callable[[], bool], within_s: float) -> bool:
 
 
 def reconcile() -> None:
-    """Until no attempt is live and the executor has forgotten all."""
+    """Until no run is live and the executor has forgotten all. A killed scheduler's lease may hold it up for 10 s."""
     control = Path(os.environ["CLAVIER_HOME"]) / "executors" / "local_process"
-    if not passes(lambda: not (live().exists() or any(control.iterdir())), 60):
+    if not passes(lambda: not (live_runs().exists() or any(control.iterdir())), 60):
         raise SystemExit("something is still live")
 
 
 def watch() -> None:
     """For some seconds, whatever happens."""
     passes(lambda: False, float(os.environ["WATCH_S"]))
-
-
-def live() -> QuerySet[Attempt]:
-    """Attempts that have not ended."""
-    return Attempt.objects.filter(ended_at=None)
 
 
 VERBS: dict[str, Callable[[], object]] = {

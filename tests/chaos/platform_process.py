@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,7 +42,14 @@ class PlatformProcess:
             return False
 
     def wait_until_ready(self, within_s: float = 120.0) -> None:
-        wait_until("the platform is ready", self.is_ready, within_s)
+        """As a service manager would, it starts it again if it has ended meanwhile."""
+        deadline = time.monotonic() + within_s
+        while not self.is_ready():
+            if self.process is not None and self.process.poll() is not None:
+                self.start()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the platform is not ready within {within_s:g} s")
+            time.sleep(0.2)
 
     def kill(self) -> None:
         """SIGKILL to the supervisor; its children end with it."""

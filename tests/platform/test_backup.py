@@ -165,7 +165,7 @@ def test_a_damaged_backup_is_refused_before_anything_changes(backup, elsewhere, 
         assert f"is damaged: {victim.relative_to(copy)}. Nothing was changed here." in refused.stderr
     victim.unlink()
     assert "is damaged" in elsewhere.try_to("restore", str(copy)).stderr
-    assert {path.name for path in elsewhere.home.iterdir()} <= {"secret_key", "uploads", "up.lock"}
+    assert {path.name for path in elsewhere.home.iterdir()} <= {"secret_key", "install_id", "uploads", "up.lock"}
 
 
 def test_a_cut_tar_and_a_folder_that_is_no_backup_are_refused(backup, elsewhere, tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import os
 import socket
 import sys
+import time
 from argparse import ArgumentParser
 from collections.abc import Mapping
 from functools import partial
@@ -17,7 +18,7 @@ from django.conf import settings
 from django.contrib.staticfiles.finders import get_finders
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, OutputWrapper
-from django.db import connections
+from django.db import OperationalError, connections
 
 from clavier.accounts.services import OPERATOR_NAME, ensure_first_operator
 from clavier.core import embedded_queue
@@ -28,6 +29,7 @@ WEB_THREADS = 16
 #: Open downloads and streams are cut this long after a stop was asked for.
 SERVER_STOP_GRACE_S = 2
 READY_TIMEOUT_S = 0.5
+DATABASE_PATIENCE_S = 60.0
 PRIVATE_FOLDER_MODE = 0o700
 
 
@@ -48,7 +50,7 @@ class Command(BaseCommand):
         try:
             with only_one(settings.CLAVIER_HOME / "up.lock"):
                 refuse_port_in_use(host, port)
-                prepare(self.stdout)
+                prepare_patiently(self.stdout)
                 supervisor = Supervisor(platform_children(host, port, workers), log_folder(), sys.stdout)
                 note_origin(host, port)
                 code = supervisor.run(partial(answers_ok, host, port, "/readyz"), banner(host, port))
@@ -56,6 +58,21 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from None
         if code:
             sys.exit(code)
+
+
+def prepare_patiently(out: OutputWrapper) -> None:
+    """Prepare; a database server that is being started, perhaps beside us, is waited for. Raises CommandError."""
+    deadline = time.monotonic() + DATABASE_PATIENCE_S
+    while True:
+        try:
+            return prepare(out)
+        except OperationalError as error:
+            reason = str(error).splitlines()[0]
+            connections.close_all()
+            if time.monotonic() > deadline:
+                raise CommandError(f"The database does not answer: {reason}") from None
+            out.write(f"The database does not answer yet ({reason}); trying again.")
+            time.sleep(1)
 
 
 def prepare(out: OutputWrapper) -> None:
