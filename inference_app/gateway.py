@@ -20,6 +20,7 @@ from django.db import close_old_connections
 from clavier.core.actor import Actor
 from clavier.core.errors import DomainError, Forbidden, Invalid, NotFound, TooLarge, quoted
 from inference_app.credentials import actor_of_headers
+from inference_app.dialing import ReplicaConnector
 from inference_app.queries import NoHealthyReplica, Upstream, choose_upstreams, served_models
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class Gateway:
 
     async def _exchange(self, upstream: Upstream, path: str, body: bytes, send: Send) -> None:
         headers = {"Authorization": f"Bearer {upstream.api_key}", "Content-Type": "application/json"}
-        origin = "http://replica" if upstream.unix_socket else f"http://{upstream.host}:{upstream.port}"
+        origin = "http://replica" if upstream.port is None else f"http://127.0.0.1:{upstream.port}"
         session = self._session(upstream)
         async with session.post(f"{origin}/v1/{path}", data=body, headers=headers) as response:
             passed = [(n.lower(), v) for n, v in response.raw_headers if n.lower() in PASSED_HEADERS]
@@ -115,12 +116,12 @@ class Gateway:
             await send({"type": "http.response.body", "body": b""})
 
     def _session(self, upstream: Upstream) -> aiohttp.ClientSession:
-        key = (upstream.unix_socket, upstream.host, upstream.port)
+        key = (upstream.run_id, upstream.owners, upstream.port)
         session = self._sessions.get(key)
         if session is None or session.closed:
             connector: aiohttp.BaseConnector = (
-                aiohttp.UnixConnector(upstream.unix_socket, limit=0)
-                if upstream.unix_socket
+                ReplicaConnector(upstream.run_id, upstream.owners)
+                if upstream.port is None
                 else aiohttp.TCPConnector(limit=0)
             )
             session = aiohttp.ClientSession(connector=connector, timeout=TIMEOUT, auto_decompress=False)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import random
-import stat
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
+from django.conf import settings
 from django.db.models import Prefetch, QuerySet
 
 from clavier.core.actor import Actor
 from clavier.core.errors import DomainError, NotFound, quoted
 from clavier.runs.models import Run
-from clavier.runs.outputs import read_json, run_folder
+from clavier.runs.outputs import read_json
 from clavier.runs.queries import progress
 from clavier.runs.states import LIVE_STATES, RunState
 from clavier.runs.waiting import explain
+from inference_app.dialing import has_socket, owners_of
 from inference_app.models import InferenceService, Replica, ServiceVersion
 from runner.contract import folder
 
+#: Below it ports belong to the system.
+FIRST_FREE_PORT = 1024
 SERVICE_STATES = ("DRAFT", "CREATING", "READY", "DEGRADED", "STOPPING", "STOPPED", "FAILED")
 
 
@@ -31,21 +35,25 @@ class NoHealthyReplica(DomainError):
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """One live server. Either ``unix_socket`` or ``host`` and ``port``; ``api_key`` is known to the gateway only."""
+    """One live server; ``api_key`` is known to the gateway only.
+
+    It listens on the socket in its run's folder, made by one of ``owners``; or, where that path would be too long, on a
+    ``port`` of this machine.
+    """
 
     service: str
     served_name: str
     api_key: str
-    unix_socket: str | None
-    host: str | None
-    port: int | None
+    run_id: UUID
+    owners: frozenset[int]
+    port: int | None = None
 
 
 def visible_services(actor: Actor, *, search: str = "") -> QuerySet[InferenceService]:
     """The tenant's services with versions, replicas and their runs."""
     replicas = Prefetch("replicas", Replica.objects.select_related("run").order_by("index"))
     versions = ServiceVersion.objects.select_related("model_version__model").prefetch_related(replicas)
-    services = InferenceService.objects.filter(tenant_id=actor.tenant_id).select_related("created_by")
+    services = InferenceService.objects.filter(tenant_id=actor.tenant_id).select_related("created_by", "tenant")
     if search:
         services = services.filter(name__icontains=search)
     return services.prefetch_related(Prefetch("versions", versions.order_by("number")))
@@ -133,11 +141,8 @@ def choose_upstreams(actor: Actor, model: str) -> list[Upstream]:
     for version in by_traffic(versions, explicit=bool(number)):
         running = [r.run for r in version.replicas.all() if r.run and r.run.state == RunState.RUNNING]
         random.shuffle(running)
-        if version.is_own_server:
-            upstreams = [own_upstream(service, run) for run in running if has_socket(run)]
-        else:
-            reports = [read_json(run.pk, folder.READY) for run in running]
-            upstreams = [upstream_of(service, report) for report in reports if report is not None]
+        make = own_upstream if version.is_own_server else upstream_of
+        upstreams = [upstream for run in running if (upstream := make(service, run)) is not None]
         if upstreams:
             return upstreams
     raise NoHealthyReplica(
@@ -151,31 +156,32 @@ def by_traffic(versions: list[ServiceVersion], *, explicit: bool) -> list[Servic
     return sorted(pool, key=lambda version: random.random() ** (1 / max(version.traffic_percent, 1)), reverse=True)
 
 
-def upstream_of(service: InferenceService, ready: dict[str, Any]) -> Upstream:
-    """The address that a server wrote into ready.json."""
-    endpoint = ready["endpoint"]
-    return Upstream(
-        service=service.name,
-        served_name=ready["served_name"],
-        api_key=ready["api_key"],
-        unix_socket=endpoint.get("unix"),
-        host=endpoint.get("host"),
-        port=endpoint.get("port"),
-    )
+def upstream_of(service: InferenceService, run: Run) -> Upstream | None:
+    """Where one of our own servers listens; None before it has said so, or when it says what can not be.
+
+    What ready.json says of the place counts only so far: the tenant's program may have written it.
+    """
+    ready = read_json(run.pk, folder.READY)
+    if ready is None or not isinstance(ready.get("endpoint"), dict):
+        return None
+    named = [ready.get(name) for name in ("served_name", "api_key")]
+    port = ready["endpoint"].get("port")
+    if not all(isinstance(name, str) for name in named) or not (port is None or is_usable_port(run, port)):
+        return None
+    owners = owners_of(service.tenant.number)
+    return Upstream(service.name, str(named[0]), str(named[1]), run.pk, owners, port)
 
 
-def own_upstream(service: InferenceService, run: Run) -> Upstream:
+def is_usable_port(run: Run, port: Any) -> bool:
+    """A port of this machine that our own program, outside of any container, can have chosen."""
+    is_ours = run.spec["program"] is not None and settings.CLAVIER_EXECUTOR not in settings.CONTAINER_EXECUTORS
+    return is_ours and isinstance(port, int) and not isinstance(port, bool) and FIRST_FREE_PORT <= port < 65536
+
+
+def own_upstream(service: InferenceService, run: Run) -> Upstream | None:
     """Where an own server is reached: the one place that the platform gave it, whatever its container wrote."""
-    socket = str(run_folder(run.pk) / folder.SOCKET)
-    return Upstream(service.name, service.name, "", socket, None, None)
-
-
-def has_socket(run: Run) -> bool:
-    """There is a socket and no link, which could lead to another service of this machine."""
-    try:
-        return stat.S_ISSOCK((run_folder(run.pk) / folder.SOCKET).lstat().st_mode)
-    except OSError:
-        return False
+    owners = owners_of(service.tenant.number)
+    return Upstream(service.name, service.name, "", run.pk, owners) if has_socket(run.pk, owners) else None
 
 
 def served_models(actor: Actor) -> list[dict[str, Any]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import tempfile
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from clavier.runs.models import Run
 from clavier.runs.outputs import run_folder
 from inference_app.gateway import Gateway
 from inference_app.models import InferenceService
+from inference_app.queries import NoHealthyReplica, choose_upstreams
 from inference_app.services import create_service, stop_service
 from models_app.models import ModelVersion, RegisteredModel
 from runner.contract import folder
@@ -32,14 +33,8 @@ def engine(monkeypatch, home):
 
 
 @pytest.fixture
-def socket_path():
-    with tempfile.TemporaryDirectory(dir="/tmp") as place:
-        yield str(Path(place) / "s")
-
-
-@pytest.fixture
-def service(engine, alice, home, socket_path) -> InferenceService:
-    """A service of Alice's whose server listens on the socket."""
+def service(engine, alice, home) -> InferenceService:
+    """A service of Alice's whose replica says that it is ready."""
     model = RegisteredModel.objects.create(tenant_id=alice.tenant_id, created_by_id=alice.user_id, name="m")
     version = ModelVersion.objects.create(
         tenant_id=alice.tenant_id, created_by_id=alice.user_id, model=model, number=1, state="ready", source="path",
@@ -51,10 +46,23 @@ def service(engine, alice, home, socket_path) -> InferenceService:
     run = Run.objects.get(kind="replica")
     ready = run_folder(run.pk) / folder.READY
     ready.parent.mkdir(exist_ok=True)
-    report = {"endpoint": {"unix": socket_path}, "api_key": "of-the-replica", "served_name": "helper", "engine": "x"}
+    report = {
+        "endpoint": {"unix": "/var/run/docker.sock"},
+        "api_key": "of-the-replica",
+        "served_name": "helper",
+        "engine": "x",
+    }
     ready.write_text(json.dumps(report))
     engine.step()
     return made
+
+
+@pytest.fixture
+def socket_path(service):
+    """Where the replica's socket must be, by a path that is short enough to listen on."""
+    place = os.open(run_folder(Run.objects.get(kind="replica").pk) / "work", os.O_RDONLY | os.O_DIRECTORY)
+    yield f"/proc/self/fd/{place}/server.sock"
+    os.close(place)
 
 
 @asynccontextmanager
@@ -247,3 +255,39 @@ def test_an_unknown_address_names_what_is_served(service, alice):
     exchange = Exchange("POST", "/openai/v1/poems", key_of(alice))
     asyncio.run(exchange.go(Gateway()))
     assert (exchange.status, exchange.json["error"]["code"]) == (404, "no_such_endpoint")
+
+
+def test_a_link_in_the_place_of_the_socket_leads_nowhere(service, alice, socket_path, tmp_path):
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        elsewhere = f"{place}/engine.sock"
+        os.symlink(elsewhere, socket_path)
+        seen: list[Any] = []
+        assert ask(key_of(alice), elsewhere, seen).status == 503
+        assert seen == []
+
+
+def test_a_socket_of_another_user_is_not_dialled(service, alice, socket_path, settings):
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a socket for another user")
+    settings.CONTAINER_EXECUTORS = (settings.CLAVIER_EXECUTOR,)
+    seen: list[Any] = []
+    assert ask(key_of(alice), socket_path, seen).status == 503, "the socket is root's, not the tenant's"
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        {"host": "10.0.0.1", "port": "80"},
+        {"host": "127.0.0.1", "port": 22},
+        {"port": True},
+        "unix",
+        None,
+        {"port": 70_000},
+    ],
+)
+def test_a_report_that_names_another_service_of_this_machine_is_no_replica(service, alice, endpoint):
+    ready = run_folder(Run.objects.get(kind="replica").pk) / folder.READY
+    ready.write_text(json.dumps(json.loads(ready.read_text()) | {"endpoint": endpoint}))
+    with pytest.raises(NoHealthyReplica):
+        choose_upstreams(alice, "helper")
