@@ -9,7 +9,7 @@ REQUIREMENTS := requirements.txt requirements-train.txt requirements-dev.txt
 CODE := platform datasets_app models_app finetune_app evaluation_app inference_app runner
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off
 
-.PHONY: setup demo up test test-fast lint bench clean
+.PHONY: setup demo up test test-fast lint bench chaos clean
 .DEFAULT_GOAL := help
 .SILENT:
 
@@ -56,6 +56,9 @@ lint: setup ## style, types, the dependency rule, migrations, templates
 bench: setup ## one benchmark: make bench NAME=front
 	test -f "bench/$(NAME).py" || { echo "usage: make bench NAME=..., one of:" $(basename $(notdir $(wildcard bench/*.py))); exit 2; }
 	$(BIN)/python -m bench.$(NAME)
+
+chaos: setup ## kill everything at random: make chaos N=200 [ARGS="--executor docker_engine --database postgres"]
+	$(BIN)/python -m tests.chaos --faults $(or $(N),40) --jobs 50 --seed $(or $(SEED),1) $(ARGS)
 
 clean: ## remove what was built; the data in var/ stays
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache test-results *.egg-info
