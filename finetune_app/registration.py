@@ -14,8 +14,10 @@ from clavier.core.paths import parse_path
 from clavier.runs.outputs import list_output, run_folder
 from clavier.runs.states import RunState
 from finetune_app.models import FineTuneTask
+from finetune_app.queries import output_version
 from models_app.declarations import checked_declarations
 from models_app.models import ModelVersion
+from models_app.registering import FolderImport, NewVersion
 from models_app.services import check_model_name, start_import
 from runner.contract import folder
 
@@ -40,6 +42,32 @@ def register_task_output(
     """
     require_write(actor)
     check_model_name(name)
+    output = output_of(task, subfolder)
+    columns = {
+        **output.columns,
+        "declarations": checked_declarations(declarations or []),
+        "submitted": dict(submitted or {}),
+    }
+    about = {"description": description, "submitted": dict(model_submitted or {})}
+    return start_import(actor, name, about, columns, dict(output.parameters))
+
+
+def version_from_task(task: FineTuneTask) -> NewVersion:
+    """What a new model takes from a task: the version that a recipe made, else the output of the user's own program.
+
+    Raises Conflict (``not_ready``), Invalid (``missing_file``).
+    """
+    made = output_version(task)
+    if made is not None:
+        return NewVersion("fine_tune", str(made.pk))
+    return NewVersion("fine_tune", str(task.pk), output=output_of(task))
+
+
+def output_of(task: FineTuneTask, subfolder: str = "") -> FolderImport:
+    """The import of the output of the task's newest run.
+
+    Raises Conflict (``not_ready``) unless the run has completed, Invalid (``missing_file``) where there is no model.
+    """
     run = task.run
     if run is None or run.state != RunState.COMPLETED:
         state = run.state if run else "not started"
@@ -50,13 +78,11 @@ def register_task_output(
         )
     inside = model_folder_of(run.pk, subfolder)
     base = task.base_version if task.base_version and task.base_version.format == "full" else None
-    columns: dict[str, Any] = {
+    columns = {
         "source": "fine_tune",
         "location": str(task.pk),
         "base_version": base,
         "dataset_version": task.train_dataset,
-        "declarations": checked_declarations(declarations or []),
-        "submitted": dict(submitted or {}),
     }
     parameters = {
         "source": "folder",
@@ -66,8 +92,7 @@ def register_task_output(
         "endpoint": None,
         "base_model": str(base.path) if base else None,
     }
-    about = {"description": description, "submitted": dict(model_submitted or {})}
-    return start_import(actor, name, about, columns, parameters)
+    return FolderImport(columns, parameters)
 
 
 def model_folder_of(run_id: UUID, subfolder: str) -> str:

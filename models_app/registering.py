@@ -13,16 +13,35 @@ from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, DomainError, quoted
 from models_app.declarations import checked_declarations
 from models_app.models import ModelVersion, RegisteredModel
-from models_app.services import access_model_version, check_model_name, next_number, register_model, require_usable
+from models_app.services import (
+    access_model_version,
+    check_model_name,
+    next_number,
+    register_model,
+    require_usable,
+    start_import,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderImport:
+    """A folder that the platform has written itself: columns of the version, and the import program's parameters."""
+
+    columns: Mapping[str, Any]
+    parameters: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class NewVersion:
     """``source``: ``folder`` (``location``: private/...), ``s3`` (store/bucket/prefix), ``fine_tune`` (the id of the
-    version that a training made) or ``image`` (the id of an image version with the model in it)."""
+    version that a training made) or ``image`` (the id of an image version with the model in it).
+
+    ``output``: what a program of the user's has made; it is imported, and ``location`` tells its task.
+    """
 
     source: str
     location: str
+    output: FolderImport | None = None
     declarations: Sequence[Mapping[str, Any]] = ()
     submitted: Mapping[str, Any] = field(default_factory=dict)
 
@@ -35,7 +54,7 @@ def create_model_with_versions(
     description: str = "",
     submitted: Mapping[str, Any] | None = None,
 ) -> tuple[RegisteredModel, list[ModelVersion]]:
-    """A model and its versions, all or none. Folders are taken over by runs; the others are ready at once.
+    """A model and its versions, all or none. What has to be copied is taken over by runs; the rest is ready.
 
     Raises Forbidden, Invalid, NotFound, Conflict (``already_exists``, ``not_ready``); the field of a refusal begins
     with ``versions.<number>.`` where it concerns a version.
@@ -65,6 +84,13 @@ def create_model_with_versions(
 
 def add_version(actor: Actor, model: RegisteredModel, wanted: NewVersion) -> ModelVersion:
     """One version. Raises Invalid, NotFound, Conflict."""
+    if wanted.output is not None:
+        columns = {
+            **wanted.output.columns,
+            "declarations": checked_declarations(wanted.declarations),
+            "submitted": dict(wanted.submitted),
+        }
+        return start_import(actor, model.name, {}, columns, dict(wanted.output.parameters))
     if wanted.source != "fine_tune":
         return register_model(
             actor=actor,

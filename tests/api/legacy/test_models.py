@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,13 @@ from rest_framework.test import APIClient
 
 from clavier.accounts.models import User
 from clavier.core.actor import Actor
+from clavier.runs.outputs import run_folder
+from finetune_app.custom import create_custom_fine_tune_task
+from finetune_app.services import access_fine_tune_task
 from models_app.models import ModelVersion
 from tests.api.legacy.conftest import failure, form, payload
 from tests.api.native.conftest import make_model
+from tests.engine import make_engine
 
 LIST = "/model/aiApplication/getAiApplicationList"
 DETAIL = "/model/aiApplication/getAiApplicationDetail"
@@ -158,6 +163,48 @@ def test_a_result_of_training_becomes_a_version_without_a_copy(
     assert (shared.path, shared.shares_files_with) == (version.path, version)
     in_use = alice_client.delete(f"/api/v1/model-versions/{version.pk}")
     assert (in_use.status_code, in_use.json()["error"]["code"]) == (409, "in_use")
+
+
+def test_the_output_of_own_code_is_imported_and_names_its_task(
+    alice_client: APIClient,
+    charlie_client: APIClient,
+    alice: Actor,
+    body: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    home: Path,
+) -> None:
+    engine = make_engine(monkeypatch)
+    engine.will(files={"output/final/config.json": "{}", "output/final/model.safetensors": "not read here"})
+    task = create_custom_fine_tune_task(actor=alice, name="mine", command="x")
+    body["application"]["createUser"] = ""
+    body["aiApplicationVersionList"] = [{"source": 1, "llmFineTuneTaskId": str(task.pk), "version": "v1"}]
+    place = "aiApplicationVersionList[0].llmFineTuneTaskId"
+    early = alice_client.post(CREATE, body, format="json")
+    failure(early, 409, "not_ready", place)
+    engine.step(2)
+    failure(charlie_client.post(CREATE, body, format="json"), 404, "not_found", place)
+    (found,) = payload(alice_client.post(CREATE, body, format="json"))["aiApplicationVersionList"]
+    assert (found["source"], found["status"], found["llmFineTuneTaskId"]) == (1, 1, str(task.pk))
+    version = ModelVersion.objects.get(pk=found["id"])
+    ModelVersion.objects.filter(pk=version.pk).update(submitted={})
+    shown = payload(alice_client.get(VERSION, {"aiApplicationVersionId": found["id"]}))
+    assert shown["llmFineTuneTaskId"] == str(task.pk)
+    run_id = access_fine_tune_task(alice, task.pk).run_id
+    assert version.run.run_spec().parameters["location"] == str(run_folder(run_id) / "output" / "final")
+
+
+def test_own_code_that_left_no_model_is_told_what_a_model_is(
+    alice_client: APIClient, alice: Actor, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    engine = make_engine(monkeypatch)
+    engine.will(files={"output/log.txt": "x"})
+    task = create_custom_fine_tune_task(actor=alice, name="mine", command="x")
+    engine.step(2)
+    body["aiApplicationVersionList"] = [{"source": 1, "llmFineTuneTaskId": str(task.pk)}]
+    response = alice_client.post(CREATE, body, format="json")
+    message = failure(response, 400, "missing_file", "aiApplicationVersionList[0].llmFineTuneTaskId")
+    assert "safetensors" in message
+    assert names(alice_client) == []
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from clavier.api.legacy.requests import Value, image_argument
 from clavier.api.legacy.shapes.models import FROM_FILES, FROM_IMAGE, FROM_TRAINING, LOCAL_STORAGE, OBJECT_STORAGE
 from clavier.api.legacy.words import say
 from clavier.core.actor import Actor
-from clavier.core.errors import Conflict, Invalid, NotFound, Unprocessable
-from finetune_app.queries import output_version
+from clavier.core.errors import DomainError, Invalid, Unprocessable
+from finetune_app.registration import version_from_task
 from finetune_app.services import access_fine_tune_task
 from models_app.registering import NewVersion
 
@@ -51,7 +51,7 @@ class ModelVersionBody(Body):
     configPath = Place(help_text="配置文件存储路径")
     configSaveType = Number(OBJECT_STORAGE, LOCAL_STORAGE, help_text="配置文件存储类别 1.对象存储 2.本地存储")
     trainTaskVersionId = Id(help_text="训练版本id：训练产出的模型版本")
-    llmFineTuneTaskId = Id(help_text="大模型微调id：取其产出的模型版本")
+    llmFineTuneTaskId = Id(help_text="大模型微调id：取其产出的模型；自定义代码的输出由导入任务登记")
     image = Word(max_length=500, help_text="镜像地址，source=2 时必填")
     imageType = Number(high=1, help_text="镜像类型 0：推理框架适配镜像，1：自定义镜像")
     framework = Number(help_text="框架选择")
@@ -139,7 +139,7 @@ def new_version(actor: Actor, values: dict[str, Any], place: str) -> tuple[NewVe
         version = image_argument(actor, name, field=f"{place}.image")
         return NewVersion("image", str(version), submitted=kept), "image"
     if source == FROM_TRAINING:
-        return NewVersion("fine_tune", trained(actor, values, place), submitted=kept), training_field(values)
+        return replace(trained(actor, values, place), submitted=kept), training_field(values)
     if values.get("saveType") == OBJECT_STORAGE:
         path = (values.get("savePath") or "").strip("/") or missing(f"{place}.savePath")
         return NewVersion("s3", path, submitted=kept), "savePath"
@@ -148,21 +148,20 @@ def new_version(actor: Actor, values: dict[str, Any], place: str) -> tuple[NewVe
     return NewVersion("folder", location or missing(f"{place}.savePath"), submitted=kept), "savePath"
 
 
-def trained(actor: Actor, values: dict[str, Any], place: str) -> str:
-    """The id of the version that a training made: named itself, or by its task. Raises Invalid, NotFound, Conflict."""
+def trained(actor: Actor, values: dict[str, Any], place: str) -> NewVersion:
+    """The version that a training made, named itself or by its task; the output of the user's own program is imported.
+
+    Raises Invalid, NotFound, Conflict.
+    """
     if values.get("trainTaskVersionId"):
-        return str(values["trainTaskVersionId"])
+        return NewVersion("fine_tune", str(values["trainTaskVersionId"]))
     field = f"{place}.llmFineTuneTaskId"
+    task_id = values.get("llmFineTuneTaskId") or missing(field)
     try:
-        task = access_fine_tune_task(actor, values.get("llmFineTuneTaskId") or missing(field))
-    except NotFound as unknown:
-        unknown.field = field
+        return version_from_task(access_fine_tune_task(actor, task_id))
+    except DomainError as refusal:
+        refusal.field = field
         raise
-    version = output_version(task)
-    if version is None:
-        message = say(f"{field}: 该任务没有产出模型版本", f"{field}: the task has made no model version (yet).")
-        raise spoken(Conflict(message, code="not_ready", field=field))
-    return str(version.pk)
 
 
 def training_field(values: dict[str, Any]) -> str:

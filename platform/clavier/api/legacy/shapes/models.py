@@ -192,8 +192,10 @@ def version_name(version: ModelVersion) -> str:
 
 
 def task_id_of(version: ModelVersion) -> str:
-    """The fine-tuning task that made the version."""
-    return str(version.run.subject_id) if version.source == "fine_tune" and version.run else ""
+    """The fine-tuning task that made the version; an imported output has its task in its location."""
+    if version.source != "fine_tune" or version.run is None:
+        return ""
+    return version.location if version.run.kind == "model_import" else str(version.run.subject_id)
 
 
 def scale_of(version: ModelVersion) -> str:
