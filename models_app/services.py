@@ -369,7 +369,9 @@ def next_number(model: RegisteredModel) -> int:
 
 
 def check_model_name(name: str, *, field: str = "name") -> None:
-    """Raises Invalid (``bad_name``)."""
+    """Raises Invalid (``required``, ``bad_name``)."""
+    if not name.strip():
+        raise Invalid(f"{field} is empty. Give a name.", code="required", field=field)
     if not NAME_PATTERN.match(name):
         raise Invalid(
             f"{field} {quoted(name)}: 1 to 100 letters, digits, spaces or _.()+- are allowed, a letter or digit first.",

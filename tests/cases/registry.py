@@ -19,6 +19,14 @@ Send = Callable[["Scene"], Any]
 IMPLEMENTED: dict[str, Send] = {}
 
 
+@dataclass(frozen=True)
+class Later:
+    """What a program says after the request was answered; the catalogue's HTTP status does not bind it."""
+
+    code: str | None
+    message: str
+
+
 @dataclass
 class Scene:
     """Alice sends; the victim is a stranger who owns one of everything that a case names."""

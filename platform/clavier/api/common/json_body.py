@@ -107,8 +107,16 @@ def parse_json(data: bytes) -> Any:
             field=field,
         )
     if b"\\u" in data and find_string(value, _SURROGATE) is not None:
-        raise Invalid("A text has half of a surrogate pair (\\uD800 to \\uDFFF).", code="malformed_json")
+        raise half_a_pair(value)
     return value
+
+
+def half_a_pair(value: Any) -> Invalid:
+    """The refusal of a lone surrogate; names the top field that has it, where there is one."""
+    fields = value.items() if isinstance(value, dict) else ()
+    field = next((key for key, item in fields if find_string(item, _SURROGATE) is not None), None)
+    message = "a text has half of a surrogate pair (\\uD800 to \\uDFFF)."
+    return Invalid(f"{field or 'The body'}: {message}", code="malformed_json", field=field)
 
 
 def too_deep() -> Invalid:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
+from django.core.validators import ProhibitNullCharactersValidator
 from rest_framework import serializers
 
 from clavier.core.errors import quoted
@@ -39,6 +41,18 @@ class Text(serializers.CharField):
         if not isinstance(data, str):
             self.fail("invalid", given=quoted(data, 60))
         return super().to_internal_value(data)
+
+
+class Name(Text):
+    """What a thing is called, in NFC; which characters it may have is for its service to say, NUL included."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.validators = [one for one in self.validators if not isinstance(one, ProhibitNullCharactersValidator)]
+
+    def to_internal_value(self, data: Any) -> str:
+        """Raises ValidationError for anything but a string."""
+        return unicodedata.normalize("NFC", super().to_internal_value(data))
 
 
 class WholeNumber(serializers.IntegerField):

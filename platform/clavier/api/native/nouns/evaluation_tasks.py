@@ -20,6 +20,7 @@ from clavier.api.native.fields import (
     Choice,
     Form,
     Identifier,
+    Name,
     OwnCodeFields,
     Resources,
     Strict,
@@ -94,7 +95,7 @@ class EvaluationFilters(Form):
 
 
 class NewEvaluation(Strict):
-    name = Text(max_length=100)
+    name = Name(max_length=100)
     description = Text(required=False, allow_blank=True, max_length=20_000)
     model_version = Identifier(help_text="Id of a model version.")
     dataset_version = Identifier(help_text="Id of a data set version with questions and answers.")
@@ -109,7 +110,7 @@ class NewEvaluation(Strict):
 
 
 class NewCustomEvaluation(OwnCodeFields):
-    name = Text(max_length=100)
+    name = Name(max_length=100)
     description = Text(required=False, allow_blank=True, max_length=20_000)
     dataset_version = Identifier(required=False, allow_null=True, help_text="Id; excludes data_folder.")
     model_version = Identifier(required=False, allow_null=True, help_text="Id; excludes model_folder.")

@@ -22,6 +22,7 @@ from clavier.api.native.fields import (
     Flag,
     Form,
     Identifier,
+    Name,
     Resources,
     StateChoice,
     Strict,
@@ -126,7 +127,7 @@ class TaskFilters(Form):
 
 
 class NewTask(Strict):
-    name = Text(max_length=100)
+    name = Name(max_length=100)
     description = Text(required=False, allow_blank=True, max_length=20_000)
     recipe = Choice(tuple(RECIPES), help_text="`GET /recipes` lists them; docs/programs.md says what each needs.")
     method = Choice(METHODS, help_text="`GET /recipes` lists which recipe has which.")

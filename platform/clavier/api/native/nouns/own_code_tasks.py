@@ -16,6 +16,7 @@ from clavier.api.native.fields import (
     AnyObject,
     Flag,
     Identifier,
+    Name,
     OwnCodeFields,
     Resources,
     Strict,
@@ -32,7 +33,7 @@ from finetune_app.services import access_fine_tune_task
 
 
 class NewCustomTask(OwnCodeFields):
-    name = Text(max_length=100)
+    name = Name(max_length=100)
     description = Text(required=False, allow_blank=True, max_length=20_000)
     method = Text(required=False, allow_blank=True, max_length=10, help_text="lora, qlora or full: told to the script.")
     is_pretrain = Flag(default=False, help_text="It makes a base model.")
