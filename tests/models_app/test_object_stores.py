@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from botocore.session import Session
-from moto.server import ThreadedMotoServer
 
 from clavier.core.errors import Conflict, Invalid, NotFound, Unprocessable
 from clavier.core.secrets import seal, unseal
@@ -17,33 +13,18 @@ from models_app.object_stores import access_object_store, create_object_store, d
 from models_app.services import register_model
 from runner.contract.folder import SPEC
 from tests.engine import make_real_engine
+from tests.object_stores import SECRET, fill, s3_server
 from tests.programs.tiny_models import write_tiny_model
 
 pytestmark = pytest.mark.django_db(transaction=True)
-SECRET = "the-secret-of-the-store"
 
 
 @pytest.fixture
 def server(settings) -> Iterator[str]:
     """An S3 server on loopback, which the operator has allowed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    moto.start()
-    settings.OBJECT_STORE_HOSTS = [f"127.0.0.1:{port}"]
-    yield f"http://127.0.0.1:{port}"
-    moto.stop()
-
-
-def fill(endpoint: str, folder: Path, prefix: str) -> None:
-    """Put the files of a folder into the bucket ``models``."""
-    client = Session().create_client(
-        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key=SECRET
-    )
-    client.create_bucket(Bucket="models")
-    for path in folder.iterdir():
-        client.put_object(Bucket="models", Key=f"{prefix}/{path.name}", Body=path.read_bytes())
+    with s3_server() as (endpoint, host):
+        settings.OBJECT_STORE_HOSTS = [host]
+        yield endpoint
 
 
 def test_a_model_is_imported_and_the_secret_lies_nowhere(server, alice, monkeypatch, home, tmp_path):

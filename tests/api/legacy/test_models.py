@@ -15,9 +15,12 @@ from clavier.runs.outputs import run_folder
 from finetune_app.custom import create_custom_fine_tune_task
 from finetune_app.services import access_fine_tune_task
 from models_app.models import ModelVersion
+from models_app.object_stores import create_object_store
 from tests.api.legacy.conftest import failure, form, payload
 from tests.api.native.conftest import make_model
-from tests.engine import make_engine
+from tests.engine import make_engine, make_real_engine
+from tests.object_stores import SECRET, fill, s3_server
+from tests.programs.tiny_models import write_tiny_model
 
 LIST = "/model/aiApplication/getAiApplicationList"
 DETAIL = "/model/aiApplication/getAiApplicationDetail"
@@ -193,6 +196,36 @@ def test_the_output_of_own_code_is_imported_and_names_its_task(
     assert version.run.run_spec().parameters["location"] == str(run_folder(run_id) / "output" / "final")
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_model_in_an_object_store_is_imported_for_its_tenant_only(
+    alice_client: APIClient,
+    charlie_client: APIClient,
+    alice: Actor,
+    monkeypatch: pytest.MonkeyPatch,
+    home: Path,
+    tmp_path: Path,
+    settings: Any,
+) -> None:
+    engine = make_real_engine(monkeypatch, home)
+    place = "s3://lake/models/team/qwen"
+    version = {"source": 3, "saveType": 1, "savePath": place, "configSaveType": 1, "configPath": f"{place}/config.json"}
+    body = {"application": {"name": "from-s3"}, "aiApplicationVersionList": [version]}
+    with s3_server() as (endpoint, host):
+        settings.OBJECT_STORE_HOSTS = [host]
+        fill(endpoint, write_tiny_model(tmp_path / "tiny", "qwen2"), "team/qwen")
+        create_object_store(actor=alice, name="lake", endpoint_url=endpoint, access_key="key", secret_key=SECRET)
+        refused = charlie_client.post(CREATE, body, format="json")
+        failure(refused, 400, "bad_value", "aiApplicationVersionList[0].configPath")
+        (made,) = payload(alice_client.post(CREATE, body, format="json"))["aiApplicationVersionList"]
+        assert (made["status"], made["saveType"], made["savePath"], made["configSaveType"]) == (1, 1, place, 1)
+        run = engine.finish(ModelVersion.objects.get(pk=made["id"]).run, 120)
+    assert run.state == "COMPLETED", run.message
+    found = payload(alice_client.get(VERSION, {"aiApplicationVersionId": made["id"]}))
+    assert found["status"] == 2
+    assert found["size"] > 0
+    assert SECRET not in json.dumps(found)
+
+
 def test_own_code_that_left_no_model_is_told_what_a_model_is(
     alice_client: APIClient, alice: Actor, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
@@ -214,7 +247,9 @@ def test_own_code_that_left_no_model_is_told_what_a_model_is(
         ({"savePath": "../../etc"}, 400, "path_outside_root", "savePath"),
         ({"configPath": "/etc/passwd"}, 400, "path_outside_root", "configPath"),
         ({"saveType": 1, "savePath": "/none/bucket/qwen"}, 400, "bad_value", "savePath"),
-        ({"configSaveType": 1, "configPath": "/x"}, 422, "unprocessable", "configSaveType"),
+        ({"saveType": 1, "savePath": "s3://none/bucket/qwen"}, 400, "bad_value", "savePath"),
+        ({"saveType": 1, "savePath": "s3://"}, 400, "required", "savePath"),
+        ({"configSaveType": 1, "configPath": "s3://none/bucket/config"}, 400, "bad_value", "configPath"),
         ({"source": 2}, 400, "required", "image"),
         ({"source": 2, "image": "none:1"}, 404, "not_found", "image"),
         ({"source": 1}, 400, "required", "llmFineTuneTaskId"),

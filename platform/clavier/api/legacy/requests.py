@@ -174,7 +174,11 @@ def refuse_object_storage(values: Mapping[str, Any]) -> None:
     """Raises Unprocessable: data lies in the user's files or in data sets, never in a store outside."""
     if values.get("storageMedium") == OBJECT_MEDIUM:
         message = say(
-            "storageMedium: 未配置对象存储，请使用 1201", "storageMedium: there is no object storage; send 1201."
+            "storageMedium 1203: 任务不直接读取对象存储。请上传目录（/file/file/uploadFolder）并使用 1201 与目录参数，"
+            "或使用 datasetVersionId；对象存储中的模型可先用 createAiApplication（saveType=1）登记",
+            "storageMedium 1203: a task does not read an object store itself. Upload the folder "
+            "(/file/file/uploadFolder) and send 1201 with it, or name a data set version; a model in an object store "
+            "becomes a version with createAiApplication (saveType=1).",
         )
         raise spoken(Unprocessable(message, field="storageMedium"))
 

@@ -12,9 +12,10 @@ from clavier.api.legacy.requests import Value, image_argument
 from clavier.api.legacy.shapes.models import FROM_FILES, FROM_IMAGE, FROM_TRAINING, LOCAL_STORAGE, OBJECT_STORAGE
 from clavier.api.legacy.words import say
 from clavier.core.actor import Actor
-from clavier.core.errors import DomainError, Invalid, Unprocessable
+from clavier.core.errors import DomainError, Invalid
 from finetune_app.registration import version_from_task
 from finetune_app.services import access_fine_tune_task
+from models_app.object_stores import store_at
 from models_app.registering import NewVersion
 
 SOURCES = {FROM_TRAINING: "fine_tune", FROM_IMAGE: "image", FROM_FILES: "folder"}
@@ -47,8 +48,8 @@ class ModelVersionBody(Body):
     description = Word(help_text="描述")
     source = Number(FROM_TRAINING, FROM_FILES, help_text="1 训练结果 2 自定义镜像 3 本地文件（默认）")  # type: ignore[assignment]
     saveType = Number(OBJECT_STORAGE, LOCAL_STORAGE, help_text="存储类别 1.对象存储 2.本地存储（默认）")
-    savePath = Place(help_text="存储路径：个人文件中的目录；saveType=1 时为 存储名/桶/前缀")
-    configPath = Place(help_text="配置文件存储路径")
+    savePath = Place(help_text="存储路径：个人文件中的目录；saveType=1 时为 s3://存储名/桶/前缀")
+    configPath = Place(help_text="配置文件存储路径；configSaveType=1 时为 s3://存储名/桶/前缀")
     configSaveType = Number(OBJECT_STORAGE, LOCAL_STORAGE, help_text="配置文件存储类别 1.对象存储 2.本地存储")
     trainTaskVersionId = Id(help_text="训练版本id：训练产出的模型版本")
     llmFineTuneTaskId = Id(help_text="大模型微调id：取其产出的模型；自定义代码的输出由导入任务登记")
@@ -130,9 +131,7 @@ def declarations_of(given: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
 def new_version(actor: Actor, values: dict[str, Any], place: str) -> tuple[NewVersion, str]:
     """What a version is made from, and the field that says it. Raises Invalid, NotFound, Conflict, Unprocessable."""
     source = values.get("source") or FROM_FILES
-    if values.get("configSaveType") == OBJECT_STORAGE and values.get("configPath"):
-        message = say("配置文件只能来自本地存储，请使用 2", "a configuration lies in the user's files; send 2 (local).")
-        raise spoken(Unprocessable(f"{place}.configSaveType: {message}", field=f"{place}.configSaveType"))
+    check_config_place(actor, values, f"{place}.configPath")
     kept = without_person(values)
     if source == FROM_IMAGE:
         name = values.get("image") or missing(f"{place}.image")
@@ -141,11 +140,24 @@ def new_version(actor: Actor, values: dict[str, Any], place: str) -> tuple[NewVe
     if source == FROM_TRAINING:
         return replace(trained(actor, values, place), submitted=kept), training_field(values)
     if values.get("saveType") == OBJECT_STORAGE:
-        path = (values.get("savePath") or "").strip("/") or missing(f"{place}.savePath")
+        path = in_object_store(values.get("savePath") or "") or missing(f"{place}.savePath")
         return NewVersion("s3", path, submitted=kept), "savePath"
     location = location_of(values.get("savePath") or "", field=f"{place}.savePath")
-    location_of(values.get("configPath") or "", field=f"{place}.configPath")
     return NewVersion("folder", location or missing(f"{place}.savePath"), submitted=kept), "savePath"
+
+
+def check_config_place(actor: Actor, values: dict[str, Any], field: str) -> None:
+    """The configuration lies where ``configSaveType`` says. Raises Invalid, Unprocessable (``host_not_allowed``)."""
+    path = values.get("configPath") or ""
+    if path and values.get("configSaveType") == OBJECT_STORAGE:
+        store_at(actor, in_object_store(path), field=field)
+    else:
+        location_of(path, field=field)
+
+
+def in_object_store(path: str) -> str:
+    """``store/bucket/prefix`` of the same with ``s3://`` in front of it."""
+    return path.removeprefix("s3://").strip("/")
 
 
 def trained(actor: Actor, values: dict[str, Any], place: str) -> NewVersion:
