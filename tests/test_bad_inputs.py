@@ -23,6 +23,7 @@ from tests.api.conftest import client_of
 from tests.api.native.conftest import make_dataset, make_model
 from tests.cases import (  # noqa: F401  (they register)
     api_fields,
+    archives,
     auth,
     env_and_commands,
     files,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 #: Area -> the issue whose work brings the route that its cases are sent to.
 AREAS = {
-    "archives": "unpacking of archives: no route POST /api/v1/files/{id}/extract yet",
     "configs": "training dialect (document 003)",
     "datasets": "data sets: tests/datasets_app and tests/api/native/test_datasets.py hold its cases so far",
     "gateway": "gateway: tests/inference_app/test_gateway.py",
@@ -31,4 +30,5 @@ CASES = {
     **{f"CMD-{number:03}": "own code that runs and fails" for number in (21, 22, 23, 24, 26, 27, 28, 30)},
     "NAME-004": "experiments, whose names are stricter than those of tasks",
     "NAME-007": "experiments, whose names are stricter than those of tasks",
+    "ARC-014": "a request unpacks at most 10,000 entries, as decision 0006 says: tests/platform/files",
 }

@@ -90,7 +90,7 @@ def upload_files(
             share_with_tenant(staged.path, number)
             incoming.append(Incoming(parts, staged, sha256_of(staged.path)))
         with disk_changes(settings.CLAVIER_FILES) as disk, transaction.atomic(durable=True):
-            _require_folder(actor, area, base)
+            require_folder(actor, area, base)
             return store(actor, area, incoming, overwrite, disk)
 
 
@@ -112,7 +112,7 @@ def create_folder(*, actor: Actor, area: str, folder: str, name: str) -> StoredF
     parts = (*base, parse_file_name(name, field="name"))
     number = own_tenant(actor).number
     with disk_changes(settings.CLAVIER_FILES) as disk, transaction.atomic(durable=True):
-        _require_folder(actor, area, base)
+        require_folder(actor, area, base)
         charge(tenant_id=actor.tenant_id, user_id=actor.user_id, size_bytes=0, inodes=1, field="name")
         row = _insert(actor, area, parts, is_folder=True)
         disk.make_folder(area_folder(actor.tenant_id, actor.user_id, area, number), parts, number)
@@ -140,7 +140,7 @@ def move_file(
             return row
         if row.is_folder and source_area == area and parts[: len(source)] == source:
             raise Conflict(f"{quoted(row.path)} can not be moved into itself.", code="into_itself", field="folder")
-        _require_folder(row, area, base)
+        require_folder(row, area, base)
         _move_rows(row, area, parts)
         disk.move(
             area_folder(row.tenant_id, row.created_by_id, source_area, number),
@@ -222,6 +222,18 @@ def store(actor: Actor, area: str, incoming: list[Incoming], overwrite: bool, di
     return rows
 
 
+def require_folder(owner: Actor | StoredFile, area: str, parts: Parts) -> None:
+    """The folder must stay until the transaction ends. Raises NotFound, Conflict."""
+    if not parts:
+        return
+    user_id = owner.user_id if isinstance(owner, Actor) else owner.created_by_id
+    row = row_at(owner.tenant_id, user_id, area, parts, lock=True)
+    if row is None:
+        raise NotFound(f"There is no folder {quoted('/'.join(parts))}. Create it first.", field="folder")
+    if not row.is_folder:
+        raise Conflict(f"{quoted('/'.join(parts))} is a file, not a folder.", code="not_a_folder", field="folder")
+
+
 def _missing_folders(actor: Actor, area: str, incoming: list[Incoming]) -> list[Parts]:
     wanted = {item.parts[:depth] for item in incoming for depth in range(1, len(item.parts))}
     missing = []
@@ -290,18 +302,6 @@ def _locked(file: StoredFile) -> StoredFile:
     if row is None:
         raise NotFound(f"There is no file {quoted(str(file.pk))}.")
     return row
-
-
-def _require_folder(owner: Actor | StoredFile, area: str, parts: Parts) -> None:
-    """The folder must stay until the transaction ends. Raises NotFound, Conflict."""
-    if not parts:
-        return
-    user_id = owner.user_id if isinstance(owner, Actor) else owner.created_by_id
-    row = row_at(owner.tenant_id, user_id, area, parts, lock=True)
-    if row is None:
-        raise NotFound(f"There is no folder {quoted('/'.join(parts))}. Create it first.", field="folder")
-    if not row.is_folder:
-        raise Conflict(f"{quoted('/'.join(parts))} is a file, not a folder.", code="not_a_folder", field="folder")
 
 
 def _taken(parts: Parts) -> Conflict:

@@ -40,6 +40,7 @@ urlpatterns = [
     path("files/<uuid:file_id>", files.FileView.as_view()),
     path("files/<uuid:file_id>/content", files.FileContentView.as_view()),
     path("files/<uuid:file_id>/move", files.FileMoveView.as_view()),
+    path("files/<uuid:file_id>/extract", files.FileExtractView.as_view()),
     path("datasets", datasets.DatasetsView.as_view()),
     path("datasets/<uuid:dataset_id>", datasets.DatasetView.as_view()),
     path("datasets/<uuid:dataset_id>/versions", datasets.DatasetVersionsView.as_view()),

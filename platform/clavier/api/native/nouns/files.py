@@ -18,6 +18,7 @@ from clavier.api.native.schema import BINARY, listed, operation
 from clavier.api.native.views import FormView, NativeView
 from clavier.core.errors import Invalid
 from clavier.files.access import access_file
+from clavier.files.extraction import extract_archive
 from clavier.files.models import AREAS
 from clavier.files.queries import list_folder
 from clavier.files.services import create_folder, delete_file, move_file, open_stored_file, upload_files
@@ -68,6 +69,12 @@ class Move(Strict):
     folder = Text(allow_blank=True, max_length=4096, help_text="Path of the new folder; empty: the top.")
     name = Text(required=False, max_length=255, help_text="The new name. Absent: unchanged.")
     area = Choice(AREAS, required=False, help_text="The new area. Absent: unchanged.")
+
+
+class Extraction(Strict):
+    area = Choice(AREAS, default="private", help_text=_AREA_HELP)
+    folder = Text(default="", allow_blank=True, max_length=4096, help_text="Path of a folder of yours; empty: the top.")
+    overwrite = Flag(default=False, help_text="Replace files that exist.")
 
 
 class FilesView(FormView):
@@ -122,6 +129,17 @@ class FileMoveView(NativeView):
         """Only the owner moves between the areas."""
         moved = move_file(actor=self.actor, file=access_file(self.actor, file_id), **self.body(Move))
         return Response(File(moved).data)
+
+
+class FileExtractView(NativeView):
+    @operation("extract_file", "files", "Unpack a zip, tar or tar.gz archive", body=Extraction,
+               answer=listed("ExtractedFiles", File(many=True)), status=201, errors=(404, 409, 422, 507))  # fmt: skip
+    @idempotent(atomic=False)
+    def post(self, request: Request, file_id: UUID) -> Response:
+        """Into your own files; every file of it or none."""
+        file = access_file(self.actor, file_id)
+        made = extract_archive(actor=self.actor, file=file, **self.body(Extraction))
+        return Response({"items": File(made, many=True).data}, status=201)
 
 
 class FileContentView(NativeView):
