@@ -21,8 +21,10 @@ def s3_server() -> Iterator[tuple[str, str]]:
         port = probe.getsockname()[1]
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     moto.start()
-    yield f"http://127.0.0.1:{port}", f"127.0.0.1:{port}"
-    moto.stop()
+    try:
+        yield f"http://127.0.0.1:{port}", f"127.0.0.1:{port}"
+    finally:
+        moto.stop()
 
 
 def fill(endpoint: str, folder: Path, prefix: str) -> None:
