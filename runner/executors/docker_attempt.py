@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,8 @@ _NOT_RUN = (126, 127)
 #: How the wrapper ends when its container is started a second time: it runs nothing, the first report stands.
 _STARTED_BEFORE = 125
 _MAX_REPORT_BYTES = 65536
+#: What the database's column takes.
+_MAX_MEMORY_MIB = 2**31 - 1
 _NEVER = "0001-01-01"
 
 
@@ -162,21 +165,25 @@ class AttemptFolder:
             descriptor = os.open(self.report / "report.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             return None
-        with open(descriptor, "rb") as stream:
-            try:
-                told = json.loads(stream.read(_MAX_REPORT_BYTES))
-                return Report(
-                    ending=str(told["ending"]),
-                    exit_code=int(told["exit_code"]) & 0xFF,
-                    not_run=bool(told["not_run"]),
-                    started_at=float(told["started_at"]),
-                    ended_at=float(told["ended_at"]),
-                    max_memory_mib=int(told["max_memory_mib"]),
-                    memory_kills=int(told["memory_kills"]),
-                    log_truncated=bool(told["log_truncated"]),
-                )
-            except (ValueError, TypeError, KeyError, OverflowError, OSError):
+        # The program may have put anything here: a folder, a pipe, ten thousand brackets, a number of a thousand digits.
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return None
+            told = json.loads(os.read(descriptor, _MAX_REPORT_BYTES))
+            return Report(
+                ending=str(told["ending"]),
+                exit_code=int(told["exit_code"]) & 0xFF,
+                not_run=bool(told["not_run"]),
+                started_at=float(told["started_at"]),
+                ended_at=float(told["ended_at"]),
+                max_memory_mib=min(max(0, int(told["max_memory_mib"])), _MAX_MEMORY_MIB),
+                memory_kills=int(told["memory_kills"]),
+                log_truncated=bool(told["log_truncated"]),
+            )
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError, OSError):
+            return None
+        finally:
+            os.close(descriptor)
 
     def record_end(self, intent: Intent, verdict: Verdict, facts: dict[str, Any] | None = None) -> dict[str, Any]:
         """Write the result where programs and people read it, then where it tells the executor that all is over.

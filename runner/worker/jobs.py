@@ -49,6 +49,8 @@ def launch(attempt_id: str) -> None:
     nodes = [attempt.node, *(peer.node for peer in attempt.peers.select_related("node"))]
     try:
         prepare_folder(attempt.run)
+        if not is_wanted(attempt):  # copying takes its time, and nothing is known of the attempt meanwhile
+            return
         for started, node in zip(launches_of(attempt, nodes), nodes, strict=True):
             executor(engine_of(node)).start(started)
     except LaunchRefused as refusal:
@@ -57,9 +59,15 @@ def launch(attempt_id: str) -> None:
     except (ExecutorError, OSError) as error:
         logger.warning("start of attempt %s failed: %s; the reconciler tries again", attempt_id, error)
         return
-    if Run.objects.filter(pk=attempt.run_id, state=RunState.STOPPING).exists():
+    if not is_wanted(attempt):
         for rank, node in enumerate(nodes):
             executor(engine_of(node)).stop(name_of(attempt, rank), attempt.run.run_spec().limits.stop_grace_s)
+
+
+def is_wanted(attempt: Attempt) -> bool:
+    """Whether an attempt lives still, and nobody has asked it to stop or to leave."""
+    states = (RunState.PREPARING, RunState.RUNNING)
+    return Attempt.objects.filter(pk=attempt.pk, ended_at=None, leave_asked_at=None, run__state__in=states).exists()
 
 
 def launches_of(attempt: Attempt, nodes: Sequence[Node]) -> list[Launch]:

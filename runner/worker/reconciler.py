@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ class Reconciler:
 
     def __init__(self) -> None:
         self.orphans_since: dict[str, datetime] = {}
-        self.last_schedule = timezone.now() - timedelta(hours=1)
+        self.last_schedule = float("-inf")
         self.listings = Listings()
         self.fence: Fence | None = None
         self.clocks: tuple[float, float] | None = None
@@ -196,7 +197,14 @@ class Reconciler:
         if verdict.reason == EndReason.COMPLETED and attempt.run.spec["ready_file"]:
             return Verdict(EndReason.EXIT_NONZERO, "The server ended by itself.")
         if verdict.reason == EndReason.COMPLETED:
-            return self.verdict_on_output(attempt) or verdict
+            try:
+                return self.verdict_on_output(attempt) or verdict
+            except (DomainError, RecursionError, ValueError) as error:  # the program chose what lies there
+                return Verdict(EndReason.BAD_OUTPUT, unusable(error))
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:  # else the disk's trouble, not the program's: tried again
+                    raise
+                return Verdict(EndReason.BAD_OUTPUT, unusable(error))
         return Verdict(verdict.reason, f"Rank {rank.number}: {verdict.message}") if is_gang else verdict
 
     def verdict_on_output(self, attempt: Attempt) -> Verdict | None:
@@ -258,9 +266,10 @@ class Reconciler:
         stale = list(
             Outbox.objects.filter(created_at__lt=now - timedelta(seconds=2)).values_list("pk", flat=True)[:1000]
         )
-        due = now - self.last_schedule > timedelta(seconds=2) and waiting_runs().exists()
+        # The steady clock: after the other one was set back nothing would be due for as long.
+        due = time.monotonic() - self.last_schedule > 2.0 and waiting_runs().exists()
         if stale or due:
-            self.last_schedule = now
+            self.last_schedule = time.monotonic()
             scheduler.schedule_pass()
             Outbox.objects.filter(pk__in=stale).delete()
 
@@ -272,6 +281,15 @@ def last_error(attempt: Attempt) -> str:
     recent, _ = read_metrics(attempt.run_id, -TAIL_BYTES)
     errors = [event for event in recent if event.get("kind") == "error"]
     return str(errors[-1].get("message", "")) if errors else ""
+
+
+def unusable(error: Exception) -> str:
+    """Why what a program left in ``output/`` can not be read at all, for the user."""
+    if isinstance(error, DomainError):
+        return error.message
+    if isinstance(error, UnicodeError):
+        return "The output holds a file whose name is no UTF-8. Rename it before the program ends."
+    return "The output is nested too deeply or has names that are too long to be read."
 
 
 def as_time(seconds: float | None) -> datetime:

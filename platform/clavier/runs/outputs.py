@@ -85,7 +85,7 @@ def read_objects(
     for line in chunk.data.splitlines():
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict):
             events.append(event)
@@ -133,7 +133,7 @@ def read_json(run_id: UUID, path: str) -> dict[str, Any] | None:
             return None
         try:
             value = json.load(stream)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     return value if isinstance(value, dict) else None
 

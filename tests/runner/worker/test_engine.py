@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from django.utils import timezone
 
 from clavier.core.errors import Unprocessable
 from clavier.quotas.services import set_cap
+from clavier.runs.admission import ask_to_leave
 from clavier.runs.models import Attempt, Outbox, Run, RunEvent
 from clavier.runs.outputs import run_folder
 from clavier.runs.services import stop_run
@@ -60,6 +64,10 @@ def test_a_good_run_goes_through_all_states_and_leaves_nothing_held(engine, alic
     [
         ({"exit_code": 0}, "NO_OUTPUT", "MANIFEST.json"),
         ({"exit_code": 0, "files": {**GOOD_OUTPUT, "output/hello.txt": "hell"}}, "BAD_OUTPUT", "4 bytes"),
+        ({"exit_code": 0, "files": {"output/MANIFEST.json": '{"files": [{"path": "../spec.json", "size": 1}]}'}},
+         "BAD_OUTPUT", "leaves its root"),
+        ({"exit_code": 0, "files": {"output/MANIFEST.json": "[" * 100_000}}, "NO_OUTPUT", "MANIFEST.json"),
+        ({"exit_code": 64, "files": {"metrics.jsonl": "[" * 100_000 + "\n"}}, "EXIT_NONZERO", "refused its input"),
         ({"exit_code": 1}, "EXIT_NONZERO", "exit code 1"),
         ({"exit_code": 64, "files": {"metrics.jsonl": '{"kind":"error","message":"row 3 is empty"}\n'}},
          "EXIT_NONZERO", "row 3 is empty"),
@@ -291,3 +299,52 @@ def test_the_end_of_an_attempt_is_kept_until_it_could_be_written_down(engine, al
     engine.step()
     run.refresh_from_db()
     assert (run.state, engine.executor.list()) == ("COMPLETED", [])
+
+
+def leave_odd_name(output: Path) -> None:
+    (output / os.fsdecode(b"\xb1\xa8\xb8\xe6.txt")).write_text("GBK")
+
+
+def leave_deep_folder(output: Path) -> None:
+    folder = os.open(output, os.O_RDONLY)
+    for _ in range(2000):
+        os.mkdir("d", dir_fd=folder)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = deeper
+    os.close(folder)
+
+
+@pytest.mark.parametrize("leave", [leave_odd_name, leave_deep_folder])
+def test_output_that_can_not_be_read_ends_the_run_all_the_same(engine, alice, leave):
+    engine.will(runs_for_s=None)
+    run = engine.submit(alice, program=None, argv=("true",))
+    engine.step()
+    output = run_folder(run.pk) / "output"
+    output.mkdir(exist_ok=True)
+    leave(output)
+    try:
+        engine.executor.finish(str(last_attempt(run).pk))
+        engine.step()
+    finally:
+        subprocess.run(["rm", "-rf", str(output)], check=True)
+    run.refresh_from_db()
+    assert (run.state, run.end_reason) == ("FAILED", "BAD_OUTPUT")
+    assert_consistent()
+
+
+def test_a_run_that_is_asked_to_leave_while_its_folder_is_laid_out_never_starts(engine, alice, monkeypatch):
+    run = engine.submit(alice)
+    attempt_id, = scheduler.schedule_pass()
+    prepare = jobs.prepare_folder
+
+    def slowly(preparing: Run) -> None:
+        prepare(preparing)
+        ask_to_leave(run_id=run.pk, claimant_id=run.pk)
+        engine.reconciler.run_pass()
+
+    monkeypatch.setattr(jobs, "prepare_folder", slowly)
+    jobs.launch(str(attempt_id))
+    assert engine.executor.starts(str(attempt_id)) == 0
+    assert Attempt.objects.get(pk=attempt_id).end_reason == "PREEMPTED"
+    assert_consistent()

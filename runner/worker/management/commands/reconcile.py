@@ -12,7 +12,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand
-from django.db import DatabaseError, close_old_connections
+from django.db import close_old_connections
 
 from clavier.core.errors import DomainError
 from clavier.quotas.inventory import scan_gpus
@@ -36,7 +36,7 @@ class Command(BaseCommand):
     help = "Compare what should run with what runs, forever."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """The loop. Errors of the database are logged and tried again."""
+        """The loop. Errors are logged and tried again."""
         self.stopping = False
         signal.signal(signal.SIGTERM, self.stop)
         signal.signal(signal.SIGINT, self.stop)
@@ -54,8 +54,8 @@ class Command(BaseCommand):
                     watch.look()
             except leases.LeaseLost as lost:
                 logger.warning("another reconciler took over: %s", lost)
-            except (DatabaseError, OSError):
-                logger.exception("the database or the disk failed; trying again")
+            except Exception:  # whatever one run's files provoke must not end the loop for all the others
+                logger.exception("a pass failed; trying again")
                 close_old_connections()
             time.sleep(max(0.05, settings.RECONCILE_INTERVAL_S - (time.monotonic() - began)))
         leases.give_up(RECONCILER_LEASE, holder)
