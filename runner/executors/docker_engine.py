@@ -292,7 +292,7 @@ class DockerEngineExecutor:
         try:
             folder.path.rename(debris)
             shutil.rmtree(debris)
-        except FileNotFoundError:
+        except (FileNotFoundError, RecursionError):  # the program made thousands of folders in its report folder
             return
         except OSError as error:
             raise ExecutorError(f"Attempt {folder.path.name} can not be removed: {error}") from error
@@ -336,4 +336,5 @@ def _result_of(launch: Launch) -> dict[str, Any] | None:
 def _forget_debris(entry: os.DirEntry[str]) -> None:
     """What a crash between two steps left behind, once nobody can still be busy with it."""
     if entry.name.startswith((".new-", ".gone-")) and time.time() - entry.stat().st_mtime > _DEBRIS_AGE_S:
-        shutil.rmtree(entry.path, ignore_errors=True)
+        with suppress(RecursionError):
+            shutil.rmtree(entry.path, ignore_errors=True)

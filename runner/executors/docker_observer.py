@@ -26,10 +26,13 @@ class Observer:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._started: dict[str, float] = {}
+        self._seen_since: dict[str, float] = {}
+        self._stop_seen_since: dict[str, float] = {}
 
     def forget(self, name: str) -> None:
         """The attempt is gone."""
-        self._started.pop(name, None)
+        for known in (self._started, self._seen_since, self._stop_seen_since):
+            known.pop(name, None)
 
     def observe(self, folder: AttemptFolder, container: dict[str, Any] | None, *, was_made: bool) -> Observation | None:
         """One attempt; None when it is gone. ``was_made``: its container had been created. Raises ExecutorError."""
@@ -62,9 +65,18 @@ class Observer:
                 return None
             # A clock of the engine that goes wrong must not make a run look older than it is.
             began = self._started[name] = max(started_at(facts["State"]), folder.created_at())
-        if intent is not None and time.time() > _last_moment(folder, intent, began):
+        if intent is not None and self._is_overdue(folder, intent):
             self._engine.signal(container["Id"], "KILL")
         return Observation(name, "running", digest, started_at=began)
+
+    def _is_overdue(self, folder: AttemptFolder, intent: Intent) -> bool:
+        """Its wrapper should have ended it long ago; by the steady clock, since nobody can set that one."""
+        name, now = folder.path.name, time.monotonic()
+        lived_s = now - self._seen_since.setdefault(name, now)
+        if intent.time_limit_s is not None and lived_s > intent.time_limit_s + intent.stop_grace_s + _SAFETY_MARGIN_S:
+            return True
+        stop = folder.stop_request()
+        return stop is not None and now - self._stop_seen_since.setdefault(name, now) > stop[1] + _SAFETY_MARGIN_S
 
 
 def settle(folder: AttemptFolder, container: dict[str, Any]) -> Observation:
@@ -78,13 +90,3 @@ def settle(folder: AttemptFolder, container: dict[str, Any]) -> Observation:
     report = folder.read_report()
     verdict = judge(intent, report, state, is_stop_asked=folder.stop_request() is not None)
     return observation_of(folder.path.name, folder.record_end(intent, verdict, end_facts(report, state)))
-
-
-def _last_moment(folder: AttemptFolder, intent: Intent, began: float) -> float:
-    """When a container must have ended, stop request and time limit considered; epoch seconds."""
-    last = float("inf")
-    if intent.time_limit_s is not None:
-        last = began + intent.time_limit_s + intent.stop_grace_s + _SAFETY_MARGIN_S
-    if (stop := folder.stop_request()) is not None:
-        last = min(last, max(stop[0], began) + stop[1] + _SAFETY_MARGIN_S)
-    return last

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -85,7 +86,7 @@ FORGED = json.dumps(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("forged", [FORGED, "[]", "{", '{"exit_code": "x"}', '{"exit_code": 1e999}'])
+@pytest.mark.parametrize("forged", [FORGED, "[]", "{", "[" * 50_000, '{"exit_code": "x"}', '{"exit_code": 1e999}'])
 @pytest.mark.parametrize("kills", [False, True])
 def test_a_forged_report_changes_nothing(docker: DockerBench, tmp_path: Path, forged: str, kills: bool) -> None:
     executor = docker.executor()
@@ -96,6 +97,38 @@ def test_a_forged_report_changes_nothing(docker: DockerBench, tmp_path: Path, fo
     assert (ended.exit_code, ended.cause) == ((137, "lost") if kills else (5, "exit"))
     assert ended.ended_at is not None
     assert ended.ended_at < 1e11  # the engine's own time, not the forged one
+
+
+def test_a_report_that_is_a_folder_hides_no_attempt_of_anybody(docker: DockerBench, tmp_path: Path) -> None:
+    executor = docker.executor()
+    source = "import os; os.mkdir('/clavier/report/report.json'); os.kill(os.getppid(), 9)"
+    executor.start(make_launch(tmp_path, "a", source))
+    assert wait_until_exited(executor, "a").cause == "lost"
+
+
+def test_no_report_claims_more_memory_than_a_column_takes(docker: DockerBench, tmp_path: Path) -> None:
+    executor = docker.executor()
+    forged = FORGED.replace('"max_memory_mib": 1', '"max_memory_mib": 1' + "0" * 30)
+    source = f"open('/clavier/report/report.json', 'w').write({forged!r}); import os; os.kill(os.getppid(), 9)"
+    executor.start(make_launch(tmp_path, "a", source))
+    assert wait_until_exited(executor, "a").max_memory_mib == 2**31 - 1
+
+
+def test_a_clock_that_is_set_forward_ends_nobody(
+    docker: DockerBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = docker.executor()
+    launch = make_launch(tmp_path, "a", SLEEP, limits=Limits(time_limit_s=100, stop_grace_s=1))
+    executor.start(launch)
+    wait_for(lambda: docker.starts(launch), "the program")
+    real = time.time
+    with monkeypatch.context() as later:
+        later.setattr("runner.executors.docker_observer.time.time", lambda: real() + 3600)
+        executor.list()
+    time.sleep(1)
+    assert [seen.state for seen in executor.list()] == ["running"]
+    executor.stop("a", 0)
+    wait_until_exited(executor, "a")
 
 
 def test_a_report_that_is_a_link_to_a_secret_is_not_read(docker: DockerBench, tmp_path: Path) -> None:

@@ -335,7 +335,7 @@ def test_output_that_can_not_be_read_ends_the_run_all_the_same(engine, alice, le
 
 def test_a_run_that_is_asked_to_leave_while_its_folder_is_laid_out_never_starts(engine, alice, monkeypatch):
     run = engine.submit(alice)
-    attempt_id, = scheduler.schedule_pass()
+    (attempt_id,) = scheduler.schedule_pass()
     prepare = jobs.prepare_folder
 
     def slowly(preparing: Run) -> None:
