@@ -165,7 +165,7 @@ class AttemptFolder:
             descriptor = os.open(self.report / "report.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             return None
-        # The program may have put anything here: a folder, a pipe, ten thousand brackets, a number of a thousand digits.
+        # The program may have put anything here: a folder, a pipe, 50,000 brackets, a number of 1,000 digits.
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return None
