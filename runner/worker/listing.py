@@ -22,6 +22,7 @@ class Question(threading.Thread):
     def __init__(self, engine: Engine, executor: Executor) -> None:
         super().__init__(name=f"list {engine}", daemon=True)
         self.engine, self.executor = engine, executor
+        self.asked_at = time.monotonic()
         self.answer: list[Observation] | None = None
         self.error: str = ""
 
@@ -37,9 +38,10 @@ class Question(threading.Thread):
 
 
 class Listings:
-    """Keeps the questions that are still open."""
+    """Keeps the questions that are still open. ``asked_at``: when what an engine answered last was asked."""
 
     def __init__(self) -> None:
+        self.asked_at: dict[Engine, float] = {}
         self._open: dict[Engine, Question] = {}
         self._silent: set[Engine] = set()
 
@@ -64,6 +66,7 @@ class Listings:
                 self._tell(engine, question.error)
             else:
                 answered[engine] = question.answer
+                self.asked_at[engine] = question.asked_at
                 self._silent.discard(engine)
         return answered
 

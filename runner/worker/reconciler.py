@@ -52,6 +52,8 @@ class Reconciler:
         self.orphans_since: dict[str, datetime] = {}
         self.last_schedule = float("-inf")
         self.listings = Listings()
+        self.read_at = time.monotonic()
+        self.unwanted_since: dict[UUID, float] = {}
         self.fence: Fence | None = None
         self.clocks: tuple[float, float] | None = None
 
@@ -59,6 +61,7 @@ class Reconciler:
         """Settle running attempts, then start what waits. ``fence``: our term as the leader; raises LeaseLost."""
         self.fence = fence
         self.doubt_old_times()
+        self.read_at = time.monotonic()
         attempts = list(
             Attempt.objects.filter(ended_at=None)
             .select_related("run__tenant", "node")
@@ -131,7 +134,7 @@ class Reconciler:
         elif is_ending and attempt.observed_at is None:
             if any(rank.has_exited for rank in ranks):
                 self.collect(attempt, [rank for rank in ranks if rank.seen is not None])
-            else:
+            elif self.was_asked_since(attempt, ranks):
                 self.end_before_start(attempt)
         elif attempt.observed_at is None:
             due = attempt.not_before or attempt.created_at + LAUNCH_AGAIN_AFTER
@@ -147,9 +150,15 @@ class Reconciler:
                     attempt=attempt, reason=EndReason.EXECUTOR_LOST, message="The executor no longer knows the attempt."
                 )
 
+    def was_asked_since(self, attempt: Attempt, ranks: Sequence[Rank]) -> bool:
+        """A slow engine may answer with what was there before the launch; only what it was asked since counts."""
+        since = self.unwanted_since.setdefault(attempt.pk, self.read_at)
+        return all(self.listings.asked_at[rank.engine] >= since for rank in ranks)
+
     def end_before_start(self, attempt: Attempt) -> None:
         """It is not wanted any more, and no engine has it."""
         reason = EndReason(attempt.run.stop_reason) if attempt.run.stop_reason else EndReason.PREEMPTED
+        self.unwanted_since.pop(attempt.pk, None)
         with self.writing():
             finish_attempt(attempt=attempt, reason=reason, message="Stopped before it started.")
 

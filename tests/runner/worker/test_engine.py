@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from clavier.runs.outputs import run_folder
 from clavier.runs.services import stop_run
 from clavier.runs.waiting import explain
 from runner.contract.run_spec import Limits, Resources
+from runner.executors.base import Observation
 from runner.worker import jobs, scheduler
 from runner.worker.reconciler import Reconciler
 from tests.engine import GOOD_OUTPUT, assert_consistent, make_engine
@@ -347,4 +349,33 @@ def test_a_run_that_is_asked_to_leave_while_its_folder_is_laid_out_never_starts(
     jobs.launch(str(attempt_id))
     assert engine.executor.starts(str(attempt_id)) == 0
     assert Attempt.objects.get(pk=attempt_id).end_reason == "PREEMPTED"
+    assert_consistent()
+
+
+def test_a_late_answer_from_before_the_launch_ends_no_run_that_was_stopped_since(engine, alice, monkeypatch):
+    engine.will(runs_for_s=None)
+    run = engine.submit(alice)
+    (attempt_id,) = scheduler.schedule_pass()
+    answers, look = threading.Event(), engine.executor.list
+
+    def slowly() -> list[Observation]:
+        seen = look()
+        answers.wait(30)
+        return seen
+
+    monkeypatch.setattr("runner.worker.listing.Listings.ask.__defaults__", (0.1,))
+    monkeypatch.setattr(engine.executor, "list", slowly)
+    engine.reconciler.run_pass()
+    jobs.launch(str(attempt_id))
+    stop_run(run=Run.objects.get(pk=run.pk), actor_name="alice")
+    monkeypatch.setattr(engine.executor, "list", look)
+    answers.set()
+    for question in list(engine.reconciler.listings._open.values()):
+        question.join()
+    engine.reconciler.run_pass()
+    run.refresh_from_db()
+    assert (run.state, [seen.state for seen in look()]) == ("STOPPING", ["running"])
+    engine.step(2)
+    run.refresh_from_db()
+    assert (run.state, look()) == ("STOPPED", [])
     assert_consistent()
