@@ -32,6 +32,8 @@ _STOP = "stop"
 _LOCK_PATIENCE_S = 60.0
 _KILLED, _TERMINATED = 137, 143
 _NOT_RUN = (126, 127)
+#: What an engine says of a container that ran when its machine went down.
+_NO_CODE_KNOWN = 255
 #: How the wrapper ends when its container is started a second time: it runs nothing, the first report stands.
 _STARTED_BEFORE = 125
 _MAX_REPORT_BYTES = 65536
@@ -227,6 +229,8 @@ def judge(intent: Intent, report: Report | None, state: dict[str, Any], *, is_st
         return Verdict(cause, code, message)
     if is_stop_asked and (report is None or report.ending == "stopped"):
         return Verdict("stopped", code, "")
+    if report is None and code == _NO_CODE_KNOWN:  # seen late, so its time says nothing either
+        return Verdict("lost", code, "The machine restarted, and nobody saw the program's end.")
     if is_over_time and (report is None or report.ending == "time_limit"):
         return Verdict("time_limit", code, "")
     if ran_out and code != 0:

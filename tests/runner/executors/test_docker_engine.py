@@ -17,6 +17,7 @@ import requests
 
 from runner.contract.run_spec import Limits, Resources, RunSpec
 from runner.executors.base import ExecutorError, Launch, LaunchRefused
+from runner.executors.docker_attempt import Intent, judge
 from runner.executors.docker_wrapper import ensure_wrapper
 from runner.executors.launching import REPOSITORY
 from tests.docker_engine import DockerDaemon, new_daemon
@@ -97,6 +98,14 @@ def test_a_forged_report_changes_nothing(docker: DockerBench, tmp_path: Path, fo
     assert (ended.exit_code, ended.cause) == ((137, "lost") if kills else (5, "exit"))
     assert ended.ended_at is not None
     assert ended.ended_at < 1e11  # the engine's own time, not the forged one
+
+
+def test_a_container_that_went_down_with_its_machine_is_lost(tmp_path: Path) -> None:
+    intent = Intent("a", "d", str(tmp_path), 0, 200_007, 64, 3600.0, 1.0, True, "", {})
+    state = {"StartedAt": "2026-01-01T00:00:00.1Z", "FinishedAt": "2026-01-01T03:00:00.1Z", "ExitCode": 255,
+             "OOMKilled": False, "Error": ""}  # fmt: skip
+    assert judge(intent, None, state, is_stop_asked=False).cause == "lost"
+    assert judge(intent, None, state, is_stop_asked=True).cause == "stopped"
 
 
 def test_a_report_that_is_a_folder_hides_no_attempt_of_anybody(docker: DockerBench, tmp_path: Path) -> None:
