@@ -15,7 +15,7 @@ from clavier.quotas.models import Node
 from clavier.quotas.services import gpus_of
 from clavier.runs.models import Attempt, Outbox, Run
 from clavier.runs.outputs import run_folder
-from clavier.runs.services import finish_attempt
+from clavier.runs.services import finish_attempt, note_once
 from clavier.runs.states import EndReason, RunState
 from runner.contract import folder
 from runner.executors.base import ExecutorError, Gang, Launch, LaunchRefused
@@ -58,6 +58,7 @@ def launch(attempt_id: str) -> None:
         return
     except (ExecutorError, OSError) as error:
         logger.warning("start of attempt %s failed: %s; the reconciler tries again", attempt_id, error)
+        note_once(attempt.run, f"It could not be started yet and is tried again: {error}")
         return
     if not is_wanted(attempt):
         for rank, node in enumerate(nodes):

@@ -9,6 +9,9 @@ from clavier.runs.models import Attempt
 from runner.executors.base import Observation
 from runner.worker.engines import Engine, engine_of
 
+#: Ranks that end within so many seconds of the first end for the same reason.
+TOGETHER_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Rank:
@@ -28,6 +31,12 @@ class Rank:
     def is_alive(self) -> bool:
         """It is there and has not ended."""
         return self.seen is not None and self.seen.state != "exited"
+
+    @property
+    def ended_at(self) -> float:
+        """Seconds since the epoch; what nobody knows counts as last."""
+        known = self.seen.ended_at if self.seen is not None else None
+        return known if known is not None else float("inf")
 
     @property
     def ended_well(self) -> bool:
@@ -53,16 +62,18 @@ def name_of(attempt: Attempt, rank: int) -> str:
 def decisive(ranks: Sequence[Rank]) -> Rank:
     """The container whose end decides: of those that failed the one that nobody asked to stop and that ended first.
 
-    What was lost comes before what failed, for the others fail when a peer is gone. All ended well: rank 0.
+    Of those that ended at about the same time what was lost comes before what failed, for the others fail when a peer
+    is gone; one that was killed long after is a consequence. All ended well: rank 0.
     """
     failed = [rank for rank in ranks if rank.has_exited and not rank.ended_well]
     if not failed:
         return ranks[0]
+    first = min(rank.ended_at for rank in failed)
 
-    def order(rank: Rank) -> tuple[bool, bool, float, int]:
+    def order(rank: Rank) -> tuple[bool, bool, bool, float, int]:
         assert rank.seen is not None
         was_killed = rank.seen.cause == "lost" or (rank.seen.cause == "exit" and rank.seen.exit_code in (137, 143))
-        ended_at = rank.seen.ended_at if rank.seen.ended_at is not None else float("inf")
-        return (rank.seen.cause == "stopped", not was_killed, ended_at, rank.number)
+        is_late = rank.ended_at > first + TOGETHER_S
+        return (rank.seen.cause == "stopped", is_late, not was_killed, rank.ended_at, rank.number)
 
     return min(failed, key=order)

@@ -262,7 +262,9 @@ class Reconciler:
                 with self.writing():  # who no longer leads ends nothing
                     logger.warning("%s runs without a live attempt; ending it", seen.name)
                 executor(engine).stop(seen.name, 10)
-        except ExecutorError as error:
+        except LeaseLost:
+            raise
+        except Exception as error:  # whatever bears our label must not end the pass
             logger.warning("%s of %s could not be ended: %s; trying again", seen.name, engine, error)
 
     def is_ready(self, attempt: Attempt) -> bool:

@@ -22,7 +22,7 @@ from clavier.quotas.models import (
     Usage,
 )
 from clavier.quotas.queries import with_owner_names
-from clavier.quotas.services import count_devices, set_cap
+from clavier.quotas.services import count_devices, is_in_use, set_cap
 
 
 class GrantInline(TabularInline):
@@ -70,6 +70,11 @@ class NodeAdmin(OperatorAdmin):
     list_select_related = ("resource_group",)
     search_fields = ("name",)
     readonly_fields = ("last_seen_at",)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Node | None = None) -> Any:
+        """While runs hold it its engine stays: another one would not know them, and they would count as lost."""
+        in_use = obj is not None and is_in_use(obj)
+        return ("executor", "engine_url", *self.readonly_fields) if in_use else self.readonly_fields
 
     def save_model(self, request: HttpRequest, obj: Node, form: Any, change: bool) -> None:
         """A node without devices has the cap of none, not no cap."""

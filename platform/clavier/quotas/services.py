@@ -126,7 +126,7 @@ def ensure_local_node() -> Node:
         node, created = Node.objects.get_or_create(
             name="local", defaults={"resource_group": group, "executor": settings.CLAVIER_EXECUTOR}
         )
-        if not created and node.executor != settings.CLAVIER_EXECUTOR:
+        if not created and node.executor != settings.CLAVIER_EXECUTOR and not is_in_use(node):
             node.executor = settings.CLAVIER_EXECUTOR
             node.save(update_fields=["executor"])
         caps = {"cpu_milli": settings.LOCAL_NODE_CPU_MILLI, "memory_mib": settings.LOCAL_NODE_MEMORY_MIB}
@@ -134,6 +134,11 @@ def ensure_local_node() -> Node:
             set_cap(scope="node", scope_id=node.pk, resource=resource, cap=cap)
         count_devices(node)
     return node
+
+
+def is_in_use(node: Node) -> bool:
+    """A live attempt holds something of it: then its executor must stay, or what runs there would count as lost."""
+    return Usage.objects.filter(scope="node", scope_id=node.pk, used__gt=0).exists()
 
 
 def count_live(row: Usage) -> None:

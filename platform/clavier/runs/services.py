@@ -203,6 +203,13 @@ def note(run: Run, message: str, *, actor_name: str = "") -> None:
     RunEvent.objects.create(run=run, message=message, actor_name=actor_name)
 
 
+def note_once(run: Run, message: str) -> None:
+    """The same, unless it is the last thing that was noted."""
+    last = RunEvent.objects.filter(run=run).order_by("-pk").first()
+    if last is None or last.message != message:
+        note(run, message)
+
+
 def announce(run: Run) -> None:
     """Wake the scheduler after the commit; the outbox row stays until a pass has begun that saw it."""
     row = Outbox.objects.create(run_id=run.pk)

@@ -63,3 +63,14 @@ def test_a_reservation_that_fails_halfway_books_nothing(home, alice):
     )
     assert str(shortage) == "2 of 2 GiB of memory left for you, 4 requested"
     assert set(Usage.objects.values_list("used", flat=True)) == {0}
+
+
+def test_a_node_that_is_in_use_keeps_its_executor(home, alice, settings):
+    node = ensure_local_node()
+    attempt_id = uuid4()
+    placements = [Placement(0, node, Resources())]
+    reserve(attempt_id=attempt_id, tenant_id=alice.tenant_id, user_id=alice.user_id, placements=placements)
+    settings.CLAVIER_EXECUTOR = "docker_engine"
+    assert ensure_local_node().executor == node.executor, "another executor would not know the run"
+    release(attempt_id=attempt_id)
+    assert ensure_local_node().executor == "docker_engine"
