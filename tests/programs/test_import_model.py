@@ -125,7 +125,7 @@ def adapter_only(source: Path) -> None:
     ("damage", "code", "message"),
     [
         (without("config.json"), "config_missing", "holds no config.json"),
-        (adapter_only, "config_missing", "LoRA adapter: import its base model"),
+        (adapter_only, "config_invalid", "needs peft_type LORA and a rank"),
         (lambda source: (source / "config.json").write_text("{"), "config_invalid", "not JSON"),
         (lambda source: (source / "config.json").write_text("[]"), "config_invalid", "must be a JSON object"),
         (lambda source: change_json(source / "config.json", architectures=[]), "config_invalid", "no architecture"),

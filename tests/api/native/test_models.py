@@ -59,7 +59,7 @@ def test_a_registration_from_hub_and_from_files(alice_client: APIClient, node: N
         ({"location": "/etc"}, "path_outside_root", "location"),
         ({"source": "huggingface", "location": "../x"}, "bad_value", "location"),
         ({"source": "folder", "location": "private/none"}, "not_found", "location"),
-        ({"name": "  "}, "bad_name", "name"),
+        ({"name": "  "}, "required", "name"),
     ],
 )
 def test_a_bad_registration_names_its_field(

@@ -21,7 +21,7 @@ URL = "/api/v1/runs"
 def test_runs_are_listed_by_state_and_kind(
     alice_client: APIClient, bob_client: APIClient, charlie_client: APIClient, world: World
 ) -> None:
-    assert names(alice_client, URL, {}, "kind") == ["fine_tune", "replica", "evaluation", "fine_tune"]
+    assert names(alice_client, URL, {}, "kind") == ["replica", "evaluation", "fine_tune"]
     end(world.run)
     assert names(bob_client, URL, {"state": "failed"}, "kind") == ["fine_tune"]
     assert names(bob_client, URL, {"kind": "replica", "state": "PENDING"}, "kind") == ["replica"]

@@ -78,6 +78,7 @@ def force_state(run: Run, state: str) -> None:
     if connection.vendor == "sqlite":
         execute("DROP TRIGGER runs_run_state_guard")
     else:
+        execute("SET CONSTRAINTS ALL IMMEDIATE")  # a table with checks still to be made is not altered
         execute("ALTER TABLE runs_run DISABLE TRIGGER runs_run_state_guard")
     Run.objects.filter(pk=run.pk).update(state=state, updated_at=timezone.now())
 
