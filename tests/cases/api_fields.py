@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_app.models import FineTuneTask
-from tests.cases.registry import Scene, case
+from tests.cases.registry import ENGLISH, Scene, case
 
 CREATE, EVALUATE = "/kernel/fineTune/createLlmFineTuneTask", "/model/evaluation/task/create"
 SERVICE = "/model/modelServer/createModelInferenceServer"
@@ -123,3 +123,19 @@ def same_key_twenty_times(scene: Scene) -> Any:
     assert len({response.json()["data"]["taskId"] for response in responses}) == 1
     assert FineTuneTask.objects.filter(name="once").count() == 1
     return responses[-1]
+
+
+@case("API-033")
+def a_model_of_a_live_service(scene: Scene) -> Any:
+    found = scene.client.get("/api/v1/models?search=served").json()["items"]
+    return scene.client.delete(f"/api/v1/models/{found[0]['id']}", **ENGLISH)
+
+
+@case("API-034")
+def a_data_set_of_a_running_job(scene: Scene) -> Any:
+    found = scene.client.get("/api/v1/datasets?search=faq").json()["items"]
+    refused = scene.client.delete(f"/api/v1/datasets/{found[0]['id']}", **ENGLISH)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "in_use")
+    assert "task 'there'" in refused.json()["error"]["message"]
+    assert scene.client.get("/api/v1/datasets?search=faq").json()["items"] == found
+    return []

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.core.files.uploadedfile import SimpleUploadedFile
 
+from clavier.files.models import StoredFile
+from clavier.files.services import upload_file
 from tests.api.legacy.conftest import form, forms
 from tests.cases.registry import ENGLISH, Scene, case
 
@@ -98,3 +104,38 @@ def no_room_on_the_disk(scene: Scene) -> Any:
 @case("FILE-028")
 def the_same_path_twice(scene: Scene) -> Any:
     return upload(scene, **form("there.txt"))
+
+
+def swapped(put: Callable[[Path], None]) -> Any:
+    """Downloads a file in whose place something else lies, as a program may leave it."""
+
+    def send(scene: Scene) -> Any:
+        row = StoredFile.objects.get(path="there.txt")
+        path = settings.CLAVIER_FILES / str(row.tenant_id) / str(row.created_by_id) / row.area / row.path
+        kept = path.rename(path.with_name("kept"))
+        put(path)
+        try:
+            return scene.client.get(f"/api/v1/files/{row.pk}/content", **ENGLISH)
+        finally:
+            path.unlink()
+            kept.rename(path)
+
+    return send
+
+
+case("FILE-030")(swapped(lambda path: path.symlink_to("/etc/shadow")))
+case("FILE-031")(swapped(os.mkfifo))
+
+
+@case("FILE-033")
+def a_picture_with_a_script(scene: Scene) -> Any:
+    content = b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
+    upload = SimpleUploadedFile("x.svg", content)
+    row = upload_file(actor=scene.alice, area="private", folder="", name="x.svg", upload=upload)
+    response = scene.client.get(f"/api/v1/files/{row.pk}/content", **ENGLISH)
+    assert response.status_code == 200
+    assert b"".join(response.streaming_content) == content
+    assert response["Content-Disposition"].startswith("attachment")
+    assert response["X-Content-Type-Options"] == "nosniff"
+    assert "sandbox" in response["Content-Security-Policy"]
+    return []
