@@ -152,7 +152,7 @@ def freeing(run: Run, candidate: Candidate, nodes: list[NodeRoom]) -> list[str]:
     """The group's live runs, the oldest first, whose end alone would let the candidate start."""
     live = Attempt.objects.filter(ended_at=None, run__resource_group=run.resource_group).select_related("run")
     found: list[str] = []
-    for attempt in live.prefetch_related("peers").order_by("created_at")[:500]:
+    for attempt in live.prefetch_related("peers").order_by("created_at", "run__created_at", "pk")[:500]:
         freed: dict[UUID, Amounts] = {}
         for node_id, amounts in places_of(attempt):
             freed[node_id] = plus(freed.get(node_id, NOTHING), amounts)
