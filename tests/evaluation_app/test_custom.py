@@ -90,7 +90,7 @@ def test_registered_versions_are_read_in_place_of_folders(engine, asked, alice, 
         ({"command": "x ${input_dir}"}, "unknown_placeholder", "command"),
         ({"command": "x ${config}"}, "unknown_placeholder", "command"),
         ({"environment": {"PATH": "/"}}, "reserved_name", "environment.PATH"),
-        ({"name": ""}, "bad_name", "name"),
+        ({"name": ""}, "required", "name"),
     ],
 )
 def test_what_is_not_allowed_is_refused(engine, asked, change, code, field):

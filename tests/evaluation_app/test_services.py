@@ -78,7 +78,7 @@ def test_an_adapter_is_judged_beside_its_base(engine, asked):
     [
         ({"metrics": ["exact_match", "vibes"]}, "not_a_choice"),
         ({"max_new_tokens": 0}, "out_of_range"),
-        ({"name": ""}, "bad_name"),
+        ({"name": ""}, "required"),
     ],
 )
 def test_what_is_not_allowed_is_refused(engine, asked, change, code):

@@ -10,7 +10,7 @@ from django.utils import timezone
 from clavier.quotas.models import Node, ResourceGroup, TenantShare
 from clavier.quotas.services import set_cap
 from clavier.runs.leases import LeaseLost, hold
-from clavier.runs.models import Attempt, Lease, Run, RunEvent
+from clavier.runs.models import Attempt, Lease, Outbox, Run, RunEvent
 from clavier.runs.services import stop_run
 from clavier.runs.waiting import explain
 from runner.contract.run_spec import Resources
@@ -154,7 +154,8 @@ def test_wake_ups_that_come_during_a_pass_are_seen_by_it_and_their_jobs_do_nothi
     first = engine.submit(alice)
     passes = []
     monkeypatch.setattr(scheduler, "read_world", lambda read=scheduler.read_world: (passes.append(1), read())[1])
-    jobs.schedule("1")
+    wake_up = str(Outbox.objects.get().pk)
+    jobs.schedule(wake_up)
     assert state(first) == "PREPARING"
-    jobs.schedule("1")
+    jobs.schedule(wake_up)
     assert passes == [1], "the wake-up was seen by the first pass"

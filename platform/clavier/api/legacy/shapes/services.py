@@ -144,7 +144,7 @@ def version_of(service: InferenceService, version: ServiceVersion) -> dict[str, 
         "command": wrote.get("command", version.own_code.get("command", "")),
         "imagePorts": wrote.get("imagePorts", ",".join(map(str, version.image_ports))),
         "envs": as_text(wrote.get("envs") or []),
-        "volumes": as_text(wrote.get("volumes") or []),
+        "volumes": as_text([in_printed_order(volume) for volume in wrote.get("volumes") or []]),
         "volumePath": wrote.get("volumePath", ""),
         "hyperParameterList": as_text(wrote.get("hyperParameterList")),
         "rate": version.traffic_percent,
@@ -190,3 +190,10 @@ def instance_of(replica: Replica) -> dict[str, Any]:
         "engine": facts["engine"],
         "startTime": time_of(facts["started_at"]),
     }
+
+
+def in_printed_order(volume: Any) -> Any:
+    """A volume with ``src`` before ``dst``, as the document prints it; PostgreSQL keeps no order of keys."""
+    if not isinstance(volume, dict):
+        return volume
+    return {name: volume[name] for name in ("src", "dst") if name in volume} | volume
