@@ -44,13 +44,14 @@ def test_the_storm_on_quotas_holds_on_postgresql():
 
 def passes_on_postgresql(*arguments: str) -> None:
     """Run pytest with the arguments on a new server."""
-    with server() as url:
+    with server() as url, tempfile.TemporaryDirectory(prefix="clavier-tests-") as folder:
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        # A session sets the rights of the folder above all of its own: this one shall not do so beside the outer one.
         told = subprocess.run(
             command,
             cwd=REPOSITORY,
-            env=environment | {"DATABASE_URL": url},
+            env=environment | {"DATABASE_URL": url, "PYTEST_DEBUG_TEMPROOT": folder},
             capture_output=True,
             text=True,
             check=False,

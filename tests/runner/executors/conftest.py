@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,14 @@ def executor(tmp_path: Path) -> Iterator[LocalProcessExecutor]:
     executor = LocalProcessExecutor(tmp_path / "control")
     yield executor
     _end_all(executor)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can reach. Each new session of pytest closes the folder above all of its own again."""
+    with tempfile.TemporaryDirectory(prefix="clavier-open-") as place:
+        Path(place).chmod(0o755)
+        yield Path(place)
 
 
 @pytest.fixture

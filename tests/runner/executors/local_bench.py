@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -55,20 +54,11 @@ def helpers_of(executor: LocalProcessExecutor, name: str) -> tuple[int, int]:
     return wrapper, keeper
 
 
-def weaken(executor: LocalProcessExecutor, isolation: Isolation, folder: Path) -> None:
-    """Have the executor do without private namespaces; then pytest's closed folders must be open."""
+def weaken(executor: LocalProcessExecutor, isolation: Isolation) -> None:
+    """Have the executor do without private namespaces; use it with ``open_folder``."""
     if isolation == "private_namespaces":
         pytest.skip("this host allows no private namespaces")
     executor._isolation = isolation
-    open_the_way(folder)
-
-
-def open_the_way(folder: Path) -> None:
-    """Let every user pass pytest's own folders above a test's."""
-    temporary = Path(tempfile.gettempdir())
-    for each in (folder, *folder.parents):
-        if each != temporary and each.is_relative_to(temporary):
-            each.chmod(0o755)
 
 
 def alive_in(folder: Path) -> list[str]:

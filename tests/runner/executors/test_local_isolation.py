@@ -24,7 +24,6 @@ from tests.runner.executors.local_bench import (
     USER,
     alive_in,
     as_root,
-    open_the_way,
     run,
     told,
     weaken,
@@ -145,10 +144,10 @@ def test_a_mounted_file_that_the_program_can_not_read_is_named(executor: LocalPr
 @as_root
 @pytest.mark.parametrize("isolation", ["own_user", "platform_user"])
 def test_weaker_isolations_work_and_root_is_said_in_the_log(
-    executor: LocalProcessExecutor, tmp_path: Path, isolation: Isolation
+    executor: LocalProcessExecutor, open_folder: Path, isolation: Isolation
 ) -> None:
-    weaken(executor, isolation, tmp_path)
-    launch = make_launch(tmp_path, "a", argv=(SYSTEM_PYTHON, "-c", "import os; print(os.getuid())" + GRANDCHILD))
+    weaken(executor, isolation)
+    launch = make_launch(open_folder, "a", argv=(SYSTEM_PYTHON, "-c", "import os; print(os.getuid())" + GRANDCHILD))
     executor.start(launch)
     wait_for((launch.run_folder / "work/grandchild").exists, "the grandchild")
     executor.stop("a", 0)
@@ -160,9 +159,8 @@ def test_weaker_isolations_work_and_root_is_said_in_the_log(
 
 
 @as_root
-def test_an_ordinary_user_can_run_the_executor(tmp_path: Path) -> None:
-    open_the_way(tmp_path)
-    home = tmp_path / "home"
+def test_an_ordinary_user_can_run_the_executor(open_folder: Path) -> None:
+    home = open_folder / "home"
     home.mkdir()
     os.chown(home, 65534, 65534)
     script = f"""
@@ -189,11 +187,11 @@ print(executor.isolation(), executor.list()[0].exit_code, (home / "run/log.txt")
 
 
 @as_root
-def test_without_a_private_view_a_closed_folder_is_named(executor: LocalProcessExecutor, tmp_path: Path) -> None:
-    weaken(executor, "own_user", tmp_path)
-    launch = make_launch(tmp_path, "a", argv=(SYSTEM_PYTHON, "-c", "pass"))
-    (tmp_path / "runs").chmod(0o700)
-    with pytest.raises(ExecutorError, match=f"chmod o.x {tmp_path}/runs"):
+def test_without_a_private_view_a_closed_folder_is_named(executor: LocalProcessExecutor, open_folder: Path) -> None:
+    weaken(executor, "own_user")
+    launch = make_launch(open_folder, "a", argv=(SYSTEM_PYTHON, "-c", "pass"))
+    (open_folder / "runs").chmod(0o700)
+    with pytest.raises(ExecutorError, match=f"chmod o.x {open_folder}/runs"):
         executor.start(launch)
     assert executor.list() == []
 

@@ -29,11 +29,11 @@ from tests.runner.executors.local_bench import (
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_a_killed_wrapper_takes_every_process_with_it_and_the_attempt_is_lost(
-    executor: LocalProcessExecutor, tmp_path: Path, isolation: Isolation
+    executor: LocalProcessExecutor, open_folder: Path, isolation: Isolation
 ) -> None:
     if isolation != executor.isolation():
-        weaken(executor, isolation, tmp_path)
-    launch = make_launch(tmp_path, "a", argv=(SYSTEM_PYTHON, "-c", COUNTED + GRANDCHILD))
+        weaken(executor, isolation)
+    launch = make_launch(open_folder, "a", argv=(SYSTEM_PYTHON, "-c", COUNTED + GRANDCHILD))
     executor.start(launch)
     wait_for((launch.run_folder / "work/grandchild").exists, "the grandchild")
     assert len(alive_in(launch.run_folder)) == 2
@@ -48,11 +48,11 @@ def test_a_killed_wrapper_takes_every_process_with_it_and_the_attempt_is_lost(
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_a_killed_keeper_takes_every_process_with_it_and_the_attempt_is_lost(
-    executor: LocalProcessExecutor, tmp_path: Path, isolation: Isolation
+    executor: LocalProcessExecutor, open_folder: Path, isolation: Isolation
 ) -> None:
     if isolation != executor.isolation():
-        weaken(executor, isolation, tmp_path)
-    launch = make_launch(tmp_path, "a", argv=(SYSTEM_PYTHON, "-c", GRANDCHILD))
+        weaken(executor, isolation)
+    launch = make_launch(open_folder, "a", argv=(SYSTEM_PYTHON, "-c", GRANDCHILD))
     executor.start(launch)
     wait_for((launch.run_folder / "work/grandchild").exists, "the grandchild")
     os.kill(helpers_of(executor, "a")[1], signal.SIGKILL)
