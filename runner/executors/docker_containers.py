@@ -29,8 +29,12 @@ class Containers:
         return f"clavier.install={self._install_id}"
 
     def all(self) -> dict[str, dict[str, Any]]:
-        """The engine's line on each container by attempt name, in one call. Raises ExecutorError."""
-        return {found["Labels"]["clavier.name"]: found for found in self._engine.containers(self.label)}
+        """The engine's line on each container by attempt name, in one call. Raises ExecutorError.
+
+        One that bears our label and no attempt's name (somebody made it of a copied label) is nobody's attempt.
+        """
+        named = ((found["Labels"].get("clavier.name"), found) for found in self._engine.containers(self.label))
+        return {name: found for name, found in named if name}
 
     def find(self, name: str) -> dict[str, Any] | None:
         """All of the container of an attempt; None when there is none of ours. Raises ExecutorError."""

@@ -108,6 +108,21 @@ def test_a_container_that_went_down_with_its_machine_is_lost(tmp_path: Path) -> 
     assert judge(intent, None, state, is_stop_asked=True).cause == "stopped"
 
 
+def test_a_container_with_our_label_and_no_name_of_an_attempt_hides_no_other(
+    docker: DockerBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = docker.executor()
+    executor.start(make_launch(tmp_path, "a", "pass"))
+    lines = executor._engine.containers
+
+    def with_a_nameless_one(label: str) -> list[dict[str, Any]]:
+        found = lines(label)
+        return [*found, *({**line, "Labels": {"clavier.install": docker.install_id}} for line in found)]
+
+    monkeypatch.setattr(executor._engine, "containers", with_a_nameless_one)
+    assert [seen.name for seen in executor.list()] == ["a"]
+
+
 def test_a_report_that_is_a_folder_hides_no_attempt_of_anybody(docker: DockerBench, tmp_path: Path) -> None:
     executor = docker.executor()
     source = "import os; os.mkdir('/clavier/report/report.json'); os.kill(os.getppid(), 9)"
