@@ -18,7 +18,7 @@ from clavier.core.errors import Invalid, quoted
 from datasets_app.findings import Findings, StopReading
 from datasets_app.strict_json import StrictJson, encode_row, row_faults
 
-FORMATS = ("json", "jsonl", "csv", "txt", "parquet")
+FORMATS = ("json", "jsonl", "csv", "txt", "parquet", "xlsx")
 MIB = 2**20
 MAX_ROW_BYTES = 16 * MIB
 BOM = b"\xef\xbb\xbf"
@@ -63,7 +63,7 @@ def format_of(file_name: str) -> str:
 def refuse_other_content(head: bytes, file_format: str, findings: Findings) -> None:
     """Raises StopReading when a file's first bytes are those of a picture, an archive or UTF-16."""
     for signature, name in _SIGNATURES.items():
-        if head.startswith(signature) and name.lower() != file_format:
+        if head.startswith(signature) and file_format not in name.lower():
             message = f"the file is named {file_format.upper()} but its content is {name}."
             findings.error(0, message, code="content_mismatch", reason="content_mismatch")
             raise StopReading

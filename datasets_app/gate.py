@@ -20,6 +20,7 @@ from datasets_app.mapping import Mapped, Reader, guess_mapping
 from datasets_app.parquet import Parquet
 from datasets_app.storage import INDEX, ROWS, little_endian
 from datasets_app.validation import KIND_COLUMNS, PURPOSES, RowChecks, choose_kind
+from datasets_app.xlsx import Xlsx
 
 TEXT_READERS: dict[str, type[JsonLines] | type[JsonArray] | type[Csv] | type[PlainText]] = {
     "jsonl": JsonLines,
@@ -195,6 +196,8 @@ class _HashedFile(io.RawIOBase):
 def _reader(file_format: str, original: Path, stream: BinaryIO, findings: Findings) -> Reader:
     if file_format == "parquet":
         return Parquet(original, findings)
+    if file_format == "xlsx":
+        return Xlsx(original, findings)
     return TEXT_READERS[file_format](cast("io.BufferedReader[Any]", stream), findings)
 
 

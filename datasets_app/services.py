@@ -105,7 +105,7 @@ def upload_version(
     purpose: str = "",
     mapping: Mapping[str, str] | None = None,
 ) -> DatasetVersion:
-    """Check a JSON, JSONL, CSV, TXT or Parquet file and keep it as the next version. The upload is used up either way.
+    """Check a file of any of FORMATS and keep it as the next version. The upload is used up either way.
 
     ``purpose`` (sft, preference, pretrain, classification) demands its columns; empty: what the columns look like.
     ``mapping``: the platform's column names -> the file's; None: guessed where the file's own names fit nothing.

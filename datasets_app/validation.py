@@ -102,6 +102,8 @@ class RowChecks:
         if len(self._signatures) > _MAX_SIGNATURES:
             self._fold()
         problem = self._check(row) if self._check else None
+        if problem is None and "target_modules" in row:
+            problem = check_adapter_keys(row)
         if problem is not None:
             if problem.is_error:
                 self._findings.error(line, problem.message, reason=problem.reason, sample=text)
@@ -258,6 +260,18 @@ def check_responses(responses: Any) -> Problem | None:
             )
         scores.append(score)
     return Problem("no_preference", "all 'responses' have the same score.") if len(set(scores)) == 1 else None
+
+
+def check_adapter_keys(row: Row) -> Problem | None:
+    """``target_modules`` and ``rank`` of a row that says which LoRA adapter it trains (document 003)."""
+    modules, rank = row["target_modules"], row.get("rank")
+    if "rank" in row and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        return Problem("wrong_type", f"'rank' must be a whole number from 1 on, it is {str(rank)[:40]!r}.")
+    if not isinstance(modules, list) or not modules or not all(isinstance(name, str) for name in modules):
+        return Problem(
+            "wrong_type", f"'target_modules' must be a list of names of modules, it is {_seen(row, 'target_modules')}."
+        )
+    return None
 
 
 def check_label(row: Row) -> Problem | None:

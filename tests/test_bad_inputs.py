@@ -26,6 +26,7 @@ from tests.cases import (  # noqa: F401  (they register)
     api_fields,
     archives,
     auth,
+    datasets,
     env_and_commands,
     files,
     images,

@@ -5,7 +5,6 @@ from __future__ import annotations
 #: Area -> the issue whose work brings the route that its cases are sent to.
 AREAS = {
     "configs": "training dialect (document 003)",
-    "datasets": "data sets: tests/datasets_app and tests/api/native/test_datasets.py hold its cases so far",
     "gateway": "gateway: tests/inference_app/test_gateway.py",
     "models": "models: tests/models_app",
     "resumable_uploads": "resumable uploads: no route /api/v1/uploads yet",
@@ -19,6 +18,8 @@ CASES = {
     "FILE-023": "needs a socket: the front process answers before Django sees it",
     "FILE-025": "resumable uploads: no route /api/v1/uploads yet",
     "FILE-032": "training dialect (document 003)",
+    "DATA-035": "the 50 MiB are a limit of documents 003 and 004: training dialect",
+    "DATA-043": "files of a split are named in a configuration of document 003: training dialect",
     **{f"CMD-{number:03}": "own code that runs and fails" for number in (21, 22, 23, 24, 26, 27, 28, 30)},
     "NAME-004": "experiments, whose names are stricter than those of tasks",
     "NAME-007": "experiments, whose names are stricter than those of tasks",

@@ -82,7 +82,10 @@ def read_samples(path: Path, renderer: Renderer, max_tokens: int, policy: str, s
             samples.append(Sample(where, token_ids, torch.tensor(rendered.is_label[start:end])))
     if not samples:
         raise ProgramError(
-            "data_empty", f"no sample of {path.name} is left to learn from (of {lengths.num_long} too long ones)"
+            "no_usable_rows",
+            f"no row of {path.name} is left to learn from: {lengths.num_long} are longer than max_seq_length "
+            f"({max_tokens} tokens). Raise max_seq_length, or set length_policy to truncate or split.",
+            "max_seq_length",
         )
     lengths.tell(say, path.name, len(samples), sum(len(sample.token_ids) for sample in samples))
     return samples

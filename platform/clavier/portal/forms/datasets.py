@@ -22,7 +22,7 @@ LANGUAGES = [("zh", "中文"), ("en", "English")]
 class VersionForm(forms.Form):
     """A file for a further version."""
 
-    file = forms.FileField(label=_("File"), help_text=_("JSON, JSONL, CSV or TXT in UTF-8, or Parquet."))
+    file = forms.FileField(label=_("File"), help_text=_("JSON, JSONL, CSV or TXT in UTF-8, or Parquet, or XLSX."))
     purpose = forms.ChoiceField(
         label=_("Purpose"),
         choices=PURPOSES,

@@ -41,6 +41,7 @@ _MAPPING_HELP = (
     'JSON, the platform\'s column names to the file\'s: `{"question": "q"}`. '
     "Absent: guessed where the file's own names fit nothing."
 )
+_FILE_HELP = "A .json, .jsonl, .csv or .txt file in UTF-8, or .parquet, or .xlsx (the first sheet)."
 _NAME_HELP = "Unique in the tenant."
 
 
@@ -125,9 +126,7 @@ class NewDataset(Strict):
 class NewDatasetWithFile(NewDataset, Form):
     """A data set and its first version."""
 
-    file = serializers.FileField(
-        allow_empty_file=True, help_text="A .json, .jsonl, .csv or .txt file in UTF-8, or .parquet."
-    )
+    file = serializers.FileField(allow_empty_file=True, help_text=_FILE_HELP)
     purpose = Choice(tuple(PURPOSES), required=False, help_text=_PURPOSE_HELP)
     mapping = Text(required=False, max_length=10_000, help_text=_MAPPING_HELP)
 
@@ -137,9 +136,7 @@ class ChangedDataset(NewDataset):
 
 
 class NewVersion(Form):
-    file = serializers.FileField(
-        allow_empty_file=True, help_text="A .json, .jsonl, .csv or .txt file in UTF-8, or .parquet."
-    )
+    file = serializers.FileField(allow_empty_file=True, help_text=_FILE_HELP)
     purpose = Choice(tuple(PURPOSES), required=False, help_text=_PURPOSE_HELP)
     mapping = Text(required=False, max_length=10_000, help_text=_MAPPING_HELP)
 
