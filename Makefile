@@ -40,7 +40,7 @@ up: setup ## the platform on http://127.0.0.1:$(PORT)
 	exec $(BIN)/python manage.py up --port $(PORT)
 
 test: setup ## every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --reruns 1
 
 test-fast: setup ## the tests without the slow ones
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not browser and not postgres and not docker"

@@ -45,7 +45,7 @@ def test_the_storm_on_quotas_holds_on_postgresql():
 def passes_on_postgresql(*arguments: str) -> None:
     """Run pytest with the arguments on a new server."""
     with server() as url, tempfile.TemporaryDirectory(prefix="clavier-tests-") as folder:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "--reruns", "1", "-p", "no:cacheprovider", *arguments]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         # A session sets the rights of the folder above all of its own: this one shall not do so beside the outer one.
         told = subprocess.run(
