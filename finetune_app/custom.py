@@ -19,7 +19,7 @@ from datasets_app.models import DatasetVersion
 from datasets_app.queries import access_dataset_version
 from finetune_app.models import FineTuneTask
 from finetune_app.profile import METHOD_OF_STRATEGY, Profile, check_saving, read_profile
-from finetune_app.services import DEFAULT_TIME_LIMIT_S, launch
+from finetune_app.services import DEFAULT_TIME_LIMIT_S, insert_task, launch
 from models_app.declarations import with_declared
 from models_app.models import ModelVersion
 from models_app.services import access_model_version, check_model_name, require_usable
@@ -52,14 +52,15 @@ def create_custom_fine_tune_task(
     output_model_name: str = "",
     description: str = "",
     submitted: Mapping[str, Any] | None = None,
+    claims_name: bool = False,
     start: bool = True,
 ) -> FineTuneTask:
     """A task of the user's own program, started at once unless ``start`` is False. docs/custom-code.md tells how.
 
-    ``image``: id of an image version; None: the platform's own environment.
+    ``image``: id of an image version; None: the platform's own environment. ``claims_name``: as with recipes.
 
-    Raises InvalidFields with every bad field at once, NotFound for what the actor may not see, Forbidden,
-    Unprocessable where such programs or so large ones can not run.
+    Raises InvalidFields with every bad field at once, NotFound for what the actor may not see, Forbidden, Conflict
+    (``already_exists``), Unprocessable where such programs or so large ones can not run.
     """
     require_write(actor)
     problems = Problems()
@@ -96,9 +97,9 @@ def create_custom_fine_tune_task(
     require_allowed(has_image=version is not None, resource_group=where.get("resource_group", ""))
     code = OwnCode(**{**code.to_json(), "profile_path": profile_path, "fine_tune_names": profile.fine_tune_names})
     with transaction.atomic():
-        task = FineTuneTask.objects.create(
-            tenant_id=actor.tenant_id,
-            created_by_id=actor.user_id,
+        task = insert_task(
+            actor,
+            claims_name=claims_name,
             name=name,
             description=description,
             create_way="custom",

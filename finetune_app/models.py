@@ -24,6 +24,9 @@ class FineTuneTask(TenantOwned):
     """
 
     name = models.CharField(max_length=100)
+    claimed_name = models.CharField(
+        max_length=100, null=True, editable=False, help_text="The name, where no other task may claim it too."
+    )
     description = models.TextField(blank=True)
     create_way = models.CharField(max_length=6, choices=[(way, way) for way in CREATE_WAYS], default="system")
     recipe = models.CharField(max_length=20, blank=True)
@@ -64,6 +67,7 @@ class FineTuneTask(TenantOwned):
                 condition=Q(create_way="custom") | (Q(train_dataset__isnull=False) & ~Q(recipe="") & ~Q(method="")),
                 name="fine_tune_task_system_is_whole",
             ),
+            models.UniqueConstraint(fields=["tenant", "claimed_name"], name="fine_tune_task_name_once"),
         ]
 
     def __str__(self) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID, uuid4
 
-from django.db import transaction
+from django.db import IntegrityError, transaction
 
 from clavier.accounts.access import access_object, require_change, require_write
 from clavier.core.actor import Actor
-from clavier.core.errors import Conflict, Invalid
+from clavier.core.errors import Conflict, Invalid, quoted
 from clavier.runs.models import Run
 from clavier.runs.options import checked_options, with_options
 from clavier.runs.services import checked_resources, delete_run, stop_run, submit_run
@@ -55,14 +55,16 @@ def create_fine_tune_task(
     output_model_name: str = "",
     description: str = "",
     submitted: Mapping[str, Any] | None = None,
+    claims_name: bool = False,
     start: bool = True,
 ) -> FineTuneTask:
     """A task, started at once unless ``start`` is False.
 
-    ``options``: resource group, nodes, roles, priority (``runs.options``); ``submitted``: the client's own words.
+    ``options``: resource group, nodes, roles, priority (``runs.options``); ``submitted``: the client's own words;
+    ``claims_name``: its users tell tasks apart by name, so a name that is there already is refused.
 
-    Raises InvalidFields with every bad field at once, NotFound for what the actor may not see, Forbidden,
-    Unprocessable when no node could ever run it.
+    Raises InvalidFields with every bad field at once, NotFound for what the actor may not see, Forbidden, Conflict
+    (``already_exists``), Unprocessable when no node could ever run it.
     """
     require_write(actor)
     checked = checked_hyperparameters(recipe, method, hyperparameters or {}, has_base=base_model is not None)
@@ -84,9 +86,9 @@ def create_fine_tune_task(
     for field, data in (("train_dataset", train), ("validation_dataset", validation)):
         check_loss_fits(checked, data, field)
     with transaction.atomic():
-        task = FineTuneTask.objects.create(
-            tenant_id=actor.tenant_id,
-            created_by_id=actor.user_id,
+        task = insert_task(
+            actor,
+            claims_name=claims_name,
             name=name,
             description=description,
             recipe=recipe,
@@ -218,6 +220,34 @@ def access_fine_tune_task(actor: Actor, task_id: UUID | str) -> FineTuneTask:
         "image_version__image",
     )
     return access_object(queryset, actor, task_id, noun="task")
+
+
+def insert_task(actor: Actor, *, claims_name: bool, name: str, **columns: Any) -> FineTuneTask:
+    """The row of a new task. Raises Conflict (``already_exists``) where it claims a name that is there already.
+
+    The look comes first, for the names that nobody has claimed; of two who claim one at once, the database lets one.
+    """
+    if claims_name and FineTuneTask.objects.filter(tenant_id=actor.tenant_id, name=name).exists():
+        raise name_taken(name)
+    try:
+        with transaction.atomic():
+            return FineTuneTask.objects.create(
+                tenant_id=actor.tenant_id,
+                created_by_id=actor.user_id,
+                name=name,
+                claimed_name=name if claims_name else None,
+                **columns,
+            )
+    except IntegrityError as error:
+        if claims_name and FineTuneTask.objects.filter(tenant_id=actor.tenant_id, claimed_name=name).exists():
+            raise name_taken(name) from error
+        raise
+
+
+def name_taken(name: str) -> Conflict:
+    """The refusal of a name that another task has."""
+    message = f"name: there is a task {quoted(name)} already. Choose another name."
+    return Conflict(message, code="already_exists", field="name")
 
 
 def launch(actor: Actor, task: FineTuneTask) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from django.db import connection
 from rest_framework.test import APIClient
 
 from clavier.accounts.models import User
 from clavier.core.actor import Actor
 from finetune_app.models import FineTuneTask
+from tests.api.conftest import client_of
 from tests.api.legacy.conftest import ENGLISH, failure, form, payload
 from tests.api.native.conftest import end, make_dataset, make_model
 
@@ -205,6 +209,33 @@ def test_the_same_key_creates_once(alice_client: APIClient, body: dict[str, Any]
     first, second = (payload(post(alice_client, CREATE, body, **key)) for _ in range(2))
     assert first == second
     failure(post(alice_client, CREATE, {**body, "name": "other"}, **key), 409, "idempotency_mismatch")
+    assert FineTuneTask.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_two_who_claim_a_name_at_once_one_is_refused(alice_user: User, body: dict[str, Any]) -> None:
+    both_are_ready = threading.Barrier(2)
+
+    def ask(_: int) -> Any:
+        both_are_ready.wait()
+        try:
+            return post(client_of(alice_user), CREATE, body, **ENGLISH)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = sorted(pool.map(ask, range(2)), key=lambda response: response.status_code)
+    payload(one)
+    assert "Choose another name" in failure(other, 409, "already_exists", "name")
+    assert FineTuneTask.objects.count() == 1
+
+
+def test_the_database_refuses_a_claimed_name_that_the_look_did_not_find(
+    alice_client: APIClient, body: dict[str, Any]
+) -> None:
+    payload(post(alice_client, CREATE, body))
+    FineTuneTask.objects.update(name="not seen by the look")
+    failure(post(alice_client, CREATE, body), 409, "already_exists", "name")
     assert FineTuneTask.objects.count() == 1
 
 

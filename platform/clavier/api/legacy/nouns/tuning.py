@@ -14,7 +14,7 @@ from clavier.api.common.idempotency import idempotent
 from clavier.api.common.json_body import StrictJsonParser
 from clavier.api.legacy.bodies.tuning import NewTask, custom_arguments, is_custom, system_arguments
 from clavier.api.legacy.envelopes import TUNING
-from clavier.api.legacy.errors import NOTHING_ELSE, spoken
+from clavier.api.legacy.errors import NOTHING_ELSE
 from clavier.api.legacy.fields import Body, Id, Number, UserIs, Word
 from clavier.api.legacy.paging import PageBody, PageData, page_of
 from clavier.api.legacy.schema import operation
@@ -22,8 +22,6 @@ from clavier.api.legacy.shapes.tuning import TaskCreated, TaskDetail, created_of
 from clavier.api.legacy.states import states_of
 from clavier.api.legacy.views import LegacyView
 from clavier.api.legacy.words import say
-from clavier.core.actor import Actor
-from clavier.core.errors import Conflict, quoted
 from finetune_app.custom import create_custom_fine_tune_task
 from finetune_app.models import FineTuneTask
 from finetune_app.queries import tasks_of_all_tenants, visible_tasks
@@ -71,13 +69,12 @@ class CreateTaskView(TuningView):
     def post(self, request: Request) -> Response:
         """Create a task and start it. Every field is kept and comes back in the detail."""
         values = self.read(NewTask)
-        require_new_name(self.actor, values["name"])
         if is_custom(values):
             arguments, self.field_names = custom_arguments(self.actor, values)
-            task = create_custom_fine_tune_task(actor=self.actor, **arguments)
+            task = create_custom_fine_tune_task(actor=self.actor, claims_name=True, **arguments)
         else:
             arguments, self.field_names = system_arguments(self.actor, values)
-            task = create_fine_tune_task(actor=self.actor, **arguments)
+            task = create_fine_tune_task(actor=self.actor, claims_name=True, **arguments)
         return self.answer(created_of(task), say("任务创建成功", "The task was created."))
 
 
@@ -117,13 +114,6 @@ class TaskDetailView(TuningView):
         given = {**dict(body.items()), **request.query_params.dict()}
         task = access_fine_tune_task(self.actor, self.read(TaskId, given)["taskId"])
         return self.answer(detail_of(task), say("查询成功", "This is the task."))
-
-
-def require_new_name(actor: Actor, name: str) -> None:
-    """In this dialect people tell tasks apart by name. Raises Conflict (``already_exists``)."""
-    if visible_tasks(actor).filter(name=name).exists():
-        message = say(f"name: 任务 {quoted(name)} 已存在", f"name: there is a task {quoted(name)} already.")
-        raise spoken(Conflict(message, code="already_exists", field="name"))
 
 
 def filtered(tasks: QuerySet[FineTuneTask], query: dict[str, Any]) -> QuerySet[FineTuneTask]:
