@@ -18,6 +18,7 @@ from datasets_app.queries import access_dataset_version
 from evaluation_app.models import EvaluationTask
 from evaluation_app.services import launch
 from models_app.services import access_model_version, check_model_name, require_usable
+from models_app.staging import check_stored_folders
 
 
 def create_custom_evaluation_task(
@@ -60,6 +61,7 @@ def create_custom_evaluation_task(
         model_folder=model_folder,
         output_folder=output_folder,
     )
+    check_stored_folders(actor, problems, code)
     for folder_field, given, version_field, chosen in (
         ("data_folder", data_folder, "dataset_version", dataset_version),
         ("model_folder", model_folder, "model_version", model_version),

@@ -8,12 +8,13 @@ from uuid import UUID, uuid4
 
 from django.db import transaction
 
-from clavier.accounts.access import access_object, require_change, require_write
+from clavier.accounts.access import access_object, creator_of, require_change, require_write
 from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, Invalid, quoted
 from clavier.runs.models import Run
 from clavier.runs.options import checked_options, with_options
 from clavier.runs.outputs import read_json
+from clavier.runs.own_code import OwnCode
 from clavier.runs.services import checked_resources, delete_run, stop_run, submit_run
 from clavier.runs.states import RunState
 from datasets_app.queries import access_dataset_version
@@ -22,6 +23,7 @@ from evaluation_app.models import EvaluationTask, Score
 from evaluation_app.own_code import finish_own_code, own_code_spec
 from models_app.models import ModelVersion
 from models_app.services import access_model_version, check_model_name, require_task, require_usable
+from models_app.staging import forget_logins, is_staging, stage_folders
 from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
 
 PROGRAM = "runner.programs.evaluate.questions"
@@ -141,6 +143,11 @@ def on_run_finished(run: Run) -> None:
     Raises Invalid (``bad_output``) when scores or metrics can not be read, StorageFull when the files do not fit.
     """
     custom = EvaluationTask.objects.filter(pk=run.subject_id, create_way="custom").first()
+    if is_staging(run):
+        forget_logins(run)
+        if custom is not None and run.state == RunState.COMPLETED:
+            launch(creator_of(custom), custom)
+        return
     if custom is not None:
         finish_own_code(run, custom)
         return
@@ -172,12 +179,26 @@ def on_run_finished(run: Run) -> None:
 
 
 def launch(actor: Actor, task: EvaluationTask) -> None:
-    """Submit a run of the evaluation and make it the newest."""
+    """Submit a run of the evaluation and make it the newest; one before it fetches what lies in object stores."""
+    if task.create_way == "custom" and launch_staging(actor, task):
+        return
     run_id = uuid4()
     spec = own_code_spec(task, run_id) if task.create_way == "custom" else questions_spec(task)
     spec = with_options(spec, task.options)
     task.run = submit_run(actor=actor, kind="evaluation", name=task.name, subject_id=task.pk, spec=spec, run_id=run_id)
     task.save(update_fields=["run", "updated_at"])
+
+
+def launch_staging(actor: Actor, task: EvaluationTask) -> bool:
+    """Submit the run that fetches the evaluation's folders from object stores. False: there is nothing to fetch."""
+    code = OwnCode.from_json(task.own_code)
+    staged = stage_folders(actor, code, kind="evaluation", name=task.name, subject_id=task.pk)
+    if staged is None:
+        return False
+    task.run, code = staged
+    task.own_code = code.to_json()
+    task.save(update_fields=["run", "own_code", "updated_at"])
+    return True
 
 
 def questions_spec(task: EvaluationTask) -> RunSpec:

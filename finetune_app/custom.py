@@ -23,6 +23,7 @@ from finetune_app.services import DEFAULT_TIME_LIMIT_S, insert_task, launch
 from models_app.declarations import with_declared
 from models_app.models import ModelVersion
 from models_app.services import access_model_version, check_model_name, require_usable
+from models_app.staging import check_stored_folders
 
 METHODS = tuple(METHOD_OF_STRATEGY.values())
 
@@ -86,6 +87,7 @@ def create_custom_fine_tune_task(
         checkpoint_folder=checkpoint_folder,
         has_splits=True,
     )
+    check_stored_folders(actor, problems, code)
     problems.check(check_saving, values, wants_checkpoints=bool(checkpoint_folder))
     if method and method not in METHODS:
         problems.add("method", "not_a_choice", f"method {method!r} is none of {', '.join(METHODS)}.")

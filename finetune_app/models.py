@@ -24,7 +24,8 @@ class FineTuneTask(TenantOwned):
     """
 
     name = models.CharField(max_length=100)
-    claimed_name = models.CharField(
+    # Empty names would all be one: only NULL may stand many times in a unique constraint.
+    claimed_name = models.CharField(  # noqa: DJ001
         max_length=100, null=True, editable=False, help_text="The name, where no other task may claim it too."
     )
     description = models.TextField(blank=True)

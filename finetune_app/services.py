@@ -13,6 +13,7 @@ from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, Invalid, quoted
 from clavier.runs.models import Run
 from clavier.runs.options import checked_options, with_options
+from clavier.runs.own_code import SPLITS, OwnCode
 from clavier.runs.services import checked_resources, delete_run, stop_run, submit_run
 from clavier.runs.states import RunState
 from datasets_app.services import rows_path
@@ -29,6 +30,7 @@ from finetune_app.models import FineTuneTask, SearchTrial
 from finetune_app.own_code import own_code_spec
 from models_app.models import ModelVersion
 from models_app.services import check_model_name
+from models_app.staging import stage_folders
 from runner.contract.knobs import RECIPES
 from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
 
@@ -251,12 +253,26 @@ def name_taken(name: str) -> Conflict:
 
 
 def launch(actor: Actor, task: FineTuneTask) -> None:
-    """Submit a run of the task and make it the task's newest."""
+    """Submit a run of the task and make it the task's newest; one before it fetches what lies in object stores."""
+    if task.create_way == "custom" and launch_staging(actor, task):
+        return
     run_id = uuid4()
     task.estimate = require_fit(task, run_id) if task.create_way == "system" else {}
     spec = with_options(own_code_spec(task, run_id) if task.create_way == "custom" else recipe_spec(task), task.options)
     task.run = submit_run(actor=actor, kind="fine_tune", name=task.name, subject_id=task.pk, spec=spec, run_id=run_id)
     task.save(update_fields=["run", "estimate", "updated_at"])
+
+
+def launch_staging(actor: Actor, task: FineTuneTask) -> bool:
+    """Submit the run that fetches the task's folders from object stores. False: there is nothing to fetch."""
+    code = OwnCode.from_json(task.own_code)
+    staged = stage_folders(actor, code, kind="fine_tune", name=task.name, subject_id=task.pk, splits=SPLITS)
+    if staged is None:
+        return False
+    task.run, code = staged
+    task.own_code = code.to_json()
+    task.save(update_fields=["run", "own_code", "updated_at"])
+    return True
 
 
 def recipe_spec(task: FineTuneTask) -> RunSpec:

@@ -28,10 +28,10 @@ def s3_server() -> Iterator[tuple[str, str]]:
 
 
 def fill(endpoint: str, folder: Path, prefix: str) -> None:
-    """Put the files of a folder into the bucket ``models``."""
+    """Put what a folder holds into the bucket ``models``."""
     client = Session().create_client(
         "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key=SECRET
     )
     client.create_bucket(Bucket="models")
-    for path in folder.iterdir():
-        client.put_object(Bucket="models", Key=f"{prefix}/{path.name}", Body=path.read_bytes())
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        client.put_object(Bucket="models", Key=f"{prefix}/{path.relative_to(folder)}", Body=path.read_bytes())

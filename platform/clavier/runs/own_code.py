@@ -27,6 +27,8 @@ from runner.contract.run_spec import Mount, WorkItem
 CODE = "code"
 CONFIG = "config.json"
 DATA = "data"
+#: What a folder in an object store begins with: ``s3://store/bucket/prefix``.
+STORED = "s3://"
 #: A data folder holds these and nothing else.
 SPLITS = ("train", "validate", "test")
 
@@ -37,6 +39,7 @@ Checked = TypeVar("Checked")
 class OwnCode:
     """What a task or service keeps of its owner's program. Folders: ``private/...`` or ``public/...`` of its files.
 
+    ``data_folder``, ``model_folder``: also ``s3://store/bucket/prefix``; then ``staged_run`` has fetched them.
     ``output_folder``, ``checkpoint_folder``: where the run's output and checkpoints appear when it has ended.
     Of a fine-tune only: ``profile_path``, and which hyperparameters its profile listed as those of fine-tuning.
     """
@@ -48,6 +51,7 @@ class OwnCode:
     model_folder: str = ""
     output_folder: str = ""
     checkpoint_folder: str = ""
+    staged_run: str = ""
     profile_path: str = ""
     fine_tune_names: tuple[str, ...] = ()
 
@@ -152,6 +156,7 @@ def checked_own_code(
     """The own code with its folders looked up; what is refused is added to ``problems``.
 
     ``known``: what the command may name as ``${...}``. ``has_splits``: the data folder is one of train, validate, test.
+    Folders in object stores are looked at by the run that fetches them.
     """
     words = problems.check(commands.split_command, command)
     if words is not None:
@@ -159,7 +164,9 @@ def checked_own_code(
     variables = problems.check(commands.checked_environment, environment or {})
     places = {"code_folder": code_folder, "data_folder": data_folder, "model_folder": model_folder}
     rows = {
-        name: problems.check(own_folder, actor, location, field=name) for name, location in places.items() if location
+        name: problems.check(own_folder, actor, location, field=name)
+        for name, location in places.items()
+        if location and not (name != "code_folder" and is_stored(location))
     }
     data = rows.get("data_folder")
     if data is not None and has_splits:
@@ -198,9 +205,16 @@ def placeholders(*, has_model: bool, has_input: bool, has_config: bool = False) 
 
 
 def local_inputs(actor: Actor, code: OwnCode) -> Inputs:
-    """What the code's own folders give a run; they are read where they lie. Raises NotFound, Invalid."""
+    """What the code's own folders give a run; they are read where they lie, or were fetched to.
+
+    Raises NotFound, Invalid.
+    """
     paths = {
-        name: str(disk_path(actor, own_folder(actor, location, field=name)))
+        name: str(
+            run_folder(UUID(code.staged_run)) / folder.OUTPUT / name
+            if is_stored(location)
+            else disk_path(actor, own_folder(actor, location, field=name))
+        )
         for name, location in (("data_folder", code.data_folder), ("model_folder", code.model_folder))
         if location
     }
@@ -209,6 +223,17 @@ def local_inputs(actor: Actor, code: OwnCode) -> Inputs:
         input_dir=paths.get("data_folder"),
         mounts=tuple(Mount(path) for path in paths.values()),
     )
+
+
+def is_stored(location: str) -> bool:
+    """It lies in an object store."""
+    return location.startswith(STORED)
+
+
+def stored_folders(code: OwnCode) -> dict[str, str]:
+    """The folders that must be fetched before the code can run: field -> location."""
+    places = {"data_folder": code.data_folder, "model_folder": code.model_folder}
+    return {name: location for name, location in places.items() if is_stored(location)}
 
 
 def command_parts(

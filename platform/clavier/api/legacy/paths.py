@@ -6,6 +6,7 @@ from clavier.api.legacy.errors import spoken
 from clavier.api.legacy.words import say
 from clavier.core.errors import Invalid, quoted
 from clavier.files.names import parse_user_path
+from clavier.runs.own_code import STORED
 
 #: A path that starts like one of a server's own folders was hardly meant to be one of the user's.
 _SYSTEM = frozenset(
@@ -31,3 +32,10 @@ def location_of(text: str, *, field: str) -> str:
         return ""
     path = own_path(text, field=field)
     return path if path.startswith(("public/", "private/")) else f"private/{path}"
+
+
+def place_of(text: str, *, field: str, is_in_store: bool = False) -> str:
+    """The same, or a folder of an object store: ``s3://store/bucket/prefix``, as the text says or ``is_in_store``."""
+    if text.startswith(STORED) or (is_in_store and text.strip("/")):
+        return STORED + text.removeprefix(STORED).strip("/")
+    return location_of(text, field=field)

@@ -12,18 +12,20 @@ from rest_framework import serializers
 
 from clavier.api.legacy.errors import spoken
 from clavier.api.legacy.fields import Body, Number, OneOf, Structure, Word
+from clavier.api.legacy.paths import place_of
 from clavier.api.legacy.words import said, say
 from clavier.core.actor import Actor
-from clavier.core.errors import Unprocessable
+from clavier.core.errors import Invalid, Unprocessable
 from clavier.images.access import access_image_version, find_image_version, parse_id
 from clavier.quotas.requests import BOUNDS
+from clavier.runs.own_code import STORED
 
 GPU_SHARES = ("none", "share", "vgpu", "mig")
 MASK = "***"
 #: An image that is none: the program runs in what the platform itself is installed with.
 PLATFORM_IMAGE = "platform"
-#: storageMedium: object storage.
-OBJECT_MEDIUM = "1203"
+#: storageMedium: the user's files, object storage.
+LOCAL_MEDIUM, OBJECT_MEDIUM = "1201", "1203"
 #: A service's name of an amount -> the document's, and how many of the service's units are one of the document's.
 DOCUMENT_NAMES = {
     "cpu_milli": ("cpuNumber", 1000),
@@ -170,17 +172,25 @@ def resources_of(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def refuse_object_storage(values: Mapping[str, Any]) -> None:
-    """Raises Unprocessable: data lies in the user's files or in data sets, never in a store outside."""
-    if values.get("storageMedium") == OBJECT_MEDIUM:
+def data_place(values: Mapping[str, Any]) -> str:
+    """Where ``inputDir`` lies: among the user's files, or in an object store by ``storageMedium`` or its own prefix.
+
+    Raises Invalid (``conflicting_fields``, ``required``).
+    """
+    text, medium = values.get("inputDir") or "", values.get("storageMedium")
+    if medium == OBJECT_MEDIUM and not text:
         message = say(
-            "storageMedium 1203: 任务不直接读取对象存储。请上传目录（/file/file/uploadFolder）并使用 1201 与目录参数，"
-            "或使用 datasetVersionId；对象存储中的模型可先用 createAiApplication（saveType=1）登记",
-            "storageMedium 1203: a task does not read an object store itself. Upload the folder "
-            "(/file/file/uploadFolder) and send 1201 with it, or name a data set version; a model in an object store "
-            "becomes a version with createAiApplication (saveType=1).",
+            "inputDir: storageMedium 为 1203 时必填，格式为 s3://存储名/桶/前缀",
+            "inputDir: with storageMedium 1203 it is required: s3://store/bucket/prefix.",
         )
-        raise spoken(Unprocessable(message, field="storageMedium"))
+        raise spoken(Invalid(message, code="required", field="inputDir"))
+    if medium == LOCAL_MEDIUM and text.startswith(STORED):
+        message = say(
+            "storageMedium 1201（本地）与 inputDir 的 s3:// 冲突，对象存储请填写 1203",
+            "storageMedium 1201 is local and inputDir names an object store; send 1203.",
+        )
+        raise spoken(Invalid(message, code="conflicting_fields", field="storageMedium"))
+    return place_of(text, field="inputDir", is_in_store=medium == OBJECT_MEDIUM)
 
 
 def too_much(name: str, amount: int) -> Unprocessable:

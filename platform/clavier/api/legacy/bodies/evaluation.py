@@ -8,13 +8,13 @@ from rest_framework import serializers
 
 from clavier.api.legacy.fields import Body, Id, OneOf, Place, UserIs, Word
 from clavier.api.legacy.groups import GROUP_FIELDS, group_name
-from clavier.api.legacy.paths import location_of
+from clavier.api.legacy.paths import location_of, place_of
 from clavier.api.legacy.requests import (
     ContainerResource,
     Variables,
+    data_place,
     environment_of,
     image_argument,
-    refuse_object_storage,
     resource_names,
     resources_of,
     without_secrets,
@@ -41,8 +41,6 @@ FIELD_NAMES = {
 }
 _FOLDERS = {
     "code_folder": "workDir",
-    "data_folder": "inputDir",
-    "model_folder": "modelDir",
     "output_folder": "outputDir",
 }
 
@@ -63,12 +61,12 @@ class NewEvaluation(Body):
     resourceGroupName = Word(max_length=63, help_text="资源组名称")
     resourceGroupKey = Word(max_length=100, help_text="资源组key")
     inputType = OneOf(("local", "dataset"), help_text="数据集来源 local / dataset")
-    inputDir = Place(help_text="数据集路径")
-    storageMedium = OneOf(("1201", "1203"), help_text="1201 本地，1203 对象存储")
+    inputDir = Place(help_text="数据集路径，或 s3://存储名/桶/前缀")
+    storageMedium = OneOf(("1201", "1203"), help_text="inputDir 的位置：1201 本地，1203 对象存储")
     datasetId = Id(help_text="数据集Id或数据集版本Id")
     datasetName = Word(max_length=200, help_text="数据集名字")
     modelType = OneOf(("local", "aiApp"), help_text="模型来源 local / aiApp")
-    modelDir = Place(help_text="模型输入路径")
+    modelDir = Place(help_text="模型输入路径，或 s3://存储名/桶/前缀")
     aiAppVersionId = Id(help_text="AI应用版本ID")
     aiAppVersionName = Word(max_length=300, help_text="AI应用名称、版本信息")
     workDir = Place(help_text="评估脚本所在目录")
@@ -99,11 +97,12 @@ def conflict(kind: str, names: str) -> serializers.ValidationError:
 
 def arguments_of(actor: Actor, values: dict[str, Any]) -> dict[str, Any]:
     """The service's arguments. Raises Invalid, NotFound."""
-    refuse_object_storage(values)
     group = group_name(actor, values, GROUP_FIELDS)
     folders = {name: location_of(values.get(field, ""), field=field) for name, field in _FOLDERS.items()}
     return {
         **folders,
+        "data_folder": data_place(values),
+        "model_folder": place_of(values.get("modelDir", ""), field="modelDir"),
         "name": values["name"],
         "description": values.get("description", ""),
         "command": values["command"],

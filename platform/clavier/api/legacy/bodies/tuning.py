@@ -10,14 +10,15 @@ from rest_framework import serializers
 from clavier.api.legacy.errors import spoken
 from clavier.api.legacy.fields import Body, Id, Number, OneOf, Place, Structure, UserIs, Word, Words, YesNo
 from clavier.api.legacy.groups import group_name
-from clavier.api.legacy.paths import location_of
+from clavier.api.legacy.paths import location_of, place_of
 from clavier.api.legacy.requests import (
+    OBJECT_MEDIUM,
     HyperParameter,
     NodeResource,
     Variables,
+    data_place,
     environment_of,
     image_argument,
-    refuse_object_storage,
     resource_names,
     resources_of,
     without_secrets,
@@ -65,8 +66,6 @@ _CUSTOM_ONLY = (
 )  # fmt: skip
 _FOLDERS = {
     "code_folder": "workingDir",
-    "data_folder": "inputDir",
-    "model_folder": "originModelDir",
     "output_folder": "outputDir",
     "checkpoint_folder": "checkPointDir",
     "profile_path": "profilePath",
@@ -90,12 +89,12 @@ class NewTask(Body):
     modelId = Id(help_text="模型ID")
     modelVersion = Id(max_length=100, help_text="模型版本")
     modelVersionId = Id(help_text="模型版本ID")
-    originModelDir = Place(help_text="原始模型目录")
+    originModelDir = Place(help_text="原始模型目录，或 s3://存储名/桶/前缀")
     inputType = OneOf(("local", "dataset"), help_text="数据集类型 local / dataset")
-    storageMedium = OneOf(("1201", "1203"), help_text="1201 本地，1203 对象存储")
+    storageMedium = OneOf(("1201", "1203"), help_text="inputDir 的位置：1201 本地，1203 对象存储")
     datasetVersionId = Id(help_text="数据集版本id")
     dataSetName = Word(max_length=200, help_text="数据集名称")
-    inputDir = Place(help_text="数据集输入目录，含 train、validate、test")
+    inputDir = Place(help_text="数据集输入目录，含 train、validate、test；或 s3://存储名/桶/前缀")
     outputDir = Place(help_text="训练模型输出目录")
     checkPointDir = Place(help_text="checkPoint保存目录")
     workingDir = Place(help_text="脚本工作目录")
@@ -146,6 +145,12 @@ def system_arguments(actor: Actor, values: dict[str, Any]) -> tuple[dict[str, An
     Raises Invalid, NotFound, Unprocessable.
     """
     refuse_what_is_missing_here(values)
+    if values.get("storageMedium") == OBJECT_MEDIUM:
+        message = say(
+            "storageMedium 1203 仅适用于 createWay=custom 的 inputDir；预置算法使用数据集版本",
+            "storageMedium 1203 goes with inputDir and createWay=custom; a recipe reads a data set version.",
+        )
+        raise spoken(Unprocessable(message, field="storageMedium"))
     for name in _CUSTOM_ONLY:
         if values.get(name):
             message = say(
@@ -183,6 +188,8 @@ def custom_arguments(actor: Actor, values: dict[str, Any]) -> tuple[dict[str, An
     arguments = {
         **shared_arguments(actor, values),
         **folders,
+        "data_folder": data_place(values),
+        "model_folder": place_of(values.get("originModelDir", ""), field="originModelDir"),
         "command": command_of(values),
         "image": image_argument(actor, values.get("image", "")),
         "method": METHODS.get(values.get("fineTuneStrategy", ""), ""),
@@ -224,7 +231,6 @@ def refuse_what_is_missing_here(values: dict[str, Any]) -> None:
     if values.get("rdma"):
         message = say("rdma: 没有配备 RDMA 设备的节点，请填写 false", "rdma: no node has an RDMA device; send false.")
         raise spoken(Unprocessable(message, field="rdma"))
-    refuse_object_storage(values)
 
 
 def command_of(values: dict[str, Any]) -> str:
