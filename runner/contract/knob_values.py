@@ -85,8 +85,10 @@ def _read_number(value: Any, *, whole: bool) -> int | float:
             return int(value)  # never through float: 2**53 + 1 must stay itself
         number = float(value)
     except (ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number) or (whole and not number.is_integer()):
+        raise BadValue("wrong_type", f"needs {kind}, got {_shown(value)}") from None
+    if not math.isfinite(number):
+        raise BadValue("out_of_range", f"{value} is no finite number")
+    if whole and not number.is_integer():
         raise BadValue("wrong_type", f"needs {kind}, got {_shown(value)}")
     return int(number) if whole else number
 

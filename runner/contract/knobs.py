@@ -41,7 +41,7 @@ class HyperparametersInvalid(Exception):
 
 
 KNOBS: tuple[Knob, ...] = (
-    Knob("learning_rate", "float", 2e-4, "Peak learning rate.", "学习率峰值。", 0.0, 1.0),
+    Knob("learning_rate", "float", 2e-4, "Peak learning rate.", "学习率峰值。", 1e-12, 1.0),
     Knob(
         "num_train_epochs",
         "float",

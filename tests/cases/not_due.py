@@ -4,9 +4,7 @@ from __future__ import annotations
 
 #: Area -> the issue whose work brings the route that its cases are sent to.
 AREAS = {
-    "configs": "training dialect (document 003)",
     "gateway": "gateway: tests/inference_app/test_gateway.py",
-    "models": "models: tests/models_app",
     "resumable_uploads": "resumable uploads: no route /api/v1/uploads yet",
     "scoring_and_urls": "manifests dialect (document 000)",
 }

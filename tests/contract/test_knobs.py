@@ -49,9 +49,9 @@ def test_values_are_read_as_people_and_yaml_write_them(name: str, given: object,
 @pytest.mark.parametrize(
     ("name", "given", "word"),
     [
-        ("learning_rate", "nan", "needs a number"),
-        ("learning_rate", float("inf"), "needs a number"),
-        ("learning_rate", -1, "outside 0 to 1"),
+        ("learning_rate", "nan", "no finite number"),
+        ("learning_rate", float("inf"), "no finite number"),
+        ("learning_rate", -1, "outside 1e-12 to 1"),
         ("learning_rate", True, "needs a number"),
         ("learning_rate", "fast", "needs a number"),
         ("max_steps", 1.5, "needs a whole number"),

@@ -10,13 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import jinja2
+from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Encoding, Tokenizer
@@ -42,6 +46,9 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
+
+#: CPU time in which a template must have rendered the golden conversations.
+MAX_TEMPLATE_SECONDS = 5
 
 #: What every renderer and server is compared on: system, multi-turn, empty, Chinese, code, special-token injection.
 GOLDEN_CONVERSATIONS: tuple[tuple[dict[str, str], ...], ...] = (
@@ -165,6 +172,15 @@ class Renderer:
             return [list(e.ids) for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
         finally:
             self._tokenizer.encode_special_tokens = False
+
+    def try_template(self) -> None:
+        """Render the golden conversations. A template may refuse one (some want no system turn), which harms nobody."""
+        for messages in GOLDEN_CONVERSATIONS:
+            try:
+                self._render(messages, for_answer=True)
+            except ProgramError as error:
+                if isinstance(error.__context__, SecurityError):
+                    raise error.__context__ from None
 
     def apply_template(self, messages: Sequence[Message]) -> str:
         """The prompt as text, as the template writes it (special-token text of users is not marked here)."""
@@ -293,6 +309,28 @@ class Restore:
 
     def __call__(self, text: str) -> str:
         return text.translate(self._table)
+
+
+@contextmanager
+def distrusted() -> Iterator[None]:
+    """Within it a template of somebody else is met. Raises ProgramError (``unsafe_template``).
+
+    A template is a program: one that counts to a billion would hold every run that meets it. Time is CPU time, so that
+    a busy machine changes nothing.
+    """
+
+    def give_up(_signal: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(f"it needs more than {MAX_TEMPLATE_SECONDS} s of CPU time")
+
+    before = signal.signal(signal.SIGVTALRM, give_up)
+    signal.setitimer(signal.ITIMER_VIRTUAL, MAX_TEMPLATE_SECONDS)
+    try:
+        yield
+    except (OverflowError, TimeoutError, MemoryError, RecursionError, SecurityError) as error:
+        raise ProgramError("unsafe_template", f"the chat_template can not be trusted: {error}") from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _compile(template: str) -> jinja2.Template:

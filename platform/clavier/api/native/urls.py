@@ -70,6 +70,7 @@ urlpatterns = [
     path("image-versions/<uuid:version_id>/cancel-import", images.CancelImageImportView.as_view()),
     path("recipes", recipes.RecipesView.as_view()),
     path("recipes/<str:recipe>/<str:method>", recipes.RecipeView.as_view()),
+    path("train-configs/check", recipes.CheckConfigView.as_view()),
     path("hyperparameter-searches", searches.SearchesView.as_view()),
     path("hyperparameter-searches/<uuid:search_id>", searches.SearchView.as_view()),
     path("hyperparameter-searches/<uuid:search_id>/stop", searches.StopSearchView.as_view()),

@@ -8,9 +8,12 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from clavier.api.native.fields import Strict, Text
 from clavier.api.native.schema import listed, operation
 from clavier.api.native.views import NativeView
 from clavier.core.errors import NotFound
+from clavier.core.yaml_text import MAX_YAML_BYTES
+from finetune_app.train_config import read_train_config
 from runner.contract.knob_values import Knob
 from runner.contract.knobs import RECIPES, HyperparametersInvalid, knobs_of
 
@@ -60,6 +63,31 @@ class RecipeView(NativeView):
         """In the order of the forms."""
         found = {"recipe": recipe, "method": method, "hyperparameters": hyperparameters(recipe, method)}
         return Response(Recipe(found).data)
+
+
+class ConfigText(Strict):
+    """A YAML file."""
+
+    content = Text(max_length=MAX_YAML_BYTES, help_text="The YAML: `task_type: sft`, `learning_rate: 2e-5` ...")
+
+
+class TrainConfigAnswer(serializers.Serializer[Any]):
+    """What a configuration means here."""
+
+    recipe = serializers.ChoiceField(tuple(RECIPES))
+    method = serializers.CharField()
+    names = serializers.DictField(help_text="Model, data set and so on, as they are written.")
+    hyperparameters = serializers.DictField(help_text="All of them, defaults included.")
+    num_gpus = serializers.IntegerField(help_text="0: the file does not say.")
+    search = serializers.DictField(help_text="num_trials and metric of a hyperparameter search; empty: none.")
+
+
+class CheckConfigView(NativeView):
+    @operation("check_train_config", "recipes", "Read a YAML training configuration", body=ConfigText,
+               answer=TrainConfigAnswer)  # fmt: skip
+    def post(self, request: Request) -> Response:
+        """Nothing is kept: every bad key is named, or all that a task needs is answered."""
+        return Response(TrainConfigAnswer(read_train_config(self.body(ConfigText)["content"])).data)
 
 
 def hyperparameters(recipe: str, method: str) -> tuple[Knob, ...]:

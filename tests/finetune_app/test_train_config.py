@@ -1,0 +1,135 @@
+"""YAML training configurations: the four paradigms as they are documented, and what else a file may say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from clavier.core.errors import Invalid, InvalidFields, TooLarge
+from finetune_app.train_config import read_train_config
+
+SFT = """
+task_type: sft
+model_name: qwen-7b
+dataset: datasets/sft_dataset.jsonl
+max_seq_length: 2048
+per_device_train_batch_size: 4
+learning_rate: 2e-5
+num_train_epochs: 3
+"""
+RL = """
+task_type: rl
+algorithm: ppo
+policy_model: qwen-7b-sft
+reward_model: qwen-7b-rm
+dataset: datasets/rl_preference.jsonl
+rollout_batch_size: 16
+update_epochs: 4
+kl_target: 0.1
+"""
+LORA = """
+task_type: lora
+base_model: llama2-7b
+dataset: datasets/lora_demo.jsonl
+lora_r: 8
+lora_alpha: 16
+lora_dropout: 0.05
+train_batch_size: 64
+gradient_accumulation_steps: 4
+use_8bit: true
+peft_target_modules: [q_proj, v_proj]
+bnb_4bit_quant_type: nf4
+"""
+PRETRAIN = """
+task_type: pretrain
+model_name: llama2-7b
+dataset: datasets/pretrain_corpus.jsonl
+sequence_length: 4096
+global_batch_size: 1024
+learning_rate: 3e-4
+warmup_ratio: 0.01
+tokenizer: configs/tokenizer.model
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "recipe", "names", "knobs"),
+    [
+        (
+            SFT, ("sft", "full"), {"model_name": "qwen-7b", "dataset": "datasets/sft_dataset.jsonl"},
+            {"max_seq_length": 2048, "per_device_train_batch_size": 4, "learning_rate": 2e-5, "num_train_epochs": 3.0},
+        ),
+        (
+            RL, ("rl", "full"), {"model_name": "qwen-7b-sft", "reward_model": "qwen-7b-rm"},
+            {"algorithm": "ppo", "rollout_batch_size": 16, "update_epochs": 4, "kl_target": 0.1},
+        ),
+        (
+            LORA, ("sft", "qlora"), {"model_name": "llama2-7b"},
+            {"lora_r": 8, "lora_alpha": 16.0, "lora_dropout": 0.05, "per_device_train_batch_size": 64,
+             "gradient_accumulation_steps": 4, "quantization_bits": 8, "target_modules": ["q_proj", "v_proj"]},
+        ),
+        (LORA.replace("use_8bit: true\n", "").replace("bnb_4bit_quant_type: nf4\n", ""), ("sft", "lora"), {}, {}),
+        (
+            PRETRAIN, ("pretrain", "full"), {"tokenizer": "configs/tokenizer.model"},
+            {"sequence_length": 4096, "learning_rate": 3e-4, "warmup_ratio": 0.01, "per_device_train_batch_size": 8,
+             "gradient_accumulation_steps": 128},
+        ),
+        (RL.replace("ppo", "dpo").split("rollout")[0], ("preference", "full"), {}, {"loss_type": "dpo"}),
+    ],
+)  # fmt: skip
+def test_a_documented_file_means_a_recipe(
+    text: str, recipe: tuple[str, str], names: dict[str, str], knobs: dict[str, Any]
+) -> None:
+    config = read_train_config(text)
+    assert (config.recipe, config.method) == recipe
+    assert config.names.items() >= names.items()
+    assert config.hyperparameters.items() >= knobs.items()
+
+
+def test_advanced_options_are_blocks() -> None:
+    config = read_train_config(
+        LORA.replace("use_8bit: true", "quantization: {enabled: true, bits: 4, method: qlora}")
+        + "gradient_checkpointing: {enabled: true}\n"
+        + "hyperparameter_tuning: {enabled: true, trials: 20, metric: validation_loss}\n"
+        + "training:\n  distributed: {enabled: true, num_gpus: 2}\n"
+    )
+    assert (config.method, config.hyperparameters["quantization_bits"], config.num_gpus) == ("qlora", 4, 2)
+    assert config.hyperparameters["gradient_checkpointing"] is True
+    assert config.search == {"num_trials": 20, "metric": "eval/loss"}
+
+
+def test_the_global_batch_is_shared_by_the_processes() -> None:
+    block = "training: {distributed: {enabled: true, num_gpus: 2}}\nglobal_batch_size: 32\n"
+    knobs = read_train_config(SFT + block).hyperparameters
+    assert (knobs["per_device_train_batch_size"], knobs["gradient_accumulation_steps"]) == (4, 4)
+
+
+def test_every_bad_key_is_named_at_once() -> None:
+    with pytest.raises(InvalidFields) as caught:
+        read_train_config(SFT + "lora_r: 8\nuse_8bit: maybe\nquantization: {bit: 4}\ntokenizer: /etc\nbase_model: x\n")
+    assert [(problem.field, problem.code) for problem in caught.value.problems] == [
+        ("model_name", "conflicting_fields"), ("tokenizer", "path_outside_root"), ("use_8bit", "wrong_type"),
+        ("quantization.bit", "unknown_field"), ("lora_r", "unknown_field"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", "wrong_type"),
+        ("a: " + "[" * 5000, "malformed_yaml"),
+        ("a: " + "9" * 5000, "malformed_yaml"),
+        ("a: \x07", "malformed_yaml"),
+        ("1: 2", "wrong_type"),
+    ],
+)
+def test_what_is_no_mapping_is_refused(text: str, code: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        read_train_config(text)
+    assert caught.value.code == code
+
+
+def test_a_long_text_is_not_read() -> None:
+    with pytest.raises(TooLarge):
+        read_train_config("a: " + "x" * 70_000)
