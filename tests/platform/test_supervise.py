@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from clavier.core.supervise import AlreadyRunning, only_one
+from clavier.core.supervise import AlreadyRunning, only_one, pause_after
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -120,11 +120,29 @@ def test_a_child_that_dies_is_started_again_with_a_growing_pause(supervise: Call
     assert one.end() == 0
 
 
+@pytest.mark.parametrize(
+    ("lives", "was_killed", "pauses"),
+    [
+        ([0.1] * 8, False, [0.5, 1, 2, 4, 8, 16, 30, 30]),
+        ([0.1, 0.1, 90, 0.1], False, [0.5, 1, 0, 0.5]),
+        ([10, 10, 10], False, [0.5, 1, 2]),
+        ([10, 4, 0.1, 0.1, 10], True, [0, 0, 0.5, 1, 0]),
+    ],
+    ids=["broken", "broken for a while", "never gets far", "somebody kills it"],
+)
+def test_only_quick_deaths_make_pauses_grow(lives: list[float], was_killed: bool, pauses: list[float]) -> None:
+    found, pause_s = [], 0.0
+    for alive_s in lives:
+        pause_s = pause_after(alive_s, pause_s, was_killed=was_killed)
+        found.append(pause_s)
+    assert found == pauses
+
+
 def test_a_killed_child_is_named_with_its_signal(supervise: Callable[..., Supervised]) -> None:
     one = supervise("python('server', SLEEP)")
     one.wait_for("up")
     os.kill(one.child_pids()[0], signal.SIGKILL)
-    one.wait_for("was killed by SIGKILL after .* starting it again in 0.5 s")
+    one.wait_for("was killed by SIGKILL after .* starting it again in 0")
     one.wait_for(r"server \| up", times=2)
     assert one.end(signal.SIGINT) == 0
 

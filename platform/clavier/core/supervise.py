@@ -19,8 +19,10 @@ from typing import TextIO
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
-#: A child that lived this long has recovered: its next pause is the first one again.
+#: A child that lived this long before it ended by itself is started again at once; only quick deaths make pauses grow.
 STEADY_AFTER_S = 60.0
+#: The same for one that somebody killed, which says little about whether it would have gone on.
+STEADY_IF_KILLED_S = 3.0
 READY_WITHIN_S = 30.0
 #: Everything is gone this long after a stop was asked for; a second of the promised ten is left for the last KILL.
 STOP_WITHIN_S = 9.0
@@ -28,6 +30,8 @@ LOG_FILE_BYTES = 10 * 2**20
 LOG_FILES_KEPT = 3
 LONGEST_LINE_BYTES = 64 * 2**10
 POLL_S = 0.1
+
+KILLED = "was killed by"
 
 _COLOURS = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
 _PR_SET_PDEATHSIG = 1
@@ -154,7 +158,7 @@ class Supervisor:
 
 
 class _Keeper:
-    """One child over its lives: starts it, passes its output on, and starts it again with a growing pause."""
+    """One child over its lives: starts it, passes its output on, and starts it again, after a pause if it must be."""
 
     def __init__(self, child: Child, output: _Output) -> None:
         self.child = child
@@ -189,19 +193,17 @@ class _Keeper:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _keep(self) -> None:
-        pause_s = FIRST_PAUSE_S
+        pause_s = 0.0
         while not self._stop_asked.is_set():
             started = time.monotonic()
             ending = await self._live()
             alive_s = time.monotonic() - started
             if self._stop_asked.is_set():
                 return
-            if alive_s >= STEADY_AFTER_S:
-                pause_s = FIRST_PAUSE_S
+            pause_s = pause_after(alive_s, pause_s, was_killed=ending.startswith(KILLED))
             self.output.say(f"{ending} after {alive_s:.1f} s; starting it again in {pause_s:g} s")
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._stop_asked.wait(), pause_s)
-            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     async def _live(self) -> str:
         """One life of the child; how it ended, in words."""
@@ -225,7 +227,14 @@ class _Keeper:
         self.output.pump(pipe)
         self.output.flush()
         process.stdout.close()
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        return f"{KILLED} {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+
+
+def pause_after(alive_s: float, last_pause_s: float, *, was_killed: bool) -> float:
+    """Seconds before a child is started again: none after a steady life, twice the last ones after a quick death."""
+    if alive_s >= (STEADY_IF_KILLED_S if was_killed else STEADY_AFTER_S):
+        return 0.0
+    return min(max(FIRST_PAUSE_S, last_pause_s * 2), LONGEST_PAUSE_S)
 
 
 class _Output:
