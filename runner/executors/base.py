@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from runner.contract.run_spec import Resources, RunSpec
 
@@ -103,6 +104,14 @@ class Executor(Protocol):
 
     def remove(self, name: str) -> None:
         """Forget an exited attempt. Its run folder stays. Idempotent; refuses (ExecutorError) while it runs."""
+
+
+@runtime_checkable
+class Ringing(Protocol):
+    """What executors offer that can tell of an end at once. Rings are a hint; only ``list`` says what is."""
+
+    def rings(self) -> Iterator[None]:
+        """Blocks, and yields whenever an attempt may have ended. Ends, or raises ExecutorError, without its engine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,14 @@ class Engine:
             found: list[dict[str, Any]] = client.containers(all=True, filters={"label": [label]})
         return found
 
+    def ends(self, label: str) -> Iterator[None]:
+        """Yields at each end of a container with a label; is over when the engine goes. Raises ExecutorError."""
+        with self._words("the events"):
+            wanted = {"type": ["container"], "event": ["die"], "label": [label]}
+            # A client of its own, since the thread that listens is none of those that ask.
+            for _ in self._new_client(self._timeout_s).events(filters=wanted):
+                yield
+
     def inspect(self, container: str) -> dict[str, Any] | None:
         """All of one container by name or id; None when there is none. Raises ExecutorError."""
         try:
@@ -232,12 +240,15 @@ class Engine:
         timeout_s = timeout_s or self._timeout_s
         client = self._clients.get((os.getpid(), timeout_s))
         if client is None:
-            options = kwargs_from_env()
-            if self._url:
-                options["base_url"] = self._url
-            client = APIClient(**options, version="auto", timeout=int(timeout_s))
-            self._clients[os.getpid(), timeout_s] = client
+            client = self._clients[os.getpid(), timeout_s] = self._new_client(timeout_s)
         return client
+
+    def _new_client(self, timeout_s: float) -> Any:
+        """Raises DockerException."""
+        options = kwargs_from_env()
+        if self._url:
+            options["base_url"] = self._url
+        return APIClient(**options, version="auto", timeout=int(timeout_s))
 
     @contextmanager
     def _words(self, what: str) -> Iterator[None]:

@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,10 @@ class DockerEngineExecutor:
             self._forget(folder)
             if intent.network:
                 self._networks.clean(self._networks_in_use())
+
+    def rings(self) -> Iterator[None]:
+        """Yields when a container of this installation has ended. Raises ExecutorError."""
+        return self._engine.ends(self._containers.label)
 
     def _folder(self, name: str) -> AttemptFolder:
         if not NAME.fullmatch(name):

@@ -9,7 +9,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from runner.executors.launching import (
 _FIRST_USER_ID = 200_000
 _START_PATIENCE_S = 60.0
 _DEBRIS_AGE_S = 3600.0
+#: How often the control folder is looked at for ends: one stat for each attempt.
+_RING_EVERY_S = 0.2
 
 
 class LocalProcessExecutor:
@@ -127,6 +130,27 @@ class LocalProcessExecutor:
             return
         except OSError as error:
             raise ExecutorError(f"Attempt {name} can not be removed: {error}") from error
+
+    def rings(self) -> Iterator[None]:
+        """Yields when a wrapper has written something. Raises ExecutorError."""
+        known = self._changed_at()
+        while True:
+            time.sleep(_RING_EVERY_S)
+            now = self._changed_at()
+            if now != known:
+                known = now
+                yield
+
+    def _changed_at(self) -> dict[str, int]:
+        """When a file of each attempt was last put into its sub-folder."""
+        found = {}
+        try:
+            for entry in os.scandir(self._control):
+                with suppress(FileNotFoundError):
+                    found[entry.name] = entry.stat(follow_symlinks=False).st_mtime_ns
+        except OSError as error:
+            raise ExecutorError(f"The control folder {self._control} can not be read: {error}") from error
+        return found
 
     def _folder(self, name: str) -> Path:
         if not NAME.fullmatch(name):

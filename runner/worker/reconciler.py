@@ -40,6 +40,10 @@ LAUNCH_AGAIN_AFTER = timedelta(seconds=3)
 #: A wall clock that moved by this much more or less than the steady one was set.
 CLOCK_JUMP_S = 2.0
 ORPHAN_GRACE_S = 60.0
+#: The lead is held for so long, and taken anew that often during a pass. A leader that stands still is replaced then.
+LEASE_S, RENEW_EVERY_S = 5.0, 1.0
+#: So much of a pass goes into starts; the next pass looks first at what has ended meanwhile.
+STARTS_S = 1.0
 LEFT_NOTHING = (
     "The program ended well but left nothing in its output folder (outputDir). Have it write to ${output_dir}."
 )
@@ -55,11 +59,15 @@ class Reconciler:
         self.read_at = time.monotonic()
         self.unwanted_since: dict[UUID, float] = {}
         self.fence: Fence | None = None
+        self.kept_at = float("-inf")
+        self.starting_s = 0.0
+        self.ended: list[Rank] = []
         self.clocks: tuple[float, float] | None = None
 
     def run_pass(self, fence: Fence | None = None) -> None:
         """Settle running attempts, then start what waits. ``fence``: our term as the leader; raises LeaseLost."""
-        self.fence = fence
+        self.fence, self.kept_at, self.starting_s = fence, time.monotonic(), 0.0
+        self.ended.clear()
         self.doubt_old_times()
         self.read_at = time.monotonic()
         attempts = list(
@@ -70,18 +78,27 @@ class Reconciler:
         engines = engines_of(Node.objects.all())
         answers = self.listings.ask({engine: executor(engine) for engine in engines})
         observed = {engine: {seen.name: seen for seen in answer} for engine, answer in answers.items()}
-        known: set[str] = set()
-        for attempt in attempts:
-            ranks = ranks_of(attempt, observed)
-            known.update(rank.name for rank in ranks)
+        found = [(attempt, ranks_of(attempt, observed)) for attempt in attempts]
+        # Ends first: people wait for them, and they make room. Starts and removals take an engine its time.
+        for attempt, ranks in sorted(found, key=lambda one: not all(rank.has_exited for rank in one[1])):
             # No news is not bad news: nothing is concluded while one of its engines does not answer.
             if all(rank.engine in observed for rank in ranks):
+                self.keep_lead()
                 self.settle_safely(attempt, ranks)
+        self.forget_ended()
+        known = {rank.name for _, ranks in found for rank in ranks}
         for engine, answer in answers.items():
             for seen in answer:
                 if seen.name not in known:
+                    self.keep_lead()
                     self.settle_orphan(engine, seen)
         self.sweep_outbox()
+
+    def keep_lead(self) -> None:
+        """A pass may take longer than the lead is held for. Raises LeaseLost."""
+        if self.fence is not None and time.monotonic() - self.kept_at >= RENEW_EVERY_S:
+            self.fence.renew(for_s=LEASE_S)
+            self.kept_at = time.monotonic()
 
     def doubt_old_times(self) -> None:
         """Since when something has been missing counts on this process's own clock only, while nobody sets it."""
@@ -119,7 +136,7 @@ class Reconciler:
         elif is_leaving or has_failed:
             self.stop_all(attempt, ranks)
         elif any(rank.seen is not None and rank.seen.state == "starting" for rank in ranks):
-            jobs.launch(str(attempt.pk))
+            self.launch(attempt)
         elif attempt.run.state == RunState.PREPARING and self.is_ready(attempt):
             started = max((rank.seen.started_at or 0.0 for rank in ranks if rank.seen is not None), default=0.0)
             with self.writing():
@@ -139,7 +156,7 @@ class Reconciler:
         elif attempt.observed_at is None:
             due = attempt.not_before or attempt.created_at + LAUNCH_AGAIN_AFTER
             if now >= due:
-                jobs.launch(str(attempt.pk))
+                self.launch(attempt)
         elif attempt.missing_since is None:
             self.write(attempt, missing_since=now)
         elif now - attempt.missing_since >= LOST_AFTER and is_alive:
@@ -149,6 +166,13 @@ class Reconciler:
                 finish_attempt(
                     attempt=attempt, reason=EndReason.EXECUTOR_LOST, message="The executor no longer knows the attempt."
                 )
+
+    def launch(self, attempt: Attempt) -> None:
+        """Start it, unless this pass has spent its time on starts."""
+        if self.starting_s < STARTS_S:
+            began = time.monotonic()
+            jobs.launch(str(attempt.pk))
+            self.starting_s += time.monotonic() - began
 
     def was_asked_since(self, attempt: Attempt, ranks: Sequence[Rank]) -> bool:
         """A slow engine may answer with what was there before the launch; only what it was asked since counts."""
@@ -184,7 +208,7 @@ class Reconciler:
         return self.fence.transaction() if self.fence is not None else transaction.atomic()
 
     def collect(self, attempt: Attempt, ranks: Sequence[Rank]) -> None:
-        """All containers have exited: find the verdict, write it down, let the executors forget them."""
+        """All containers have exited: find the verdict and write it down; the executors may forget them then."""
         rank = decisive(ranks)
         assert rank.seen is not None
         verdict = self.verdict_on(attempt, rank, is_gang=len(ranks) > 1)
@@ -196,8 +220,7 @@ class Reconciler:
             self.finish(attempt, Verdict(EndReason.STORAGE_QUOTA, refusal.message), seen)
         except DomainError as refusal:  # the domain can not use what the program made
             self.finish(attempt, Verdict(EndReason.BAD_OUTPUT, refusal.message), seen)
-        for one in ranks:
-            self.forget(one.engine, one.name)
+        self.ended += ranks
 
     def verdict_on(self, attempt: Attempt, rank: Rank, *, is_gang: bool) -> Verdict:
         """Why an attempt ended whose containers have all exited."""
@@ -240,6 +263,15 @@ class Reconciler:
                 ended_at=as_time(seen.ended_at),
                 max_memory_mib=seen.max_memory_mib,
             )
+
+    def forget_ended(self) -> None:
+        """What this pass has collected. Raises LeaseLost."""
+        for rank in self.ended:
+            self.keep_lead()
+            try:
+                self.forget(rank.engine, rank.name)
+            except ExecutorError as error:
+                logger.warning("%s is not forgotten yet: %s", rank.name, error)
 
     def forget(self, engine: Engine, name: str) -> None:
         """Let the executor drop an exited container, but never before its end stands in the database."""

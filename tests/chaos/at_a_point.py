@@ -29,7 +29,8 @@ from clavier.runs.queries import RECONCILER_LEASE, live_runs  # noqa: E402
 from runner.executors.local_process import LocalProcessExecutor  # noqa: E402
 from runner.worker import jobs, reconciler, scheduler  # noqa: E402
 from runner.worker.invariants import check_everything  # noqa: E402
-from runner.worker.management.commands.reconcile import bury_predecessor, this_machine  # noqa: E402
+from runner.worker.management.commands.reconcile import bury_predecessor, presence_folder  # noqa: E402
+from runner.worker.presence import Presence  # noqa: E402
 from tests.chaos import inside  # noqa: E402
 
 #: Name -> whose attribute, and whether it is reached before or after that has worked.
@@ -110,7 +111,7 @@ def tell() -> None:
 def passes(until: Callable[[], bool], within_s: float) -> bool:
     """Passes as the leader, like ``manage.py reconcile``; whether it came true."""
     bury_predecessor()
-    loop, holder = reconciler.Reconciler(), f"{this_machine()}:{os.getpid()}"
+    loop, holder = reconciler.Reconciler(), Presence(presence_folder()).holder
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         fence = leases.hold(RECONCILER_LEASE, holder, for_s=float(os.environ.get("LEASE_S", "2")))

@@ -13,8 +13,11 @@ from django.utils.module_loading import import_string
 
 from runner.contract.run_spec import RUN_KINDS
 
+#: The tag of these checks: short-lived and often started commands look at them only.
+CLAVIER = "clavier"
 
-@register()
+
+@register(CLAVIER)
 def dotted_names_import(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     """Every hook, executor and ledger of the settings exists, and every kind of run has a hook."""
     problems: list[CheckMessage] = []
@@ -34,7 +37,7 @@ def dotted_names_import(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     return problems
 
 
-@register()
+@register(CLAVIER)
 def production_is_safe(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     """In production: no DEBUG, an own secret, TLS cookies, and no user code without a container around it."""
     if settings.CLAVIER_ENVIRONMENT != "production":
@@ -54,7 +57,7 @@ def production_is_safe(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     return problems
 
 
-@register()
+@register(CLAVIER)
 def containers_can_run(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     """With Docker: root, an image for the platform's programs, what is bound into it, and a wrapper or a compiler."""
     if settings.CLAVIER_EXECUTOR != "docker_engine":

@@ -37,6 +37,13 @@ class Fence:
                 raise LeaseLost(f"{self.name}: epoch {self.epoch} is over")
             yield
 
+    def renew(self, *, for_s: float) -> None:
+        """Keep the lead for longer, also after its end when nobody took it. Raises LeaseLost."""
+        until = ExpressionWrapper(Now() + timedelta(seconds=for_s), output_field=DateTime())
+        mine = Lease.objects.filter(name=self.name, epoch=self.epoch)
+        if not mine.update(renewed_at=Now(), expires_at=until):
+            raise LeaseLost(f"{self.name}: epoch {self.epoch} is over")
+
 
 def hold(name: str, holder: str, *, for_s: float) -> Fence | None:
     """Take, keep or take over a lease; None while somebody else holds it."""

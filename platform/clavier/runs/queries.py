@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Count, Q, QuerySet
+from django.db.models import Count, DateTimeField, ExpressionWrapper, Q, QuerySet
 from django.db.models.functions import Now
 
 from clavier.accounts.access import access_object, require_operator, require_write
@@ -20,6 +21,7 @@ from clavier.runs.world import read_world
 from runner.contract.run_spec import Resources
 
 RECONCILER_LEASE = "reconciler"
+HEARTBEAT_GRACE = timedelta(seconds=10)
 TAIL_BYTES = 64 * 1024
 
 
@@ -93,8 +95,9 @@ def progress(run_id: UUID) -> dict[str, Any]:
 
 
 def reconciler_is_alive() -> bool:
-    """The reconciler renewed its lease in time."""
-    return Lease.objects.filter(name=RECONCILER_LEASE, expires_at__gt=Now()).exists()
+    """A reconciler leads, or did a moment ago: one that waits for a slow engine may let its lease end meanwhile."""
+    long_ago = ExpressionWrapper(Now() - HEARTBEAT_GRACE, output_field=DateTimeField())
+    return Lease.objects.filter(name=RECONCILER_LEASE, expires_at__gt=long_ago).exists()
 
 
 def replayed_state(run: Run) -> str:

@@ -20,6 +20,8 @@ from runner.executors.base import ExecutorError, Launch, LaunchRefused
 from runner.executors.docker_attempt import Intent, judge
 from runner.executors.docker_wrapper import ensure_wrapper
 from runner.executors.launching import REPOSITORY
+from runner.worker.bells import Bells
+from runner.worker.engines import Engine
 from tests.docker_engine import DockerDaemon, new_daemon
 from tests.runner.executors.bench import (
     COUNTED,
@@ -71,6 +73,21 @@ def test_a_program_that_stops_its_wrapper_is_killed_when_its_time_is_over(docker
     assert ended.started_at is not None
     assert ended.ended_at is not None
     assert ended.ended_at - ended.started_at < 10
+
+
+def test_an_end_rings_also_after_the_engine_was_away(
+    docker: DockerBench, docker_daemon: DockerDaemon, tmp_path: Path
+) -> None:
+    executor, bells = docker.executor(), Bells()
+    bells.attend({Engine("docker_engine"): executor})
+    for life in ("first", "second"):
+        for number in range(20):  # nobody knows from when on it listens
+            executor.start(make_launch(tmp_path, f"{life}-{number}", ""))
+            if bells.wait(0.0, 3.0):
+                break
+        else:
+            pytest.fail(f"no ring in the {life} life of the engine")
+        docker_daemon.restart()
 
 
 def test_a_program_that_kills_its_wrapper_is_lost_and_nothing_of_it_lives(docker: DockerBench, tmp_path: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -19,46 +17,62 @@ from clavier.quotas.inventory import scan_gpus
 from clavier.quotas.models import Node
 from clavier.quotas.services import ensure_local_node
 from clavier.runs import leases
+from clavier.runs.leases import Fence
 from clavier.runs.models import Lease
 from clavier.runs.queries import RECONCILER_LEASE
+from runner.worker.bells import Bells
+from runner.worker.engines import engines_of, executor
 from runner.worker.housekeeping import Housekeeping
 from runner.worker.invariants import Watch
-from runner.worker.reconciler import Reconciler
+from runner.worker.presence import Presence, is_dead, remove_dead
+from runner.worker.reconciler import LEASE_S, Reconciler
 
 logger = logging.getLogger(__name__)
 
-LEASE_S = 15.0
+#: Passes take no more than half of a core, and no bell makes them follow each other faster than this.
+SHORTEST_PAUSE_S = 0.1
 
 
 class Command(BaseCommand):
-    """Runs until TERM; a second reconciler stands by until the first one's lease ends."""
+    """Runs until TERM; a second reconciler stands by until the first one dies or its lease ends."""
 
+    requires_system_checks = ["clavier"]  # the others import every page, and adoption waits
     help = "Compare what should run with what runs, forever."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """The loop. Errors are logged and tried again."""
+        """The loop. Errors are logged and tried again, also a database that is not there yet."""
         self.stopping = False
         signal.signal(signal.SIGTERM, self.stop)
         signal.signal(signal.SIGINT, self.stop)
-        holder = f"{this_machine()}:{os.getpid()}"
-        reconciler, watch, housekeeping = Reconciler(), Watch(), Housekeeping()
-        self.scan(ensure_local_node())
-        bury_predecessor()
+        presence, bells = Presence(presence_folder()), Bells()
+        self.reconciler, self.watch, self.housekeeping = Reconciler(), Watch(), Housekeeping()
+        self.node: Node | None = None
         while not self.stopping:
-            began = time.monotonic()
+            began, used = time.monotonic(), time.process_time()
             try:
-                fence = leases.hold(RECONCILER_LEASE, holder, for_s=LEASE_S)
+                fence = take_lead(presence.holder)
                 if fence is not None:
-                    reconciler.run_pass(fence)
-                    housekeeping.tidy()
-                    watch.look()
+                    self.look_after(fence, bells)
             except leases.LeaseLost as lost:
                 logger.warning("another reconciler took over: %s", lost)
             except Exception:  # whatever one run's files provoke must not end the loop for all the others
                 logger.exception("a pass failed; trying again")
                 close_old_connections()
-            time.sleep(max(0.05, settings.RECONCILE_INTERVAL_S - (time.monotonic() - began)))
-        leases.give_up(RECONCILER_LEASE, holder)
+            at_least_s = max(SHORTEST_PAUSE_S, time.process_time() - used)
+            bells.wait(at_least_s, settings.RECONCILE_INTERVAL_S - (time.monotonic() - began))
+        leases.give_up(RECONCILER_LEASE, presence.holder)
+        presence.close()
+
+    def look_after(self, fence: Fence, bells: Bells) -> None:
+        """One turn of the leader: the runs first. Raises LeaseLost."""
+        is_first = self.node is None
+        node = self.node = self.node or ensure_local_node()
+        self.reconciler.run_pass(fence)
+        if is_first:
+            self.scan(node)
+        bells.attend({engine: executor(engine) for engine in engines_of(Node.objects.all())})
+        self.housekeeping.tidy()
+        self.watch.look()
 
     def scan(self, node: Node) -> None:
         """Read this machine's GPUs. What nvidia-smi can not tell is no reason to stand still."""
@@ -73,16 +87,24 @@ class Command(BaseCommand):
         self.stopping = True
 
 
-def this_machine() -> str:
-    """Names where process ids mean the same: host, boot and process namespace."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:8]
-    return f"{socket.gethostname()[:50]}:{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
+def presence_folder() -> Path:
+    """Where the reconcilers of this home show that they live."""
+    return Path(settings.CLAVIER_HOME) / "reconcilers"
 
 
-def bury_predecessor() -> None:
-    """A holder of this machine that is dead keeps nobody waiting until its lease ends."""
+def take_lead(holder: str) -> Fence | None:
+    """Hold the lease, at once where its holder is known to be dead; None while another one leads."""
+    return leases.hold(RECONCILER_LEASE, holder, for_s=LEASE_S) or (
+        leases.hold(RECONCILER_LEASE, holder, for_s=LEASE_S) if bury_predecessor() else None
+    )
+
+
+def bury_predecessor() -> bool:
+    """A holder of this machine that is dead keeps nobody waiting until its lease ends; whether there was one."""
     lease = Lease.objects.filter(name=RECONCILER_LEASE).first()
-    place, _, pid = lease.holder.rpartition(":") if lease else ("", "", "")
-    if lease is not None and place == this_machine() and not Path(f"/proc/{pid}").exists():
-        logger.info("%s is dead; taking over", lease.holder)
-        leases.give_up(RECONCILER_LEASE, lease.holder)
+    if lease is None or not is_dead(presence_folder(), lease.holder):
+        return False
+    logger.info("%s is dead; taking over", lease.holder)
+    leases.give_up(RECONCILER_LEASE, lease.holder)
+    remove_dead(presence_folder())
+    return True
