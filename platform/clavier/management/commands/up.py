@@ -36,6 +36,7 @@ PRIVATE_FOLDER_MODE = 0o700
 class Command(BaseCommand):
     """Migrate, make the first operator, then run and watch every process until Ctrl-C or SIGTERM."""
 
+    requires_system_checks = ["clavier"]  # the others import every page, and running trainings wait to be adopted
     help = "Run the whole platform in the foreground: queue, web, front, workers and reconciler, supervised."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -139,6 +140,8 @@ def platform_children(host: str, port: int, workers: int) -> list[Child]:
     web = granian("wsgi", "clavier.config.wsgi:application", "--uds", web_socket, "--uds-permissions", "0o600")
     front = granian("asgi", "clavier.config.asgi:application", "--host", host, "--port", port)
     children = [
+        # First, since runs may have gone on without a platform.
+        Child("reconciler", manage("reconcile"), env),
         Child(
             "web",
             [*web, "--blocking-threads", str(WEB_THREADS)],
@@ -149,7 +152,6 @@ def platform_children(host: str, port: int, workers: int) -> list[Child]:
         ),
         Child("front", front, env, partial(answers_ok, host, port, "/healthz")),
         *(Child(f"worker-{n}", worker(f"worker-{n}"), env) for n in range(1, workers + 1)),
-        Child("reconciler", manage("reconcile"), env),
     ]
     return children if settings.REDIS_URL else [queue_child(env), *children]
 
