@@ -38,9 +38,10 @@ def handle(exc: Exception, context: dict[str, Any]) -> Response:
         )
         details: dict[str, Any] = {"error": "internal", "field": None, "request_id": request_id(request)}
         return Response(view.envelope.failure(500, message, details), status=500)
-    problems = [renamed(problem, view.field_names) for problem in problems_in(error)]
+    problems = problems_in(error)
     if not getattr(error, "is_spoken", False):
         problems = [FieldProblem(p.field, p.code, translated(p.code, p.message)) for p in problems]
+    problems = [renamed(problem, view.field_names) for problem in problems]
     first = problems[0]
     details = {"error": first.code, "field": first.field or None, "request_id": request_id(request)}
     if len(problems) > 1:
@@ -84,5 +85,5 @@ def renamed(problem: FieldProblem, names: dict[str, str]) -> FieldProblem:
     if message.startswith(problem.field) and problem.field:
         message = field + message[len(problem.field) :]
     elif field and field not in message:
-        message = f"{field}: {message}"
+        message = say(f"{field}：{message}", f"{field}: {message}")
     return FieldProblem(field, problem.code, message)
