@@ -29,6 +29,7 @@ def test_a_step_is_one_line_for_people_and_one_for_machines(tmp_path: Path, caps
     times = iter([0.0, 1.0, 1.0, 3.0, 3.0])
     report = Reporter(tmp_path, clock=lambda: next(times))
     values = {"train/loss": 1.83421, "train/learning_rate": 1.9e-5, "train/tokens_per_second": 15204.0}
+    values["weights/norm"] = 25.7  # for the charts alone
     report.metric(100, 900, 0.5, values)
     report.metric(120, 900, 0.6, values)
     lines = capsys.readouterr().out.splitlines()

@@ -35,6 +35,10 @@ class Stopped(Exception):
     """The program was asked to stop and has sealed what it had."""
 
 
+#: Metrics that few people read: they are in the events and the charts, and would make every log line two.
+ONLY_CHARTED = frozenset({"memory/peak_mib", "train/clipped_share", "weights/norm"})
+
+
 class Reporter:
     """Appends events to ``metrics.jsonl`` (key ``t``: seconds since this start) and prints one line for people each.
 
@@ -200,9 +204,11 @@ def _run(main: Callable[[ProgramContext], None], context: ProgramContext) -> int
 
 
 def _spoken(values: Mapping[str, float]) -> list[str]:
-    """The parts of a log line: the known names short, the others as they are."""
+    """The parts of a log line: the known names short, the others as they are, those for charts alone not at all."""
     parts = []
     for name, value in values.items():
+        if name in ONLY_CHARTED:
+            continue
         if name == "train/tokens_per_second":
             parts.append(f"{value:,.0f} tok/s")
         elif name == "train/learning_rate":
