@@ -13,11 +13,11 @@ from django.utils.module_loading import import_string
 
 from runner.contract.run_spec import RUN_KINDS
 
-#: The tag of these checks: short-lived and often started commands look at them only.
+#: The tag of what costs little to look at and must be right before any run starts.
 CLAVIER = "clavier"
 
 
-@register(CLAVIER)
+@register()
 def dotted_names_import(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     """Every hook, executor and ledger of the settings exists, and every kind of run has a hook."""
     problems: list[CheckMessage] = []

@@ -6,6 +6,7 @@ from django.contrib import admin
 from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
+from clavier.accounts import schema as schema  # its import registers how the OpenAPI document names credentials
 from clavier.api.legacy.urls import served_patterns
 from clavier.api.native.errors import not_found_view
 from clavier.config import health
@@ -22,6 +23,8 @@ PLATFORM_API = {
         "SCHEMA_PATH_PREFIX": "",
     },
 }
+
+admin.autodiscover()
 
 urlpatterns = [
     path("healthz", health.healthz),
