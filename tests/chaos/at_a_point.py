@@ -90,7 +90,7 @@ def submit() -> None:
     ensure_local_node()
     (journals / name).mkdir()
     words = ("job.py", str(journals / name), os.environ["STEPS"], "0.1")
-    inside.submit_once(inside.make_operator(), name, subject_of(name), words, journals / name, None)
+    inside.submit_once(inside.make_people().owner, name, subject_of(name), words, journals / name, None)
 
 
 def subject_of(name: str) -> UUID:

@@ -18,8 +18,11 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 
 from tests.chaos.faults import Scene, faults_of
 from tests.chaos.judge import FINAL, Judgement, Told, judge, p95
+from tests.chaos.kinds import IMPORT, Kind, gpu_names, kind_of
 from tests.chaos.platform_process import PlatformProcess, base_environment
 from tests.chaos.servers import Dockerd, PostgreSQL, Redis, Server
+from tests.chaos.timeline import Sampler, Timeline
+from tests.docker_engine import program_binds
 
 Result = TypeVar("Result")
 STEPS, STEP_S = 8, 0.25
@@ -30,6 +33,10 @@ CLEAN_UP_S = 90.0
 WORKERS = 2
 #: After this share of the faults the next one waits for a leader, but no longer than some seconds.
 RECOVERS, RECOVERY_S = 0.7, 20.0
+#: How likely a job that is to be stopped is stopped between two faults.
+STOPS = 0.2
+#: A borrower that nobody asked to make room for so long after the faults is let go.
+NOBODY_CAME_S = 60.0
 #: A leader that was not heard of for longer than this is none.
 LEASE_S = 5.0
 
@@ -61,7 +68,10 @@ class Campaign:
         self.dockerd: Dockerd | None = None
         self.image: str | None = None
         self.began_at = time.time()
-        self.takeovers: list[tuple[float, int]] = []
+        self.timeline = Timeline()
+        self.jobs: dict[str, UUID] = {}
+        self.kinds: dict[str, Kind] = {}
+        self.stopped: set[str] = set()
 
     def run(self) -> dict[str, Any]:
         """Everything; the facts of the line."""
@@ -72,19 +82,33 @@ class Campaign:
         self.platform.wait_until_ready()
         self.connect()
         self.say(f"campaign: {plan}")
-        scene = Scene(self.platform, random.Random(plan.seed), self.servers)
-        scene.is_watched = lambda: self.is_watched(scene)
+        scene = Scene(self.platform, random.Random(plan.seed), self.servers, timeline=self.timeline)
+        scene.is_watched = self.is_watched
         if self.dockerd is not None:
             scene.containers, scene.kill_container = self.dockerd.containers, self.dockerd.kill_container
-        jobs = self.hurt(scene)
+            scene.proxy = self.dockerd.proxy
+        sampler = Sampler(self.timeline, lambda: self.inside.try_to(self.inside.watcher))
+        sampler.start()
+        self.hurt(scene)
         self.heal(scene)
-        told = self.wait_for_the_end(jobs)
-        found = judge(self.journals, told, STEPS)
+        told = self.wait_for_the_end()
+        sampler.stop()
+        found = judge(self.journals, told, STEPS, self.kinds)
+        imports = [name for name, kind in self.kinds.items() if kind == IMPORT]
+        found.lost += patiently(lambda: self.inside.unfinished_imports(imports))
         leaked = self.leaks()
         self.tell_details(found, leaked)
-        noticed = [row.noticed_s for row in told.values() if row is not None and row.noticed_s is not None]
+        return self.line(told, found, leaked)
+
+    def line(self, told: dict[str, Told | None], found: Judgement, leaked: list[str]) -> dict[str, Any]:
+        """The facts that a campaign prints."""
+        plan, timeline = self.plan, self.timeline
+        rows = [row for row in told.values() if row is not None]
+        ends = [
+            (row.left_at, row.ended_at) for row in rows if row.state == "COMPLETED" and row.left_at and row.ended_at
+        ]
         return {
-            "jobs": len(jobs),
+            "jobs": len(self.jobs),
             "faults": plan.faults,
             "seed": plan.seed,
             "executor": plan.executor,
@@ -94,9 +118,18 @@ class Campaign:
             "overlapping": len(found.overlapping),
             "leaked": len(leaked),
             "stuck": len(found.stuck),
-            "adoption_p95_s": p95(self.adoptions(scene)),
-            "exit_noticed_p95_s": p95(noticed),
-            "attempts": sum(row.attempts for row in told.values() if row is not None),
+            "adoption_p95_s": p95(timeline.adoptions()),
+            "adoption_in_service_p95_s": p95(timeline.adoptions_in_service()),
+            "exit_noticed_p95_s": p95([until - since for since, until in ends]),
+            "exit_noticed_in_service_p95_s": p95([timeline.in_service(since, until) for since, until in ends]),
+            "attempts": sum(row.attempts for row in rows),
+            "stopped": sum(row.state == "STOPPED" for row in rows),
+            "preempted": sum(row.preempted for row in rows),
+            "gangs": sum(kind.ranks > 1 for kind in self.kinds.values()),
+            "gpu_jobs": sum(kind.gpus > 0 for kind in self.kinds.values()),
+            "imports": sum(kind == IMPORT for kind in self.kinds.values()),
+            "creates_spoilt": self.dockerd.proxy.refused + self.dockerd.proxy.lost if self.dockerd is not None else 0,
+            "load_per_core": round(sum(timeline.loads) / len(timeline.loads), 1),
             "seconds": round(time.time() - self.began_at),
         }
 
@@ -113,9 +146,10 @@ class Campaign:
             self.servers["dockerd"], self.image = self.dockerd, self.dockerd.image
             self.environment |= {
                 "CLAVIER_EXECUTOR": "docker_engine",
-                "DOCKER_ENGINE_URL": self.dockerd.url,
+                "DOCKER_ENGINE_URL": self.dockerd.proxy.url,
                 "DOCKER_PROGRAM_IMAGE": self.dockerd.image,
-                "DOCKER_PROGRAM_PYTHON": os.path.realpath(sys.executable),
+                "DOCKER_PROGRAM_PYTHON": sys.executable,
+                "DOCKER_PROGRAM_BINDS": ",".join(program_binds()),
             }
 
     def connect(self) -> None:
@@ -127,55 +161,71 @@ class Campaign:
         from tests.chaos import inside
 
         self.inside = inside
-        self.operator = patiently(inside.make_operator)
+        self.people = patiently(inside.make_people)
+        gpus = gpu_names(self.folder.name.rpartition("-")[2].replace("_", "x"))
+        (self.journals / "gpus").mkdir()
+        for name in gpus:
+            (self.journals / "gpus" / name).touch()
+        patiently(lambda: inside.declare_gpus(gpus))
 
-    def hurt(self, scene: Scene) -> dict[str, UUID]:
-        """The faults, with a job submitted here and there among them; job -> what its run is for."""
+    def hurt(self, scene: Scene) -> None:
+        """The faults, with a job submitted here and there among them."""
         plan, dice = self.plan, scene.dice
         known = faults_of(plan.executor, plan.database)
         names = [name for name, (_, weight) in known.items() for _ in range(weight)]
-        jobs: dict[str, UUID] = {}
         done = 0
-        while done < plan.faults or len(jobs) < plan.jobs:
-            while len(jobs) < plan.jobs and len(jobs) * plan.faults <= done * plan.jobs:
-                name = f"job-{len(jobs):03d}"
-                jobs[name] = uuid5(NAMESPACE_OID, f"{self.folder}/{name}")
-                self.submit(name, jobs[name])
+        while done < plan.faults or len(self.jobs) < plan.jobs:
+            while len(self.jobs) < plan.jobs and len(self.jobs) * plan.faults <= done * plan.jobs:
+                self.submit(len(self.jobs))
             if done < plan.faults:
                 what = known[dice.choice(names)][0](scene)
-                self.note_takeover()
                 done += bool(what)
                 self.say(f"fault {done}: {what}" if what else "nothing there to hurt")
                 time.sleep(dice.expovariate(1 / plan.pause_s) if what else 0.2)
                 if what and dice.random() < RECOVERS:
-                    self.let_recover(scene)
-        return jobs
+                    self.let_recover()
+            self.interfere(dice.random)
 
-    def submit(self, name: str, subject_id: UUID) -> None:
+    def submit(self, number: int) -> None:
         """Submit once, whatever dies meanwhile: a commit whose answer was lost is looked for, not repeated."""
+        name, kind = f"job-{number:03d}", kind_of(number)
+        self.kinds[name] = kind
+        if kind == IMPORT:
+            self.jobs[name] = patiently(lambda: self.inside.import_once(self.people.owner, name))
+            return
         folder = self.journals / name
         folder.mkdir(exist_ok=True)
+        self.jobs[name] = uuid5(NAMESPACE_OID, f"{self.folder}/{name}")
+        actor = self.people.borrower if kind.is_borrower else self.people.owner
         words = ("job.py", str(folder), str(STEPS), str(STEP_S))
-        patiently(lambda: self.inside.submit_once(self.operator, name, subject_id, words, folder, self.image))
+        patiently(lambda: self.inside.submit_once(actor, name, self.jobs[name], words, folder, self.image, kind))
 
-    def note_takeover(self) -> None:
-        """When and by which epoch the runs were last watched."""
-        seen = self.inside.try_to(self.inside.watcher)
-        if seen is not None and (not self.takeovers or self.takeovers[-1][1] != seen[1]):
-            self.takeovers.append(seen)
+    def named(self, kind: str) -> dict[str, UUID]:
+        """The jobs of a kind."""
+        return {name: subject for name, subject in self.jobs.items() if self.kinds[name].name == kind}
 
-    def let_recover(self, scene: Scene) -> None:
+    def interfere(self, chance: Callable[[], float], *, at_last: bool = False) -> None:
+        """Stop some of the jobs that are to be stopped (``at_last`` all), let go those that have made room."""
+        for name, subject_id in self.named("stopped").items():
+            if name not in self.stopped and (at_last or chance() < STOPS):
+                patiently(lambda subject_id=subject_id: self.inside.stop(subject_id))  # type: ignore[misc]
+                self.stopped.add(name)
+        rows = self.inside.try_to(lambda: self.inside.tell(self.named("borrower"))) or {}
+        for name, row in rows.items():
+            if row is not None and row.preempted:
+                (self.journals / name / "go").touch()
+
+    def let_recover(self) -> None:
         """Until somebody leads, at most for a while: most faults meet a working platform, the others one in pieces."""
         deadline = time.monotonic() + RECOVERY_S
-        while not self.is_watched(scene) and time.monotonic() < deadline:
+        while not self.is_watched() and time.monotonic() < deadline:
             time.sleep(0.2)
 
-    def is_watched(self, scene: Scene) -> bool:
+    def is_watched(self) -> bool:
         """Somebody took the lead after the last one had died, and still has it."""
-        self.note_takeover()
-        died_at = max(scene.watcher_died_at, default=0.0)
+        died_at = max(self.timeline.died_at, default=0.0)
         seen = self.inside.try_to(self.inside.watcher)
-        return seen is not None and seen[0] > max(died_at, time.time() - LEASE_S)
+        return seen is not None and seen[1] > max(died_at, time.time() - LEASE_S)
 
     def heal(self, scene: Scene) -> None:
         """Nothing is done to it any more; what was frozen moves, what was killed is there again."""
@@ -185,16 +235,19 @@ class Campaign:
             if not server.answers():
                 server.start()
         self.platform.wait_until_ready()
-        self.note_takeover()
 
-    def wait_for_the_end(self, jobs: dict[str, UUID]) -> dict[str, Told | None]:
+    def wait_for_the_end(self) -> dict[str, Told | None]:
         """Until every run is final, or the time for it is over."""
-        deadline = time.time() + SETTLE_S
+        began = time.time()
         while True:
-            self.note_takeover()
-            told = patiently(lambda: self.inside.tell(jobs))
+            waited_s = time.time() - began
+            self.interfere(lambda: 1.0, at_last=True)
+            if waited_s > NOBODY_CAME_S:
+                for name in self.named("borrower"):
+                    (self.journals / name / "go").touch()
+            told = patiently(lambda: self.inside.tell(self.jobs))
             open_ones = [name for name, row in told.items() if row is not None and row.state not in FINAL]
-            if not open_ones or time.time() > deadline:
+            if not open_ones or waited_s > SETTLE_S:
                 return told
             time.sleep(0.5)
 
@@ -223,14 +276,6 @@ class Campaign:
         found = self.platform.named("worker")
         ids = {process.pid for process in found}
         return [process.pid for process in found if process.ppid() not in ids]
-
-    def adoptions(self, scene: Scene) -> list[float]:
-        """From each death of a watcher to the first pass of a successor."""
-        found = []
-        for died_at in scene.watcher_died_at:
-            later = [at - died_at for at, _ in self.takeovers if at > died_at]
-            found += later[:1]
-        return found
 
     def tell_details(self, found: Judgement, leaked: list[str]) -> None:
         """Each thing that went wrong, in words, on standard error."""

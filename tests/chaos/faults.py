@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 import psutil
 
+from tests.chaos.engine_proxy import EngineProxy
 from tests.chaos.platform_process import PlatformProcess, end, tree
 from tests.chaos.servers import Redis, Server
+from tests.chaos.timeline import Timeline
 
 LONGEST_FREEZE_S = 6.0
 
@@ -23,7 +25,7 @@ class Scene:
     """What faults act upon.
 
     ``is_watched``: a reconciler has the lead, so killing it is news; a platform that is killed over and over before it
-    has started proves nothing. ``watcher_died_at``: moments after which somebody else had to take the runs over.
+    has started proves nothing.
     """
 
     platform: PlatformProcess
@@ -32,7 +34,8 @@ class Scene:
     containers: Callable[[], list[str]] = list
     kill_container: Callable[[str], None] = lambda name: None
     is_watched: Callable[[], bool] = lambda: True
-    watcher_died_at: list[float] = field(default_factory=list)
+    timeline: Timeline = field(default_factory=Timeline)
+    proxy: EngineProxy | None = None
     frozen: list[threading.Timer] = field(default_factory=list)
 
     def one(self, found: list[psutil.Process]) -> psutil.Process | None:
@@ -51,7 +54,7 @@ def kill_part(part: str) -> Fault:
         if victim is None or (part == "reconciler" and not scene.is_watched()):
             return ""
         if part == "reconciler":
-            scene.watcher_died_at.append(time.time())
+            scene.timeline.died_at.append(time.time())
         end(victim)
         return f"killed {part} {victim.pid}"
 
@@ -67,7 +70,11 @@ def freeze_part(part: str) -> Fault:
             return ""
         seconds = scene.dice.uniform(1, LONGEST_FREEZE_S)
         victim.suspend()
-        timer = threading.Timer(seconds, thaw, [victim])
+        if part == "reconciler":
+            began = time.time()
+            timer = threading.Timer(seconds, lambda: (thaw(victim), scene.timeline.away.append((began, time.time()))))
+        else:
+            timer = threading.Timer(seconds, thaw, [victim])
         timer.start()
         scene.frozen.append(timer)
         return f"froze {part} {victim.pid} for {seconds:.1f} s"
@@ -87,7 +94,7 @@ def kill_platform(scene: Scene) -> str:
     """The whole of it, supervisor first; it is started again at once."""
     if not scene.is_watched():
         return ""
-    scene.watcher_died_at.append(time.time())
+    scene.timeline.died_at.append(time.time())
     scene.platform.kill()
     scene.platform.start()
     return "killed the whole platform"
@@ -134,9 +141,10 @@ def crash_server(name: str) -> Fault:
 
     def fault(scene: Scene) -> str:
         server = scene.servers[name]
-        scene.dice.choice([server.kill, server.stop])() if name == "postgresql" else server.kill()
-        time.sleep(scene.dice.uniform(0, 2))
-        server.start()
+        with scene.timeline.outage():
+            scene.dice.choice([server.kill, server.stop])() if name == "postgresql" else server.kill()
+            time.sleep(scene.dice.uniform(0, 2))
+            server.start()
         return f"crashed {name}"
 
     return fault
@@ -148,6 +156,22 @@ def flush_redis(scene: Scene) -> str:
     assert isinstance(server, Redis)
     server.flush()
     return "emptied redis"
+
+
+def refuse_creates(scene: Scene) -> str:
+    """The engine makes no containers for a while."""
+    assert scene.proxy is not None
+    seconds = scene.dice.uniform(1, LONGEST_FREEZE_S)
+    scene.proxy.refuse_creates(seconds)
+    return f"the engine refuses to create for {seconds:.1f} s"
+
+
+def lose_answers(scene: Scene) -> str:
+    """The engine makes containers, and the connection breaks before it says so."""
+    assert scene.proxy is not None
+    seconds = scene.dice.uniform(1, LONGEST_FREEZE_S)
+    scene.proxy.lose_answers(seconds)
+    return f"the engine's answers to create are lost for {seconds:.1f} s"
 
 
 #: How often each kind comes, in parts.
@@ -162,7 +186,12 @@ COMMON: dict[str, tuple[Fault, int]] = {
 }
 EXECUTORS: dict[str, dict[str, tuple[Fault, int]]] = {
     "local_process": {"wrapper": (kill_wrapper, 4), "program": (kill_program, 3)},
-    "docker_engine": {"container": (kill_container, 5), "dockerd": (crash_server("dockerd"), 2)},
+    "docker_engine": {
+        "container": (kill_container, 5),
+        "dockerd": (crash_server("dockerd"), 2),
+        "refused creates": (refuse_creates, 2),
+        "lost answers": (lose_answers, 2),
+    },
 }
 DATABASES: dict[str, dict[str, tuple[Fault, int]]] = {
     "sqlite": {"valkey": (kill_part("valkey"), 3)},

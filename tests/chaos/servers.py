@@ -18,6 +18,7 @@ import psycopg
 import redis
 from docker.errors import APIError
 
+from tests.chaos.engine_proxy import EngineProxy
 from tests.docker_engine import new_daemon
 from tests.test_postgresql import INITDB
 
@@ -157,10 +158,10 @@ class Dockerd:
     name = "dockerd"
 
     def __init__(self) -> None:
-        self.daemon = new_daemon()
+        self.daemon = new_daemon(has_gpu_driver=True)
         self.start()
         self.image = self.daemon.images.python
-        self.url = self.daemon.url
+        self.proxy = EngineProxy(self.daemon.folder / "proxy.sock", self.daemon.folder / "docker.sock")
 
     def start(self) -> None:
         for _ in range(START_TRIES):
@@ -196,4 +197,5 @@ class Dockerd:
         self.daemon.kill()
 
     def stop(self) -> None:
+        self.proxy.close()
         self.daemon.stop()

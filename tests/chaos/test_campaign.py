@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.judge import Told, judge, p95
+from tests.chaos.kinds import GANG, ONE_GPU, STOPPED
+from tests.chaos.timeline import Timeline
 from tests.docker_engine import why_not
 from tests.test_postgresql import INITDB
 
@@ -88,6 +90,43 @@ def test_the_judge_sees_what_is_gone_and_what_is_stuck(tmp_path):
     found = judge(tmp_path, {"gone": None, "stuck": Told("RUNNING", 1), "bad": Told("FAILED", 1, message="no")}, 2)
     assert found.stuck == ["stuck is RUNNING in attempt 1"]
     assert found.lost[:2] == ["gone was accepted and is gone", "bad is FAILED: no"]
+
+
+def test_the_judge_sees_what_a_stopped_program_still_did(tmp_path):
+    stopped = {"job": Told("STOPPED", 1, ended_at=100.0)}
+    journal(tmp_path / "job", ("start", "a", 0), ("sealed", "a", 1), ("end", "a", 2))
+    found = judge(tmp_path, stopped, 2, {"job": STOPPED})
+    assert (found.lost, found.duplicated) == ([], ["job: its program reached its end"])
+    later = judge(tmp_path, {"job": Told("STOPPED", 1, ended_at=-2.0)}, 2, {"job": STOPPED})
+    assert "job: wrote 'start' 1.0 s after it was stopped" in later.duplicated
+    assert judge(tmp_path, stopped, 2).lost[0] == "job is STOPPED: "
+
+
+def test_the_judge_sees_each_rank_and_each_gpu(tmp_path):
+    journal(tmp_path / "job", *GOOD)
+    told = {"job": Told("COMPLETED", 2)}
+    assert judge(tmp_path, told, 2, {"job": GANG}).lost == ["rank 1 of job: no program of it ever reached its end"]
+    assert judge(tmp_path, told, 2, {"job": ONE_GPU}).overlapping == ["job: got the GPUs [], not 1"] * 2
+    with (tmp_path / "job" / "journal").open("a") as stream:
+        stream.write(json.dumps({"event": "gpu_overlap", "who": "c", "step": 0, "at": 0.0, "gpus": ["GPU-1"]}) + "\n")
+    assert judge(tmp_path, told, 2).overlapping == ["job: GPU ['GPU-1'] was held by another program"]
+
+
+def test_the_times_are_told_in_all_and_in_service():
+    """Killed at 10 and at 30; the database was away from 12 to 17, and an engine from 40 to 41."""
+    leads = [(1, 9.0), (1, 9.9), (2, 18.0), (2, 19.0), (2, 29.0), (3, 31.0), (4, 33.0), (4, 34.0)]
+    timeline = Timeline(away=[(12.0, 17.0), (40.0, 41.0)], died_at=[10.0, 30.0])
+    for lead in [*leads, leads[-1], None]:
+        timeline.note(lead)
+    assert timeline.leads == leads
+    assert timeline.adoptions() == [9.0, 4.0]
+    assert timeline.adoptions_in_service() == [2.0, 4.0]
+    assert timeline.in_service(5.0, 8.0) == 3.0
+    assert timeline.in_service(9.0, 20.0) == 2.0
+    assert timeline.in_service(35.0, 42.0) == 6.0
+    timeline.died_at.append(50.0)
+    assert timeline.adoptions() == [9.0, 4.0], "nobody came after the last one"
+    assert timeline.in_service(49.0, 60.0) == 1.0
 
 
 def test_the_95th_percentile_is_one_of_the_values():
