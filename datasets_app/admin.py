@@ -4,7 +4,7 @@ from django.contrib import admin
 from django.http import HttpRequest
 
 from clavier.core.admin import OperatorAdmin, ReadOnly
-from datasets_app.models import Dataset, DatasetVersion
+from datasets_app.models import DataPlugin, Dataset, DatasetVersion, DataTask
 
 
 @admin.register(Dataset)
@@ -25,8 +25,6 @@ class DatasetAdmin(OperatorAdmin):
 
 @admin.register(DatasetVersion)
 class DatasetVersionAdmin(ReadOnly, OperatorAdmin):
-    """A version never changes."""
-
     """Read only: a version never changes."""
 
     list_display = (
@@ -36,3 +34,32 @@ class DatasetVersionAdmin(ReadOnly, OperatorAdmin):
     list_filter = ("kind", "format", "is_usable")
     search_fields = ("dataset__name", "file_name", "sha256", "tenant__name", "created_by__username")
     list_select_related = ("dataset", "tenant", "created_by")
+
+
+@admin.register(DataPlugin)
+class DataPluginAdmin(OperatorAdmin):
+    """Operators say which plugins reach the network; everything else is their owners' affair."""
+
+    list_display = ("name", "version", "plugin_class", "provider", "may_use_network", "tenant", "created_by")
+    list_filter = ("may_use_network",)
+    search_fields = ("name", "provider", "tenant__name", "created_by__username")
+    list_select_related = ("tenant", "created_by")
+    fields = (
+        *("name", "version", "plugin_class", "provider", "description", "parameters", "own_code", "image_version"),
+        *("output_file", "may_use_network", "tenant", "created_by", "created_at"),
+    )
+    readonly_fields = tuple(name for name in fields if name != "may_use_network")
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """A plugin belongs to the actor who registers it."""
+        return False
+
+
+@admin.register(DataTask)
+class DataTaskAdmin(ReadOnly, OperatorAdmin):
+    """Read only: what a run made or measured."""
+
+    list_display = ("kind", "state", "dataset", "version", "made_version", "tenant", "created_by", "created_at")
+    list_filter = ("kind", "state")
+    search_fields = ("dataset__name", "message", "tenant__name", "created_by__username")
+    list_select_related = ("dataset", "version__dataset", "made_version__dataset", "tenant", "created_by")

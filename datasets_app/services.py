@@ -15,7 +15,7 @@ from uuid import UUID
 from django.conf import settings
 from django.core.files.uploadedfile import UploadedFile
 from django.db import IntegrityError, transaction
-from django.db.models import Max, ProtectedError, RestrictedError, Sum
+from django.db.models import Max, ProtectedError, Q, RestrictedError, Sum
 
 from clavier.accounts.access import require_change, require_write
 from clavier.accounts.queries import own_tenant
@@ -34,6 +34,7 @@ from datasets_app.mapping import checked_mapping
 from datasets_app.models import Dataset, DatasetVersion
 from datasets_app.queries import access_dataset, access_dataset_version
 from datasets_app.storage import ROWS, footprint, original_name, version_folder
+from datasets_app.tasks import forget_tasks
 from datasets_app.validation import PURPOSES
 
 MAX_DESCRIPTION_CHARACTERS = 20_000
@@ -146,6 +147,7 @@ def delete_version(*, actor: Actor, version: DatasetVersion) -> None:
     found = access_dataset_version(actor, version.pk)
     require_change(actor, found, noun="data set version")
     with disk_changes(settings.CLAVIER_DATASETS) as disk, transaction.atomic(durable=True):
+        forget_tasks(Q(version=found))
         _remove_versions([found], f"version {found.number} of data set {quoted(found.dataset.name)}", disk)
 
 
@@ -154,6 +156,7 @@ def delete_dataset(*, actor: Actor, dataset: Dataset) -> None:
     found = access_dataset(actor, dataset.pk)
     require_change(actor, found, noun="data set")
     with disk_changes(settings.CLAVIER_DATASETS) as disk, transaction.atomic(durable=True):
+        forget_tasks(Q(dataset=found) | Q(version__dataset=found))
         versions = list(DatasetVersion.objects.select_for_update().filter(dataset=found))
         _remove_versions(versions, f"data set {quoted(found.name)}", disk)
         found.delete()
@@ -169,14 +172,20 @@ def original_path(version: DatasetVersion) -> Path:
     return version_folder(version.tenant_id, version.pk) / original_name(version.format)
 
 
+def checked_purpose(purpose: str) -> str:
+    """What rows are for, as it was given. Raises Invalid."""
+    if purpose and purpose not in PURPOSES:
+        allowed = ", ".join(PURPOSES)
+        raise Invalid(f"purpose {quoted(purpose)} is none of {allowed}.", code="not_a_choice", field="purpose")
+    return purpose
+
+
 @contextmanager
 def _passed_gate(
     actor: Actor, upload: UploadedFile[Any], file_name: str, purpose: str, mapping: Mapping[str, str] | None
 ) -> Iterator[Checked]:
     """A checked file in a folder of its own, which is gone after the block unless it was put into place."""
-    if purpose and purpose not in PURPOSES:
-        allowed = ", ".join(PURPOSES)
-        raise Invalid(f"purpose {quoted(purpose)} is none of {allowed}.", code="not_a_choice", field="purpose")
+    checked_purpose(purpose)
     if mapping is not None:
         mapping = checked_mapping(mapping)
     name = parse_file_name(file_name, field="file_name")

@@ -16,9 +16,9 @@ from typing import Any
 from clavier.core.errors import Invalid, quoted
 from datasets_app.formats import Row
 from datasets_app.mapping import checked_mapping, rename
-from datasets_app.near import NearDuplicates
 from datasets_app.personal import KINDS, deidentified
 from datasets_app.strict_json import encode_row
+from runner.programs.lib.near import NearTexts, sketch_of
 
 MAX_STEPS = 20
 SPLITS = ("train", "validation", "test")
@@ -133,16 +133,19 @@ def _deduplicate(where: str, options: dict[str, Any]) -> Step:
 
     def step(rows: Iterable[Row], tally: Tally) -> Iterator[Row]:
         seen: set[bytes] = set()
-        lookalikes = NearDuplicates(threshold) if near else None
+        lookalikes = NearTexts(threshold) if near else None
         for row in rows:
             key = row_key(row)
             if key in seen:
                 tally.removed["deduplicate"] += 1
                 continue
             seen.add(key)
-            if lookalikes is not None and lookalikes.has_like(encode_row(row)):
-                tally.removed["deduplicate_near"] += 1
-                continue
+            if lookalikes is not None:
+                sketch = sketch_of(encode_row(row))
+                if lookalikes.most_like(sketch):
+                    tally.removed["deduplicate_near"] += 1
+                    continue
+                lookalikes.add(sketch)
             yield row
 
     return step

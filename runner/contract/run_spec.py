@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from runner.contract.folder import WORK
 
-RunKind = Literal["fine_tune", "evaluation", "model_import", "image_import", "replica"]
-RUN_KINDS: tuple[RunKind, ...] = ("fine_tune", "evaluation", "model_import", "image_import", "replica")
+RunKind = Literal["fine_tune", "evaluation", "model_import", "image_import", "data", "replica"]
+RUN_KINDS: tuple[RunKind, ...] = ("fine_tune", "evaluation", "model_import", "image_import", "data", "replica")
 
 
 @dataclass(frozen=True, slots=True)

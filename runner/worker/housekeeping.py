@@ -11,6 +11,7 @@ from pathlib import Path
 
 from django.conf import settings
 from django.utils import timezone
+from django.utils.module_loading import import_string
 
 from clavier.runs.models import Run
 from clavier.runs.outputs import run_folder
@@ -24,7 +25,7 @@ ABANDONED_AFTER_S = 45 * 60.0
 
 
 class Housekeeping:
-    """Every five minutes: uploads whose web process died, checkpoints and outputs that programs did not finish."""
+    """Every five minutes: what dead processes left half done is removed, what lost its wake-up is woken."""
 
     def __init__(self) -> None:
         self._next = time.monotonic() + EVERY_S
@@ -34,6 +35,8 @@ class Housekeeping:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + EVERY_S
             remove_abandoned()
+            for sweep in settings.SWEEPS:
+                import_string(sweep)()
 
 
 def remove_abandoned() -> list[Path]:

@@ -248,8 +248,13 @@ RUN_FINISHED_HOOKS = {
     "evaluation": "evaluation_app.services.on_run_finished",
     "model_import": "models_app.services.on_run_finished",
     "image_import": "clavier.images.services.on_run_finished",
+    "data": "datasets_app.tasks.on_run_finished",
     "replica": "inference_app.services.on_run_finished",
 }
+#: Jobs of the queue that may take longer than a minute -> seconds.
+LONG_JOBS = {"datasets_app.intake.take_in": 6 * 3600}
+#: Called every few minutes: what a lost wake-up left waiting is woken again.
+SWEEPS = ("datasets_app.intake.wake_waiting",)
 RECONCILE_INTERVAL_S = float(env.str("RECONCILE_INTERVAL_S", default="1.0"))
 #: Capacity of this machine that runs may hold; by default all of its cores and 90 % of its memory.
 LOCAL_NODE_CPU_MILLI = env_int("LOCAL_NODE_CPU_MILLI", (os.cpu_count() or 1) * 1000, 100, 10_000_000)
@@ -276,8 +281,10 @@ IMAGE_DEFAULT_REGISTRY = env.str("IMAGE_DEFAULT_REGISTRY", default="")
 # --- models and files -------------------------------------------------------------------------------------------
 #: Folders of the server from which a tenant may register a base model in place.
 MODEL_PATHS = [Path(path).resolve() for path in env_list("MODEL_PATHS", [])]
-#: Hosts (with their port, where they name one) of the object stores from which models may be imported.
+#: Hosts (with their port, where they name one) of the object stores from which models and data may be imported.
 OBJECT_STORE_HOSTS = env_list("OBJECT_STORE_HOSTS", [])
+#: Places with a private address, or without TLS, from which data may be fetched: host, host:port, http://host:port.
+DATA_HOSTS_ALLOWED = env_list("DATA_HOSTS_ALLOWED", [])
 HF_ENDPOINT = env.str("HF_ENDPOINT", default="https://huggingface.co")
 MAX_UPLOAD_MIB = env_int("MAX_UPLOAD_MIB", 50 * 1024, 1, 10**9)
 DEFAULT_STORAGE_MIB = env_int("DEFAULT_STORAGE_MIB", 100 * 1024, 1, 10**9)
@@ -395,6 +402,8 @@ SPECTACULAR_SETTINGS = {
         "DiagnosisKind": "clavier.api.native.nouns.fine_tune_tasks.DIAGNOSES",
         "DatasetKind": "datasets_app.validation.KINDS",
         "DatasetFormat": "datasets_app.formats.FORMATS",
+        "DataTaskKind": "datasets_app.models.TASK_KINDS",
+        "DataTaskState": "datasets_app.models.TASK_STATES",
         "ModelFormat": "models_app.models.FORMATS",
         "ModelSource": "models_app.models.SOURCES",
         "ModelImportSource": "models_app.services.IMPORT_SOURCES",

@@ -134,6 +134,7 @@ RUN_KINDS: dict[str, str | Promise] = {
     "evaluation": _("evaluation"),
     "model_import": _("model import"),
     "image_import": _("image import"),
+    "data": _("data"),
     "replica": _("service"),
 }
 #: What one container may ask for; the names are those of a run's resources.

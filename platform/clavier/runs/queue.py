@@ -33,7 +33,9 @@ def enqueue_launch(attempt_id: UUID) -> bool:
 def enqueue(job: str, *arguments: str) -> bool:
     """Enqueue a job by dotted name; False when the queue can not be reached."""
     try:
-        fast_queue().enqueue(job, *arguments, job_timeout=60, result_ttl=60, failure_ttl=3600)
+        fast_queue().enqueue(
+            job, *arguments, job_timeout=settings.LONG_JOBS.get(job, 60), result_ttl=60, failure_ttl=3600
+        )
     except (redis.RedisError, OSError) as error:
         logger.warning("queue unreachable (%s); the reconciler will do %s", error, job)
         return False

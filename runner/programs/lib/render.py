@@ -151,15 +151,21 @@ class Renderer:
         for any template; where a template rewrites earlier turns (it drops their reasoning), only the turns that it
         shows unchanged are learned.
         """
-        safe, restore = self._protected(messages)
-        text = self._render(safe)
+        text, restore, spans = self.with_answers(messages)
         token_ids, offsets = self._encode(text, restore)
         is_label = [False] * len(token_ids)
-        for number, message in enumerate(safe):
-            if message["role"] == "assistant":
-                start, end = self._answer_span(safe, number, text)
-                self._mark(token_ids, offsets, is_label, (len(restore(text[:start])), len(restore(text[:end]))))
+        for start, end in spans:
+            self._mark(token_ids, offsets, is_label, (len(restore(text[:start])), len(restore(text[:end]))))
         return Rendered(token_ids, is_label)
+
+    def with_answers(self, messages: Sequence[Message]) -> tuple[str, Restore, list[tuple[int, int]]]:
+        """A conversation as text, in which marks stand for special-token text of users; how to put that back; and the
+        characters of the text that are learned, with the token that ends each answer. Raises ProgramError.
+        """
+        safe, restore = self._protected(messages)
+        text = self._render(safe)
+        numbers = [number for number, message in enumerate(safe) if message["role"] == "assistant"]
+        return text, restore, [self._answer_span(safe, number, text) for number in numbers]
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text; special-token text in it stays text."""

@@ -19,7 +19,8 @@ from clavier.runs.models import Run
 from clavier.runs.outputs import run_folder
 from clavier.runs.services import transition
 from clavier.runs.states import EndReason, RunState
-from datasets_app.models import DatasetVersion
+from datasets_app.models import DataPlugin, DatasetVersion, DataTask
+from datasets_app.plugins import create_plugin
 from datasets_app.services import create_dataset_with_file
 from evaluation_app.models import EvaluationTask
 from evaluation_app.services import create_evaluation_task
@@ -47,6 +48,8 @@ class World:
     service: InferenceService
     search: HyperparameterSearch
     store: ObjectStore
+    plugin: DataPlugin
+    data_task: DataTask
 
     @property
     def run(self) -> Run:
@@ -87,6 +90,15 @@ def make_search(actor: Actor) -> HyperparameterSearch:
     return HyperparameterSearch.objects.create(
         tenant_id=actor.tenant_id, created_by_id=actor.user_id, name="search", task={}, space={}, num_trials=1,
         ended_at=timezone.now(),
+    )  # fmt: skip
+
+
+def make_data_task(actor: Actor, version: DatasetVersion) -> DataTask:
+    """A count of tokens that has ended; its run was deleted since."""
+    loss = {"max_length": 1024, "longer": 0, "lost_truncate": 0.0, "lost_drop": 0.0}
+    return DataTask.objects.create(
+        tenant_id=actor.tenant_id, created_by_id=actor.user_id, kind="tokens", dataset=version.dataset, version=version,
+        state="done", result={"at": [loss]},
     )  # fmt: skip
 
 
@@ -141,6 +153,8 @@ def world(alice: Actor, node: None) -> World:
             access_key="key",
             sealed_secret="sealed",
         ),
+        plugin=create_plugin(actor=alice, name="maker", version="1", command="true"),
+        data_task=make_data_task(alice, data),
     )
 
 

@@ -22,6 +22,7 @@ FOR_OPERATORS = {
     "/api/v1/nodes", "/api/v1/nodes/{name}", "/api/v1/gpus", "/api/v1/quotas", "/api/v1/quotas/{scope}/{name}",
 }  # fmt: skip
 FORMS = {"/api/v1/files", "/api/v1/datasets/{dataset_id}/versions"}
+NOWHERE = "00000000-0000-4000-8000-000000000000"
 BODIES: dict[str, Any] = {
     "/api/v1/runs/{run_id}": {"priority": 1},
     "/api/v1/fine-tune-tasks/{task_id}/model": {"name": "tuned"},
@@ -35,9 +36,12 @@ BODIES: dict[str, Any] = {
     "/api/v1/model-versions/{version_id}/export": {"form": "gguf"},
     "/api/v1/dataset-versions/{version_id}/derive": {"steps": [{"step": "deduplicate"}]},
     "/api/v1/dataset-versions/{version_id}/split": {"splits": {"train": 1}},
+    "/api/v1/datasets/{dataset_id}/fetch": {"source": "url", "location": "https://host.example/a.jsonl"},
+    "/api/v1/datasets/{dataset_id}/generate": {"plugin": NOWHERE},
+    "/api/v1/dataset-versions/{version_id}/count-tokens": {"model_version": NOWHERE},
     "/api/v1/images/{image_id}": {"overview": "x"},
     "/api/v1/images/{image_id}/share": {"is_public": True},
-    "/api/v1/images/{image_id}/import-archive": {"tag": "2", "file": "00000000-0000-4000-8000-000000000000"},
+    "/api/v1/images/{image_id}/import-archive": {"tag": "2", "file": NOWHERE},
     "/api/v1/images/{image_id}/import-from-registry": {"tag": "2", "reference": "hub.example/a:1"},
 }
 
@@ -66,10 +70,12 @@ def filled(path: str, world: World, bobs_key: str) -> str:
     version = world.base.pk if "/model-versions/" in path else world.dataset_version.pk
     version = world.image.pk if "/image-versions/" in path else version
     task = world.evaluation.pk if "/evaluation-tasks/" in path else world.task.pk
+    task = world.data_task.pk if "/data-tasks/" in path else task
     values = {
         "username": "bob", "key_id": bobs_key, "file_id": world.file.pk, "dataset_id": world.dataset_version.dataset_id,
         "version_id": version, "model_id": world.base.model_id, "image_id": world.image.image_id,
         "task_id": task, "service_id": world.service.pk, "search_id": world.search.pk, "store_id": world.store.pk,
+        "plugin_id": world.plugin.pk,
         "run_id": world.run.pk, "recipe": "sft", "method": "lora", "name": "local", "scope": "tenant",
     }  # fmt: skip
     return path.format(**values)
