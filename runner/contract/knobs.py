@@ -103,6 +103,14 @@ KNOBS: tuple[Knob, ...] = (
         recipes=tuple(recipe for recipe in SAMPLE_RECIPES if recipe in LOSS_RECIPES),
     ),
     Knob(
+        "packing",
+        "bool",
+        True,
+        "Samples end to end in a row instead of padded; each sees only itself, so losses stay the same.",
+        "样本首尾相接而不填充; 各样本互不可见, 损失不变。",
+        recipes=("sft", "seq2seq"),
+    ),
+    Knob(
         "lr_scheduler_type",
         "str",
         "cosine",

@@ -11,6 +11,7 @@ import torch
 
 from runner.contract.knobs import ADAPTER_METHODS
 from runner.programs.lib.events import ProgramError, Reporter
+from runner.programs.lib.fast_lora import quicken_lora
 from runner.programs.lib.model import Device, load_causal_model, load_classifier, load_encoder_decoder
 from runner.programs.lib.recipe import Order, training_dtype
 
@@ -25,6 +26,7 @@ def load_trainable(order: Order, say: Reporter) -> tuple[Any, Any]:
     dtype = training_dtype(order.method, order.device)
     model = load_causal_model(order.base, dtype, order.device.device, quantized)
     package = add_lora(model, order.base_name, order.knobs) if order.method in ADAPTER_METHODS else model
+    quicken_lora(package)
     prepare(model, order.knobs)
     tell_size(model, say)
     return model, package

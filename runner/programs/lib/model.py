@@ -1,4 +1,4 @@
-"""Devices and models: what the machine has, how a causal model is loaded, and its logits where they are needed."""
+"""Devices and models: what the machine has, how a causal model is loaded, and its loss where something is learned."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from runner.programs.lib.events import ProgramError
+from runner.programs.lib.head_loss import linear_cross_entropy
 
 #: Architectures whose logits are ``lm_head(hidden)`` and nothing else, so that the head runs on chosen positions only.
 PLAIN_HEADS = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM")
@@ -141,13 +142,35 @@ def model_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def next_token_logits(model: Any, token_ids: torch.Tensor, is_wanted: torch.Tensor) -> torch.Tensor:
-    """Logits in float32, shape (n, vocabulary), of the n wanted positions.
+def next_token_loss(
+    model: Any,
+    token_ids: torch.Tensor,
+    is_wanted: torch.Tensor,
+    targets: torch.Tensor,
+    sizes: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """Sum of the cross entropy of the n wanted positions, in nats, as float32.
 
-    ``token_ids``: (batch, length), padded at the right, where a causal model never looks; ``is_wanted``: the same
-    shape, True where the prediction of the token after is needed.
+    ``token_ids``: (batch, length), padded at the right, where a causal model never looks, or one row of samples of
+    ``sizes`` tokens; ``is_wanted``: the same shape, True where the token after is predicted; ``targets``: (n,).
     """
-    if type(model).__name__ in PLAIN_HEADS:
-        hidden = model.model(input_ids=token_ids, use_cache=False).last_hidden_state
-        return torch.as_tensor(model.lm_head(hidden[is_wanted])).float()
-    return torch.as_tensor(model(input_ids=token_ids, use_cache=False).logits[is_wanted]).float()
+    packed = {} if sizes is None else {"sizes": sizes, "position_ids": positions_of(sizes, token_ids.device)}
+    if not has_plain_head(model):
+        logits = model(input_ids=token_ids, use_cache=False, **packed).logits[is_wanted]
+        return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+    hidden = model.model(input_ids=token_ids, use_cache=False, **packed).last_hidden_state[is_wanted]
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.lm_head.weight.dtype
+    return linear_cross_entropy(hidden, model.lm_head.weight, targets, dtype)
+
+
+def has_plain_head(model: Any) -> bool:
+    """The logits are ``hidden @ lm_head.weight.T``."""
+    if type(model).__name__ not in PLAIN_HEADS:
+        return False
+    return type(model.lm_head) is torch.nn.Linear and model.lm_head.bias is None
+
+
+def positions_of(sizes: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Where each token of a packed row stands in its own sample; shape (1, tokens)."""
+    return torch.cat([torch.arange(size, device=device) for size in sizes])[None]

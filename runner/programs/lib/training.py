@@ -19,7 +19,7 @@ from runner.contract import exits
 from runner.programs.lib import distributed
 from runner.programs.lib.artifacts import newest_sealed, prune_checkpoints, seal_checkpoint
 from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
-from runner.programs.lib.model import Device, next_token_logits
+from runner.programs.lib.model import Device, next_token_loss
 from runner.programs.lib.train_state import (
     Progress,
     random_states,
@@ -36,11 +36,15 @@ SPIKE_OF_FIRST = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples of one forward pass. ``token_ids``, ``is_label``: (batch, length); ``rows``: where they came from."""
+    """Samples of one forward pass. ``token_ids``, ``is_label``: (batch, length); ``rows``: where they came from.
+
+    ``sizes``: tokens of each sample where samples lie end to end in a single row; None: a sample a row.
+    """
 
     token_ids: torch.Tensor
     is_label: torch.Tensor
     rows: tuple[str, ...]
+    sizes: tuple[int, ...] | None = None
 
     @property
     def num_labels(self) -> int:
@@ -167,12 +171,11 @@ class _Training:
         try:
             _loss_sum(self.model, batch, self.device).backward()  # type: ignore[no-untyped-call]
         except torch.OutOfMemoryError:
-            size, length = batch.token_ids.shape
             raise ProgramError(
                 "out_of_memory",
-                f"out of memory: {size} samples of {length} tokens do not fit into {self.device.name}; lower "
-                "per_device_train_batch_size (and raise gradient_accumulation_steps) or max_seq_length, or turn "
-                "gradient_checkpointing on",
+                f"out of memory: {len(batch.rows)} samples of {batch.token_ids.numel()} tokens do not fit into "
+                f"{self.device.name}; lower per_device_train_batch_size (and raise gradient_accumulation_steps) or "
+                "max_seq_length, or turn gradient_checkpointing on",
                 "per_device_train_batch_size",
             ) from None
         self.optimizer.zero_grad(set_to_none=True)
@@ -343,6 +346,6 @@ def _loss_sum(model: Any, batch: Batch, device: Device) -> torch.Tensor:
     """Sum of the cross entropy over the labelled tokens of a batch, in nats."""
     token_ids = batch.token_ids.to(device.device, non_blocking=True)
     is_label = batch.is_label[:, 1:].to(device.device, non_blocking=True)
+    sizes = batch.sizes and (*batch.sizes[:-1], batch.sizes[-1] - 1)
     with device.autocast():
-        logits = next_token_logits(model, token_ids[:, :-1], is_label)
-    return torch.nn.functional.cross_entropy(logits, token_ids[:, 1:][is_label], reduction="sum")
+        return next_token_loss(model, token_ids[:, :-1], is_label, token_ids[:, 1:][is_label], sizes)

@@ -7,6 +7,7 @@ contract/knobs.py), ``model_name``, ``lineage`` (copied to the card). Result: ``
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 
 from runner.programs.lib.adapters import load_trainable, save_package
 from runner.programs.lib.answers import answer_scores, questions_of
-from runner.programs.lib.batches import Sample, pad, sequential_batches, shuffled_batches, steps_per_epoch
+from runner.programs.lib.attention import sample_by_sample, why_not_packed
+from runner.programs.lib.batches import Packed, Padded, Sample, pack, pad, shuffled_batches, steps_per_epoch
 from runner.programs.lib.data import read_messages
 from runner.programs.lib.distributed import is_first, num_processes, run_in_processes
 from runner.programs.lib.events import ProgramContext, ProgramError, Reporter
@@ -41,20 +43,44 @@ def tune(context: ProgramContext, order: Order) -> dict[str, float]:
     if order.validation_data:
         held_out = read_samples(order.validation_data, order.renderer, order.max_tokens, "drop", say)
     model, package = load_trainable(order, say)
-
-    batch_size = knobs["per_device_train_batch_size"]
-    accumulation = knobs["gradient_accumulation_steps"] * num_processes()
-    plan = Plan(
-        shuffled_batches(samples, batch_size, accumulation, knobs["seed"]),
-        steps_per_epoch(len(samples), batch_size * accumulation),
-        sequential_batches(held_out, batch_size),
-        longest=pad(sorted(samples, key=lambda sample: len(sample.token_ids))[-batch_size:]),
-    )
-    metrics = train(context, model, plan, knobs, order.device)
+    packed = is_packed(order, model, say)
+    plan = plan_of(samples, held_out, knobs, is_packed=packed)
+    with sample_by_sample(model) if packed else nullcontext():
+        metrics = train(context, model, plan, knobs, order.device)
     if not is_first():  # the first process writes the result
         raise SystemExit
     save_package(package, order.method, context.output / "model")
     return {**metrics, **score_validation(context, order, model)}
+
+
+def plan_of(samples: list[Sample], held_out: list[Sample], knobs: dict[str, Any], *, is_packed: bool) -> Plan:
+    """What to train on; packed or padded, a step has the same samples and no batch more tokens than the longest."""
+    batch_size = knobs["per_device_train_batch_size"]
+    longest = sorted(samples, key=lambda sample: len(sample.token_ids))[-batch_size:]
+    size = sum(len(sample.token_ids) for sample in longest)
+    held_out_size = max([size, *(len(sample.token_ids) for sample in held_out)])
+    samples_per_step = batch_size * knobs["gradient_accumulation_steps"] * num_processes()
+    return Plan(
+        shuffled_batches(
+            samples,
+            samples_per_step,
+            knobs["seed"],
+            Packed(size, num_processes()) if is_packed else Padded(batch_size),
+        ),
+        steps_per_epoch(len(samples), samples_per_step),
+        (Packed(held_out_size, num_processes()) if is_packed else Padded(batch_size))(held_out),
+        longest=pack(longest) if is_packed else pad(longest),
+    )
+
+
+def is_packed(order: Order, model: Any, say: Reporter) -> bool:
+    """Whether samples lie end to end, which the knob ``packing`` asks for and not every architecture allows."""
+    if not order.knobs["packing"]:
+        return False
+    reason = why_not_packed(model, order.max_tokens)
+    if reason is not None:
+        say.warning(f"samples are padded instead of packed: {reason}", "not_packed")
+    return reason is None
 
 
 def score_validation(context: ProgramContext, order: Order, model: Any) -> dict[str, float]:

@@ -1,0 +1,171 @@
+"""What makes training fast changes nothing else: packed rows, the head's loss, LoRA layers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runner.programs.lib import head_loss
+from runner.programs.lib.adapters import add_lora
+from runner.programs.lib.attention import sample_by_sample
+from runner.programs.lib.batches import Packed, Sample, pack, pad
+from runner.programs.lib.fast_lora import quicken_lora
+from runner.programs.lib.head_loss import linear_cross_entropy
+from runner.programs.lib.model import Device, load_causal_model
+from runner.programs.lib.training import Batch, _loss_sum
+from runner.programs.train import sft
+from tests.programs.recipes import QUESTIONS, events_of, make_context, values_by_step, write_rows
+
+CPU = Device(torch.device("cpu"), "CPU", None)
+LORA = {"target_modules": ["all-linear"], "lora_r": 4, "lora_alpha": 8.0, "lora_dropout": 0.0}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    """Seven samples of 3 to 60 tokens, the later part of each learned."""
+    random = torch.Generator().manual_seed(3)
+    sizes = (60, 3, 17, 31, 8, 44, 5)
+    return [
+        Sample(
+            f"row {number}",
+            torch.randint(0, 500, (size,), generator=random, dtype=torch.int32),
+            torch.arange(size) >= size // 2,
+        )
+        for number, size in enumerate(sizes)
+    ]
+
+
+def loaded(folder: Path) -> Any:
+    return load_causal_model(folder, torch.float32, torch.device("cpu"))
+
+
+def losses_in(model: Any, neighbours: list[Sample]) -> dict[str, float]:
+    """The loss of each sample of one packed row."""
+    nothing = [replace(sample, is_label=torch.zeros_like(sample.is_label)) for sample in neighbours]
+    with torch.inference_mode(), sample_by_sample(model):
+        return {
+            sample.row: float(_loss_sum(model, pack([*nothing[:at], sample, *nothing[at + 1 :]]), CPU))
+            for at, sample in enumerate(neighbours)
+        }
+
+
+@pytest.mark.parametrize("shape", ["tiny_model_folder", "tiny_llama_folder"])
+def test_a_sample_has_the_same_loss_whoever_its_neighbours_are(
+    shape: str, samples: list[Sample], request: pytest.FixtureRequest
+) -> None:
+    model = loaded(request.getfixturevalue(shape))
+    first = losses_in(model, samples)
+    assert losses_in(model, samples[::-1]) == pytest.approx(first, abs=1e-5)
+    assert losses_in(model, samples[3:] + samples[:3]) == pytest.approx(first, abs=1e-5)
+    alone = {sample.row: float(_loss_sum(model, pad([sample]), CPU)) for sample in samples}
+    assert alone == pytest.approx(first, abs=1e-5)
+
+
+def test_a_packed_row_has_the_gradients_of_the_padded_batch(tiny_model_folder: Path, samples: list[Sample]) -> None:
+    def gradients(batch: Batch) -> dict[str, torch.Tensor]:
+        model = loaded(tiny_model_folder).train()
+        if batch.sizes:
+            with sample_by_sample(model):
+                _loss_sum(model, batch, CPU).backward()
+        else:
+            _loss_sum(model, batch, CPU).backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    packed, padded = gradients(pack(samples)), gradients(pad(samples))
+    for name, gradient in padded.items():
+        torch.testing.assert_close(packed[name], gradient, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_rows_are_few_and_full_and_hold_every_sample_once(samples: list[Sample]) -> None:
+    rows = Packed(64)(samples)
+    assert sorted(row for batch in rows for row in batch.rows) == sorted(sample.row for sample in samples)
+    assert max(batch.token_ids.numel() for batch in rows) <= 64
+    assert len(rows) == 3  # of 168 tokens
+    assert len(Packed(200, multiple=2)(samples)) == 2
+    assert Packed(64)([]) == []
+
+
+@pytest.mark.parametrize("is_head_trained", [False, True])
+def test_the_loss_by_tiles_is_the_plain_one(is_head_trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_loss, "POSITIONS_AT_ONCE", 16)
+    monkeypatch.setitem(head_loss.LOGITS_AT_ONCE, "cpu", 16 * 48)
+    random = torch.Generator().manual_seed(5)
+    hidden, weight = (torch.randn(size, 24, generator=random, dtype=torch.float32) for size in (37, 500))
+    weight[7] *= 30  # a share of nearly one, and others that float32 can not tell from zero
+    targets = torch.randint(0, 500, (37,), generator=random)
+
+    def graded(function: Any) -> tuple[torch.Tensor, ...]:
+        inputs = hidden.clone().requires_grad_(), weight.clone().requires_grad_(is_head_trained)
+        loss = function(*inputs)
+        (loss / 37).backward()
+        return (loss.detach() / 37, *(tensor.grad for tensor in inputs if tensor.grad is not None))
+
+    ours = graded(lambda h, w: linear_cross_entropy(h, w, targets, torch.float32))
+    plain = graded(lambda h, w: torch.nn.functional.cross_entropy(h @ w.T, targets, reduction="sum"))
+    assert len(ours) == len(plain) == 2 + is_head_trained
+    for left, right in zip(ours, plain, strict=True):
+        torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
+
+
+def test_quick_lora_layers_compute_what_peft_does(tiny_model_folder: Path, samples: list[Sample]) -> None:
+    def graded(is_quick: bool) -> dict[str, torch.Tensor]:
+        model = loaded(tiny_model_folder)
+        torch.manual_seed(1)
+        package = add_lora(model, "tiny", LORA)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # zero at the start, which would hide the gradient of A
+                torch.nn.init.normal_(parameter, std=0.1)
+        if is_quick:
+            quicken_lora(package)
+        loss = _loss_sum(model, pad(samples), CPU)
+        loss.backward()
+        learned = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+        return {"loss": loss.detach(), **learned}
+
+    quick, plain = graded(True), graded(False)
+    assert len(plain) > 14
+    for name, value in plain.items():
+        torch.testing.assert_close(quick[name], value, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_a_run_has_the_same_losses_packed_and_padded(tiny_model_folder: Path, tmp_path: Path) -> None:
+    for name, packing in (("packed", True), ("padded", False)):
+        sft.main(make_context(tmp_path / name, parameters_of(tiny_model_folder, tmp_path, packing=packing)))
+    for metric in ("train/loss", "eval/loss", "train/grad_norm"):
+        packed, padded = (values_by_step(tmp_path / name, metric) for name in ("packed", "padded"))
+        assert len(padded) > 0
+        assert packed == pytest.approx(padded, abs=1e-4)
+
+
+def test_samples_are_padded_where_positions_depend_on_the_whole_row(tiny_model_folder: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_model_folder, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
+    (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    sft.main(make_context(tmp_path / "run", parameters_of(base, tmp_path)))
+    warning = events_of(tmp_path / "run", "warning")[0]
+    assert warning["code"] == "not_packed"
+    assert "dynamic" in warning["message"]
+
+
+def parameters_of(base: Path, tmp_path: Path, **knobs: Any) -> dict[str, Any]:
+    data = write_rows(tmp_path / "train.jsonl", QUESTIONS)
+    fixed = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 6, "logging_steps": 1}
+    return {
+        "base_model": str(base),
+        "method": "lora",
+        "train_data": data,
+        "validation_data": data,
+        "hyperparameters": {**fixed, "max_seq_length": 64, "precision": "fp32", "max_predict_samples": 0, **knobs},
+    }
