@@ -16,7 +16,7 @@ _CLONE_NEWNS = 0x00020000
 _CLONE_NEWPID = 0x20000000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 32, 4096, 16384, 1 << 18
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 1, 38, 24
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 1, 4, 38, 24
 _LAST_CAPABILITY = 63
 _EINVAL = 22
 _MAX_OPEN_FILES = 65536
@@ -112,6 +112,11 @@ def die_with_parent(parent: int, signal_number: int) -> None:
     _call("prctl(PR_SET_PDEATHSIG)", _libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0))
     if os.getppid() != parent:
         os._exit(128 + signal_number)
+
+
+def show_own_process() -> None:
+    """Give the files of this process in /proc to its new user, as the execution of a program would have done."""
+    _call("prctl(PR_SET_DUMPABLE)", _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0))
 
 
 def _bind(source: int, path: str, *, read_only: bool) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import select
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -30,8 +31,16 @@ class Pipes:
     lifeline: int
 
 
-def keep(order: Order, folder: str, pipes: Pipes) -> NoReturn:
-    """Run the program of an order in ``folder`` to its end, report ``status``, ``not_run`` or ``failure``, and exit."""
+def execute(order: Order) -> NoReturn:
+    """Replace this process by the program of an order. Raises OSError."""
+    os.execvpe(order.argv[0], order.argv, order.environment)
+
+
+def keep(order: Order, folder: str, pipes: Pipes, become: Callable[[Order], NoReturn] = execute) -> NoReturn:
+    """Run the program of an order in ``folder`` to its end, report ``status``, ``not_run`` or ``failure``, and exit.
+
+    ``become`` makes the prepared child the program.
+    """
     is_init = order.isolation == "private_namespaces"
     try:
         wake = _wake_on_child_exit()
@@ -43,7 +52,7 @@ def keep(order: Order, folder: str, pipes: Pipes) -> NoReturn:
             confine.enter_private_view(binds, list(order.hidden), order.user_id)
         else:
             process_tree.become_subreaper()
-        pid, refusal = _start(order, folder, pipes.output, max_processes)
+        pid, refusal = _start(order, folder, pipes.output, max_processes, become)
         os.close(pipes.output)
         if refusal is not None:
             _report(pipes.report, refusal)
@@ -68,14 +77,16 @@ def _wake_on_child_exit() -> int:
     return reader
 
 
-def _start(order: Order, folder: str, output: int, max_processes: int | None) -> tuple[int, dict[str, Any] | None]:
-    """Fork and exec the program: its process id, and why it did not run if it did not."""
+def _start(
+    order: Order, folder: str, output: int, max_processes: int | None, become: Callable[[Order], NoReturn]
+) -> tuple[int, dict[str, Any] | None]:
+    """Fork the program: its process id, and why it did not run if it did not."""
     reader, writer = os.pipe()
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         os.close(reader)
-        _become_program(order, folder, output, writer, parent, max_processes)
+        _become_program(order, folder, output, writer, parent, max_processes, become)
     os.close(writer)
     with open(reader, "rb") as stream:
         told = stream.read()
@@ -83,7 +94,13 @@ def _start(order: Order, folder: str, output: int, max_processes: int | None) ->
 
 
 def _become_program(
-    order: Order, folder: str, output: int, refusals: int, parent: int, max_processes: int | None
+    order: Order,
+    folder: str,
+    output: int,
+    refusals: int,
+    parent: int,
+    max_processes: int | None,
+    become: Callable[[Order], NoReturn],
 ) -> NoReturn:
     try:
         os.setsid()
@@ -98,7 +115,7 @@ def _become_program(
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_DFL)
         try:
-            os.execvpe(order.argv[0], order.argv, order.environment)
+            become(order)
         except OSError as error:
             code = _NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else _NOT_EXECUTABLE
             _report(refusals, {"not_run": code, "reason": f"{order.argv[0]}: {error.strerror}"})

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.contract import folder as names
-from runner.executors import control
+from runner.executors import control, warm
 from runner.executors.base import ExecutorError, Launch, LaunchRefused, Observation
 from runner.executors.confine import blocking_folder
 from runner.executors.control import Bind, Isolation, Order
@@ -47,8 +47,13 @@ class LocalProcessExecutor:
         *,
         hidden: tuple[Path, ...] = (),
         max_log_mib: int = 1024,
+        warm_idle_s: float = 0,
+        preload: str = warm.PRELOAD,
     ) -> None:
-        """``environment`` goes to every program; ``hidden`` folders (the platform's data) are empty for programs."""
+        """``environment`` goes to every program; ``hidden`` folders (the platform's data) are empty for programs.
+
+        ``warm_idle_s``: how long a zygote waits for its next order; 0: every program starts cold.
+        """
         self._control = Path(os.path.abspath(control_folder))
         self._control.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._control.chmod(0o700)
@@ -58,6 +63,8 @@ class LocalProcessExecutor:
         self._max_log_mib = max_log_mib
         self._isolation: Isolation | None = None
         self._interpreter = [str(REPOSITORY), *interpreter_folders(python)]
+        zygotes = warm.Zygotes(self._control, python, idle_s=warm_idle_s, preload=preload)
+        self._zygotes = zygotes if warm_idle_s > 0 else None
 
     def isolation(self) -> Isolation:
         """How far programs are kept from the platform and each other on this host. Raises ExecutorError."""
@@ -76,10 +83,14 @@ class LocalProcessExecutor:
                 f"Image {launch.spec.image.id}: this executor runs no images. Use a resource group with Docker."
             )
         folder = self._control / launch.name
-        self._write_intent(folder, launch)
+        zygotes = self._zygotes if self._can_be_warm(launch) else None
+        order = self._write_intent(folder, launch)
         if _is_decided(folder):
             return
-        told = self._spawn_wrapper(folder)
+        is_warm = zygotes is not None and zygotes.ask(folder, order.environment)
+        told = self._spawn_wrapper(folder) if not _is_decided(folder) else ""
+        if zygotes is not None and not is_warm:
+            zygotes.make(order.environment)
         if not _is_decided(folder):
             raise ExecutorError(
                 f"Attempt {launch.name} was not started within {_START_PATIENCE_S:g} s: {told or 'no word from it'}. "
@@ -91,6 +102,8 @@ class LocalProcessExecutor:
         found = []
         try:
             for entry in sorted(os.scandir(self._control), key=lambda entry: entry.name):
+                if entry.name == warm.FOLDER:
+                    continue
                 if entry.name.startswith("."):
                     self._forget_debris(entry)
                 elif (observation := _observe(Path(entry.path))) is not None:
@@ -152,12 +165,20 @@ class LocalProcessExecutor:
             raise ExecutorError(f"The control folder {self._control} can not be read: {error}") from error
         return found
 
+    def cool_down(self) -> None:
+        """Let the zygote go; what it has started goes on, and the next launch makes a new one."""
+        if self._zygotes is not None:
+            self._zygotes.end()
+
+    def _can_be_warm(self, launch: Launch) -> bool:
+        return warm.can_be_warm(launch)
+
     def _folder(self, name: str) -> Path:
         if not NAME.fullmatch(name):
             raise ExecutorError(f"{name!r} is no attempt name: letters, digits, '.', '_', '-', at most 128.")
         return self._control / name
 
-    def _write_intent(self, folder: Path, launch: Launch) -> None:
+    def _write_intent(self, folder: Path, launch: Launch) -> Order:
         """The sub-folder appears whole, under its name, or not at all. Raises LaunchRefused for other work."""
         if not folder.exists():
             if _result_of(launch.run_folder, launch.rank, launch.name) is not None:
@@ -177,6 +198,7 @@ class LocalProcessExecutor:
         known = control.read_json(folder / control.LAUNCH)
         if known is None or known["spec_digest"] != launch.spec.digest():
             raise LaunchRefused(f"Attempt name {launch.name} was already used for other work; use a new name.")
+        return Order.from_json(known)
 
     def _order(self, launch: Launch) -> Order:
         spec = launch.spec

@@ -11,16 +11,17 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-# Appended, not put first: nothing in the repository may hide a module of the standard library.
-sys.path.append(str(Path(__file__).resolve().parents[2]))
+if not __package__:  # a script. Appended, not put first: nothing there may hide a module of the standard library.
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from runner.contract.folder import result_name
 from runner.executors import confine, control, process_tree
 from runner.executors.control import Order
-from runner.executors.keeper import Pipes, keep
+from runner.executors.keeper import Pipes, execute, keep
 from runner.executors.program_log import ProgramLog, widen
 from runner.executors.run_folder import lend, prepare
 from runner.executors.verdict import Verdict, judge
@@ -35,9 +36,14 @@ _ROOM_BYTES = 8192
 
 
 def main(folder: Path) -> None:
-    """Run the attempt of a control sub-folder, unless another wrapper does or did."""
+    """``attend`` as a process of nobody."""
     if os.fork() != 0:
         os._exit(0)
+    attend(folder)
+
+
+def attend(folder: Path, become: Callable[[Order], NoReturn] = execute) -> None:
+    """Run the attempt of a control sub-folder, unless another wrapper does or did. ``become``: see ``keep``."""
     os.umask(0o022)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -47,16 +53,17 @@ def main(folder: Path) -> None:
     stored = control.read_json(folder / control.LAUNCH)
     if stored is None:
         raise SystemExit(f"{folder / control.LAUNCH} can not be read")
-    Wrapper(folder, Order.from_json(stored), lock).run()
+    Wrapper(folder, Order.from_json(stored), lock, become).run()
 
 
 class Wrapper:
     """One attempt from the lock to the result."""
 
-    def __init__(self, folder: Path, order: Order, lock: int) -> None:
+    def __init__(self, folder: Path, order: Order, lock: int, become: Callable[[Order], NoReturn]) -> None:
         self._folder = folder
         self._order = order
         self._lock = lock
+        self._become = become
         self._ending: str | None = None
         self._kill_at = float("inf")
         self._gone_ticks = 0
@@ -112,7 +119,7 @@ class Wrapper:
             for descriptor in (output, report, lifeline, log.descriptor):
                 os.close(descriptor)
             folder = os.path.join(self._order.run_folder, self._order.start_in)
-            keep(self._order, folder, Pipes(output_end, report_end, lifeline_end))
+            keep(self._order, folder, Pipes(output_end, report_end, lifeline_end), self._become)
         for descriptor in (output_end, report_end, lifeline_end):
             os.close(descriptor)
         os.set_blocking(output, False)

@@ -13,6 +13,7 @@ from django.utils.module_loading import import_string
 
 from clavier.quotas.models import Node
 from runner.executors.base import Executor
+from runner.executors.local_process import LocalProcessExecutor
 
 
 class Engine(NamedTuple):
@@ -33,6 +34,13 @@ def engine_of(node: Node) -> Engine:
 def engines_of(nodes: Iterable[Node]) -> list[Engine]:
     """Those of some nodes, and that of this machine."""
     return sorted({Engine(settings.CLAVIER_EXECUTOR), *map(engine_of, nodes)})
+
+
+def cool_down() -> None:
+    """Let go what this machine's executor keeps ready for further launches; runs go on."""
+    made = executor(Engine(settings.CLAVIER_EXECUTOR))
+    if isinstance(made, LocalProcessExecutor):
+        made.cool_down()
 
 
 @cache

@@ -221,9 +221,11 @@ EXECUTORS = {
     "docker_engine": "runner.executors.docker_engine.DockerEngineExecutor",
     "fake": "runner.executors.fake.FakeExecutor",
 }
+#: Local programs are forks of a process that has made their imports; it ends so long after the last one. 0: none is.
+WARM_START_IDLE_S = env_int("WARM_START_IDLE_S", 900, 0, 10**6)
 #: Keyword arguments of an executor's class. Local programs see nothing of the platform's home but their own folders.
 EXECUTOR_OPTIONS: dict[str, dict[str, Any]] = {
-    "local_process": {"hidden": (CLAVIER_HOME,)},
+    "local_process": {"hidden": (CLAVIER_HOME,), "warm_idle_s": WARM_START_IDLE_S},
     "docker_engine": {
         # Marks our containers among those of others; it stays the same for the life of the installation.
         "install_id": stored_secret(CLAVIER_HOME / "install_id"),

@@ -21,6 +21,7 @@ from runner.executors.docker_engine import DockerEngineExecutor
 from runner.executors.fake import FakeExecutor, Outcome
 from runner.executors.local_process import LocalProcessExecutor
 from tests.docker_engine import DockerDaemon, program_binds
+from tests.runner.executors.warm_executor import WarmExecutor
 
 #: Each start appends one line, durably and alone, so that two starts can never look like one.
 COUNTED = """
@@ -61,6 +62,12 @@ class LocalBench:
     def starts(self, launch: Launch) -> int:
         path = launch.run_folder / "work" / "starts"
         return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@dataclass
+class WarmBench(LocalBench):
+    def executor(self) -> Executor:
+        return WarmExecutor(self.folder / "control")
 
 
 @dataclass
@@ -115,6 +122,7 @@ def docker_bench(folder: Path, request: pytest.FixtureRequest) -> DockerBench:
 FACTORIES: dict[str, tuple[Callable[[Path, pytest.FixtureRequest], Bench], bool]] = {
     "fake": (lambda folder, _: FakeBench(folder), FakeBench.runs_programs),
     "local_process": (lambda folder, _: LocalBench(folder), LocalBench.runs_programs),
+    "local_process, warm": (lambda folder, _: WarmBench(folder), WarmBench.runs_programs),
     "docker_engine": (docker_bench, DockerBench.runs_programs),
 }
 

@@ -13,6 +13,7 @@ from runner.executors.base import Executor
 from runner.executors.local_process import LocalProcessExecutor
 from tests.docker_engine import docker_daemon
 from tests.runner.executors.bench import FACTORIES, Bench, DockerBench, docker_bench, wait_until_exited
+from tests.runner.executors.warm_executor import WarmExecutor
 
 __all__ = ["docker_daemon"]
 
@@ -23,6 +24,8 @@ def _end_all(executor: Executor) -> None:
     for observation in executor.list():
         wait_until_exited(executor, observation.name)
         executor.remove(observation.name)
+    if isinstance(executor, LocalProcessExecutor):
+        executor.cool_down()
 
 
 def _kinds(*, only_real: bool = False) -> list[ParameterSet]:
@@ -51,10 +54,16 @@ def real_bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench
     yield from _bench(request, tmp_path)
 
 
+@pytest.fixture(params=["cold", "warm"])
+def local(request: pytest.FixtureRequest) -> type[LocalProcessExecutor]:
+    """Makes local executors which start Python programs cold or warm."""
+    return WarmExecutor if request.param == "warm" else LocalProcessExecutor
+
+
 @pytest.fixture
-def executor(tmp_path: Path) -> Iterator[LocalProcessExecutor]:
+def executor(local: type[LocalProcessExecutor], tmp_path: Path) -> Iterator[LocalProcessExecutor]:
     """A local executor."""
-    executor = LocalProcessExecutor(tmp_path / "control")
+    executor = local(tmp_path / "control")
     yield executor
     _end_all(executor)
 

@@ -28,6 +28,7 @@ from tests.runner.executors.local_bench import (
     told,
     weaken,
 )
+from tests.runner.executors.warm_executor import MODULES, WarmExecutor
 
 
 @pytest.fixture
@@ -85,12 +86,12 @@ print(json.dumps(answers))
 
 
 def test_a_program_sees_neither_other_processes_nor_hidden_folders(
-    private: LocalProcessExecutor, tmp_path: Path
+    private: LocalProcessExecutor, local: type[LocalProcessExecutor], tmp_path: Path
 ) -> None:
     data = tmp_path / "runs"
     (data / "stranger").mkdir(parents=True)
     (data / "stranger/secret").write_text("secret")
-    executor = LocalProcessExecutor(tmp_path / "control", hidden=(data,))
+    executor = local(tmp_path / "control", hidden=(data,))
     source = f"""
 import json, os
 print(json.dumps({{"data": os.listdir({str(data)!r}), "control": os.path.exists({str(tmp_path / "control/a")!r}),
@@ -223,15 +224,15 @@ def test_a_file_over_its_limit_ends_the_program(executor: LocalProcessExecutor, 
 
 
 def test_the_environment_of_a_program_has_no_secret_of_the_platform(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    local: type[LocalProcessExecutor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgres://secret")
     monkeypatch.setenv("SECRET_KEY", "secret")
-    executor = LocalProcessExecutor(tmp_path / "control", environment={"FROM_OPERATOR": "1"})
+    executor = local(tmp_path / "control", environment={"FROM_OPERATOR": "1"})
     source = "import json, os; print(json.dumps(dict(os.environ)))"
     launch = make_launch(tmp_path, "a", source, environment={"OWN": "2"}, resources=Resources(cpu_milli=3500))
     environment = told(executor, launch)
-    expected = program_environment(launch, sys.executable)
+    expected = program_environment(launch, sys.executable) | (MODULES if local is WarmExecutor else {})
     assert environment == {**expected, "FROM_OPERATOR": "1", "OWN": "2"} | {
         key: value for key, value in environment.items() if key == "LC_CTYPE"
     }

@@ -180,8 +180,8 @@ def test_the_ready_file_of_an_earlier_attempt_is_gone(executor: LocalProcessExec
     assert run(executor, launch)[1] == "False\n"
 
 
-def test_a_log_over_its_cap_says_so_and_the_program_goes_on(tmp_path: Path) -> None:
-    executor = LocalProcessExecutor(tmp_path / "control", max_log_mib=1)
+def test_a_log_over_its_cap_says_so_and_the_program_goes_on(local: type[LocalProcessExecutor], tmp_path: Path) -> None:
+    executor = local(tmp_path / "control", max_log_mib=1)
     launch = make_launch(tmp_path, "a", "print('x' * (3 << 20)); print('end')")
     ended, log = run(executor, launch)
     assert ended.exit_code == 0

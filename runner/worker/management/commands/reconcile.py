@@ -21,7 +21,7 @@ from clavier.runs.leases import Fence
 from clavier.runs.models import Lease
 from clavier.runs.queries import RECONCILER_LEASE
 from runner.worker.bells import Bells
-from runner.worker.engines import engines_of, executor
+from runner.worker.engines import cool_down, engines_of, executor
 from runner.worker.housekeeping import Housekeeping
 from runner.worker.invariants import Watch
 from runner.worker.presence import Presence, is_dead, remove_dead
@@ -62,6 +62,7 @@ class Command(BaseCommand):
             bells.wait(at_least_s, settings.RECONCILE_INTERVAL_S - (time.monotonic() - began))
         leases.give_up(RECONCILER_LEASE, presence.holder)
         presence.close()
+        cool_down()
 
     def look_after(self, fence: Fence, bells: Bells) -> None:
         """One turn of the leader: the runs first. Raises LeaseLost."""
