@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from clavier.runs.states import EndReason
@@ -23,6 +24,8 @@ OWN_EXITS = {
     exits.RENDER_MISMATCH: "The server's tokens differ from the trainer's.",
     exits.UNREACHABLE: "A remote host could not be reached.",
 }
+#: What a system call, a shell and a thread library say when no process may be made any more.
+_OUT_OF_PROCESSES = re.compile(r"Resource temporarily unavailable|can't start new thread|[Cc]annot fork")
 
 
 def verdict_of(seen: Observation, said: str, *, was_asked_to_leave: bool = False) -> Verdict:
@@ -42,10 +45,10 @@ def verdict_of(seen: Observation, said: str, *, was_asked_to_leave: bool = False
             EndReason.TIME_LIMIT, "The time limit was reached. Raise it, or resume from the last checkpoint."
         )
     if seen.cause == "out_of_memory":
-        used = f" after {seen.max_memory_mib} MiB" if seen.max_memory_mib else ""
+        used = f" (it used {seen.max_memory_mib} MiB)" if seen.max_memory_mib else ""
         return Verdict(
             EndReason.OUT_OF_MEMORY,
-            f"The run used more memory than it asked for{used}. Ask for more, or lower the batch size.",
+            f"The run used more memory than its limit{used}. Ask for more, or lower the batch size.",
         )
     if seen.cause == "image_unavailable":
         return Verdict(EndReason.IMAGE_UNAVAILABLE, seen.warning or "The container image can not be had or run here.")
@@ -60,4 +63,6 @@ def verdict_of(seen: Observation, said: str, *, was_asked_to_leave: bool = False
     if code in OWN_EXITS:
         return Verdict(EndReason.EXIT_NONZERO, said or OWN_EXITS[code])
     why = f": {said}" if said else "; its log says why."
+    if _OUT_OF_PROCESSES.search(said):
+        why += " It reached the process limit of a run: start fewer workers."
     return Verdict(EndReason.EXIT_NONZERO, f"The program ended with exit code {code}{why}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from django.core.files.uploadedfile import SimpleUploadedFile
 
+from clavier.files.models import StoredFile
 from clavier.files.services import delete_file, upload_file
 from tests.cases.registry import Scene, case
 
@@ -139,3 +140,13 @@ def extract(name: str, content: bytes) -> Any:
 
 for case_id, (file_name, make) in ARCHIVES.items():
     case(case_id)(lambda scene, name=file_name, make=make: extract(name, make())(scene))
+
+
+@case("ARC-014")
+def too_many_entries(scene: Scene) -> Any:
+    """An archive is unpacked within one request, so it holds 10,000 entries and not a million (decision 0006)."""
+    response = extract("x.tar", tar_of(*(member(str(number)) for number in range(10_001))))(scene)
+    assert (response.status_code, response.json()["error"]["code"]) == (422, "too_many_entries")
+    assert "10,000" in response.json()["error"]["message"]
+    assert not StoredFile.objects.filter(path__startswith="data/").exists()
+    return []

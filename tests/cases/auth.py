@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any
 
+from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.contrib.sessions.models import Session
 from django.test import Client
@@ -12,7 +14,10 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from clavier.accounts.models import User
-from tests.cases.registry import ENGLISH, Scene, case
+from clavier.accounts.services import create_own_api_key, revoke_own_api_key
+from inference_app.gateway import Gateway
+from tests.cases.registry import ENGLISH, Later, Scene, case
+from tests.inference_app.test_gateway import Exchange
 
 CREATE, LIST = "/kernel/fineTune/createLlmFineTuneTask", "/kernel/fineTune/listLlmFineTuneTask"
 DETAIL = "/kernel/fineTune/queryLlmFineTuneTaskDetail"
@@ -31,6 +36,17 @@ def malformed_token(scene: Scene) -> Any:
     client = APIClient()
     client.credentials(HTTP_AUTHORIZATION="Bearer ' OR 1=1--")
     return scene.post(CREATE, client=client)
+
+
+@case("AUTH-003")
+def a_key_that_was_just_revoked(scene: Scene) -> Any:
+    key, secret = create_own_api_key(actor=scene.alice, name="k")
+    revoke_own_api_key(actor=scene.alice, key_id=key.pk)
+    body = json.dumps({"model": "live", "messages": []}).encode()
+    exchange = Exchange("POST", "/openai/v1/chat/completions", {"Authorization": f"Bearer {secret}"}, body)
+    async_to_sync(exchange.go)(Gateway())
+    assert (exchange.status, exchange.headers["www-authenticate"]) == (401, 'Bearer realm="clavier"')
+    return Later(exchange.json["error"]["code"], exchange.json["error"]["message"])
 
 
 @case("AUTH-004")

@@ -10,16 +10,11 @@ AREAS = {
 }
 #: Cases of other areas whose route is not of the platform API.
 CASES = {
-    "AUTH-003": "the gateway's own process: tests/inference_app/test_gateway.py",
     "PAGE-012": "training dialect (document 003)",
-    "FILE-022": "needs a socket that breaks: tests/platform/test_front.py",
-    "FILE-023": "needs a socket: the front process answers before Django sees it",
     "FILE-025": "resumable uploads: no route /api/v1/uploads yet",
     "FILE-032": "training dialect (document 003)",
     "DATA-035": "the 50 MiB are a limit of documents 003 and 004: training dialect",
     "DATA-043": "files of a split are named in a configuration of document 003: training dialect",
-    **{f"CMD-{number:03}": "own code that runs and fails" for number in (21, 22, 23, 24, 26, 27, 28, 30)},
     "NAME-004": "experiments, whose names are stricter than those of tasks",
     "NAME-007": "experiments, whose names are stricter than those of tasks",
-    "ARC-014": "a request unpacks at most 10,000 entries, as decision 0006 says: tests/platform/files",
 }

@@ -12,6 +12,7 @@ from rest_framework.test import APIClient
 
 from clavier.accounts.models import User
 from clavier.core.actor import Actor
+from tests.engine import RealEngine
 
 CATALOGUE = Path(__file__).with_name("bad_inputs.yaml")
 ENGLISH = {"HTTP_ACCEPT_LANGUAGE": "en"}
@@ -19,7 +20,7 @@ Send = Callable[["Scene"], Any]
 IMPLEMENTED: dict[str, Send] = {}
 #: Cases that the platform answers otherwise than the catalogue, each with the decision that says why; their functions
 #: look at the answer themselves.
-DECIDED_OTHERWISE = {"API-034": "0007", "QUOTA-001": "0007", "QUOTA-004": "0007"}
+DECIDED_OTHERWISE = {"API-034": "0007", "ARC-014": "0006", "CMD-030": "0008", "QUOTA-001": "0007", "QUOTA-004": "0007"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Scene:
     victims: dict[str, str]
     #: Requests that would succeed: route -> body.
     bodies: dict[str, dict[str, Any]]
+    #: An engine that starts real processes; made when a case first asks for it.
+    engine: Callable[[], RealEngine]
 
     def post(self, route: str, body: Any = None, client: APIClient | None = None, **headers: Any) -> Any:
         """A JSON request in English; ``body`` replaces fields of the one that would succeed."""

@@ -75,26 +75,6 @@ def test_a_script_finds_its_folders_values_and_nothing_of_the_platform(run, home
     assert_consistent()
 
 
-def test_the_last_line_of_a_traceback_says_why_it_failed(run):
-    ended = run("raise ValueError('no such column')")
-    assert (ended.state, ended.end_reason) == ("FAILED", "EXIT_NONZERO")
-    assert "ValueError: no such column" in ended.message
-    assert "exit code 1" in ended.message
-
-
-def test_a_command_that_is_not_there_is_named(run):
-    ended = run("", "/nope --x")
-    assert (ended.state, ended.end_reason) == ("FAILED", "COMMAND_NOT_FOUND")
-    assert "/nope" in ended.message
-    assert "127" in ended.message
-
-
-def test_a_file_that_can_not_be_executed_is_named(run):
-    ended = run("", "/etc/passwd")
-    assert (ended.state, ended.end_reason) == ("FAILED", "COMMAND_NOT_FOUND")
-    assert "126" in ended.message
-
-
 def test_a_link_in_the_output_does_not_come_along(run, home):
     ended = run(
         "import os\n"

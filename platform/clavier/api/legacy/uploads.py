@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import IO, Any
+from typing import Any
 
-from django.conf import settings
 from django.http.multipartparser import MultiPartParser as DjangoMultiPartParser
-from django.http.multipartparser import MultiPartParserError
-from rest_framework.exceptions import ParseError
-from rest_framework.parsers import DataAndFiles, MultiPartParser
+from rest_framework.parsers import DataAndFiles
+
+from clavier.api.common.forms import WholeFormParser
 
 SENT_NAME = "sent_name"
 
@@ -27,23 +25,16 @@ class _NamesKept(DjangoMultiPartParser):
         return super().sanitize_file_name(file_name) or "unnamed"
 
 
-class FolderFormParser(MultiPartParser):
+class FolderFormParser(WholeFormParser):
     """A multipart form; each file has the attribute ``sent_name``."""
 
-    def parse(
-        self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
-    ) -> DataAndFiles[Any, Any]:
-        """The form's fields and files. Raises ParseError."""
-        request = (parser_context or {})["request"]
-        encoding = (parser_context or {}).get("encoding", settings.DEFAULT_CHARSET)
-        meta = {**request.META, "CONTENT_TYPE": media_type}
-        parser = _NamesKept(meta, stream, request.upload_handlers, encoding)
-        try:
-            data, files = parser.parse()
-        except MultiPartParserError as error:
-            raise ParseError(str(error)) from error
-        uploads = [upload for _, uploads in files.lists() for upload in uploads]
-        if len(files) == 1:  # with several fields their order is unknown, and all but one are refused anyway
+    parser_class = _NamesKept
+
+    def finish(self, parser: DjangoMultiPartParser, found: DataAndFiles[Any, Any]) -> DataAndFiles[Any, Any]:
+        """With its names where there is one field of files; of several the order is unknown, and they are refused."""
+        assert isinstance(parser, _NamesKept)
+        if len(found.files) == 1:
+            uploads = [upload for _, uploads in found.files.lists() for upload in uploads]
             for upload, name in zip(uploads, parser.sent_names, strict=True):
                 setattr(upload, SENT_NAME, name)
-        return DataAndFiles(data, files)
+        return found

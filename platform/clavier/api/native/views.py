@@ -7,10 +7,11 @@ from typing import Any
 
 from django.db.models import QuerySet
 from rest_framework import serializers
-from rest_framework.parsers import BaseParser, MultiPartParser
+from rest_framework.parsers import BaseParser
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from clavier.api.common.forms import WholeFormParser
 from clavier.api.common.json_body import StrictJsonParser
 from clavier.api.common.negotiation import AlwaysJson
 from clavier.api.native.fields import Form, Nothing, Strict
@@ -59,7 +60,7 @@ class NativeView(APIView):
 class FormView(NativeView):
     """An endpoint that takes files."""
 
-    parser_classes = (MultiPartParser,)
+    parser_classes = (WholeFormParser,)
 
 
 def checked(form: type[Strict], data: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from rest_framework import serializers
 
 from clavier.api.legacy.fields import as_text
 from clavier.api.legacy.groups import names_of
+from clavier.api.legacy.shapes.ends import End, end_of
 from clavier.api.legacy.shapes.tuning import resource_of
 from clavier.api.legacy.states import word_of
 from clavier.api.legacy.times import duration_of, time_of
@@ -26,7 +27,7 @@ class EvaluationCreated(serializers.Serializer[Any]):
     id = serializers.CharField()
 
 
-class EvaluationDetail(serializers.Serializer[Any]):
+class EvaluationDetail(End):
     """The fields of 6.3, and what the evaluation found."""
 
     id = serializers.CharField()
@@ -55,7 +56,6 @@ class EvaluationDetail(serializers.Serializer[Any]):
     aiAppVersionName = serializers.CharField(allow_blank=True)
     outputDir = serializers.CharField(allow_blank=True)
     workDir = serializers.CharField(allow_blank=True)
-    message = serializers.CharField(allow_blank=True, help_text="结束原因 / how it ended")
     scores = serializers.DictField(help_text="指标 → 候选 → {value, low, high}")
     results = serializers.DictField(help_text="自定义评估的输出 / what the program left in its output folder")
 
@@ -95,7 +95,7 @@ def detail_of(task: EvaluationTask) -> dict[str, Any]:
         "env": as_text(wrote.get("env") or []),
         "datasetId": wrote.get("datasetId") or (str(data.pk) if data else None),
         "datasetName": wrote.get("datasetName") or (data.dataset.name if data else None),
-        "message": run.message if run else "",
+        **end_of(run),
         "scores": score_table(task),
         "results": task.results,
     }

@@ -6,6 +6,7 @@ from typing import Any
 
 from rest_framework import serializers
 
+from clavier.api.legacy.shapes.ends import End, end_of
 from clavier.api.legacy.states import word_of
 from clavier.api.legacy.times import duration_of, time_of
 from clavier.runs.queries import progress
@@ -48,10 +49,9 @@ class TaskRow(TaskCreated):
     runTime = serializers.CharField(allow_blank=True, help_text="54分41秒")
 
 
-class TaskDetail(TaskRow):
+class TaskDetail(TaskRow, End):
     """A task with every field of the request that made it, and what became of it."""
 
-    message = serializers.CharField(allow_blank=True, help_text="结束原因 / how it ended")
     waitingFor = serializers.CharField(allow_blank=True, help_text="排队原因 / what it waits for")
     progress = serializers.DictField(help_text="最新进度 / newest phase, progress and metrics")
     outputModelVersionId = serializers.CharField(
@@ -97,7 +97,7 @@ def detail_of(task: FineTuneTask) -> dict[str, Any]:
         **derived(task),
         **task.submitted,
         **row_of(task),
-        "message": run.message if run else "",
+        **end_of(run),
         "waitingFor": explain(run).why,
         "progress": progress(run.pk) if run else {},
         "outputModelVersionId": str(made.pk) if made else "",

@@ -8,10 +8,10 @@ from uuid import UUID
 from django.http import HttpResponseBase
 from drf_spectacular.utils import OpenApiExample, extend_schema_field
 from rest_framework import serializers
-from rest_framework.parsers import MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from clavier.api.common.forms import WholeFormParser
 from clavier.api.common.idempotency import idempotent
 from clavier.api.common.json_body import StrictJsonParser
 from clavier.api.native.content import RANGE, send_file
@@ -185,7 +185,7 @@ class Rows(serializers.Serializer[Any]):
 
 
 class DatasetsView(NativeView):
-    parser_classes = (StrictJsonParser, MultiPartParser)
+    parser_classes = (StrictJsonParser, WholeFormParser)
 
     @operation("list_datasets", "datasets", "List data sets", query=DatasetFilters, page_of=DatasetItem)
     def get(self, request: Request) -> Response:
@@ -201,7 +201,7 @@ class DatasetsView(NativeView):
     @idempotent(atomic=False)
     def post(self, request: Request) -> Response:
         """JSON makes an empty data set, a form one with a version, or neither."""
-        if isinstance(request.data, dict) and not request.FILES and request.content_type != MultiPartParser.media_type:
+        if isinstance(request.data, dict) and not request.FILES and request.content_type != WholeFormParser.media_type:
             return created(create_dataset(actor=self.actor, **self.body(NewDataset)))
         form = with_mapping(self.body(NewDatasetWithFile))
         upload = form.pop("file")
