@@ -25,7 +25,9 @@ from clavier.runs.models import Attempt, Run
 from clavier.runs.outputs import run_folder
 from clavier.runs.services import finish_attempt, mark_running
 from clavier.runs.states import EndReason
-from datasets_app.models import DatasetVersion
+from datasets_app.models import DataPlugin, DatasetVersion, DataTask
+from datasets_app.overlaps import measure_overlap
+from datasets_app.plugins import create_plugin
 from evaluation_app.models import EvaluationTask
 from evaluation_app.services import create_evaluation_task
 from finetune_app.models import FineTuneTask
@@ -109,6 +111,8 @@ class World:
     replica: Run
     file: StoredFile
     image: ImageVersion
+    plugin: DataPlugin
+    data_task: DataTask
 
 
 @pytest.fixture
@@ -132,7 +136,9 @@ def world(alice: Actor, spooled: Any, node: Node) -> World:
     leave(begin(replica, node), {"log.txt": "INFO  ready\n", "work/ready.json": json.dumps(ready)})
     file = upload_file(actor=alice, area="private", folder="", name="笔记.txt", upload=spooled(b"0123456789"))
     evaluation, image = judged(alice, tuned, data, node), make_image_version(alice)
-    return World(data, base, done, live, waiting, tuned, evaluation, service, replica, file, image)
+    plugin = create_plugin(actor=alice, name="maker", version="1", command="true")
+    data_task = measure_overlap(actor=alice, version=data)
+    return World(data, base, done, live, waiting, tuned, evaluation, service, replica, file, image, plugin, data_task)
 
 
 def make_task(actor: Actor, base: ModelVersion, data: DatasetVersion, name: str, **options: Any) -> FineTuneTask:

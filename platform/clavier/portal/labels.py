@@ -31,6 +31,9 @@ STATES: dict[str, Label] = {
     "importing": Label(_("Importing"), "live"),
     "ready": Label(_("Ready"), "good"),
     "failed": Label(_("Failed"), "bad"),
+    "running": Label(_("Running"), "live"),
+    "checking": Label(_("Checking"), "live"),
+    "done": Label(_("Completed"), "good"),
 }
 NOT_STARTED = Label(_("Not started"), "idle")
 
@@ -83,6 +86,12 @@ KINDS: dict[str, str | Promise] = {
     "label": _("labelled texts"),
     "text": _("plain text"),
     "table": _("table"),
+}
+DATA_TASKS: dict[str, str | Promise] = {
+    "fetch": _("Fetched"),
+    "plugin": _("Made by a plugin"),
+    "tokens": _("Tokens"),
+    "overlap": _("Leakage and near duplicates"),
 }
 VERDICTS: dict[str, str | Promise] = {
     "fits": _("fits"),

@@ -86,6 +86,12 @@ def size(number: Number) -> str:
 
 
 @register.filter
+def percent(share: Number) -> str:
+    """A share in percent, without the sign."""
+    return EMPTY if share is None or share == "" else f"{100 * float(share):.1f}".removesuffix(".0")
+
+
+@register.filter
 def count(number: Number) -> str:
     """A number with thousands apart; below a thousand up to two places after the point."""
     if number is None or number == "":
