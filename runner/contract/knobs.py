@@ -20,6 +20,8 @@ ADAPTER_METHODS = ("lora", "qlora")
 SAMPLE_RECIPES = tuple(recipe for recipe in RECIPES if recipe != "pretrain")
 #: Recipes that learn from given answers, so that validation data has a loss.
 LOSS_RECIPES = tuple(recipe for recipe in RECIPES if recipe != "rl")
+#: Optimizers whose state is as many numbers as the weights, so that it can be shared out with them.
+SHARDED_OPTIMIZERS = ("adamw", "sgd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +265,16 @@ KNOBS: tuple[Knob, ...] = (
         recipes=SAMPLE_RECIPES,
         methods=ADAPTER_METHODS,
     ),
+    Knob(
+        "distributed_strategy",
+        "str",
+        "ddp",
+        "With several GPUs: ddp holds the whole model on each, fsdp shares weights and optimizer state out.",
+        "多 GPU 训练方式: ddp 每卡保存完整模型, fsdp 将权重与优化器状态分片。",
+        choices=("ddp", "fsdp"),
+        recipes=("sft",),
+        methods=("full", "lora"),
+    ),
     *PRETRAIN_KNOBS,
     *ALIGNMENT_KNOBS,
     *REINFORCEMENT_KNOBS,
@@ -301,6 +313,9 @@ def check_hyperparameters(
             problems.append(KnobProblem(knob.name, given[knob.name], str(error), error.code))
     if recipe == "pretrain" and not has_base and not problems:
         problems = _shape_problems(values)
+    if values.get("distributed_strategy") == "fsdp" and values["optim"] not in SHARDED_OPTIMIZERS:
+        message = f"distributed_strategy fsdp takes {' or '.join(SHARDED_OPTIMIZERS)}; choose one, or ddp"
+        problems.append(KnobProblem("optim", values["optim"], message, "conflicting_fields"))
     if problems:
         raise HyperparametersInvalid(problems)
     return values

@@ -101,3 +101,13 @@ def test_a_shape_that_no_server_serves_is_refused_with_one_that_fits() -> None:
 
 def test_with_a_base_model_the_shape_stays_unset() -> None:
     assert check_hyperparameters("pretrain", "full", {}, has_base=True)["hidden_size"] is None
+
+
+@pytest.mark.parametrize("optim", ["adafactor", "adamw_8bit"])
+def test_weights_are_shared_out_with_optimizers_that_can_be(optim: str) -> None:
+    problems = problems_of("sft", "full", {"distributed_strategy": "fsdp", "optim": optim})
+    assert "fsdp takes adamw or sgd" in problems["optim"]
+    assert (
+        "taken by sft with full, lora"
+        in problems_of("sft", "qlora", {"distributed_strategy": "fsdp"})["distributed_strategy"]
+    )

@@ -99,6 +99,13 @@ def test_advanced_options_are_blocks() -> None:
     assert config.search == {"num_trials": 20, "metric": "eval/loss"}
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_several_processes_have_a_strategy(strategy: str) -> None:
+    block = f"training: {{distributed: {{enabled: true, num_gpus: 2, strategy: {strategy}}}}}\n"
+    config = read_train_config(SFT + block)
+    assert (config.num_gpus, config.hyperparameters["distributed_strategy"]) == (2, strategy)
+
+
 def test_the_global_batch_is_shared_by_the_processes() -> None:
     block = "training: {distributed: {enabled: true, num_gpus: 2}}\nglobal_batch_size: 32\n"
     knobs = read_train_config(SFT + block).hyperparameters

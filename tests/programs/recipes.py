@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -12,6 +14,7 @@ from typing import Any
 
 from runner.contract import folder
 from runner.contract.run_spec import RunSpec
+from runner.programs.lib.distributed import joined
 from runner.programs.lib.events import ProgramContext, Reporter
 
 QUESTIONS = (
@@ -91,10 +94,42 @@ def values_by_step(run_folder: Path, name: str) -> dict[int, float]:
 
 def run_in_processes(program: str, run_folder: Path, parameters: dict[str, Any], num_processes: int) -> str:
     """Run a program through the launcher that the platform uses (torchrun; gloo on a CPU); its log."""
-    run_folder.mkdir()
+    run_folder.mkdir(exist_ok=True)
     spec = RunSpec("fine_tune", program, {**parameters, "num_processes": num_processes})
     (run_folder / folder.SPEC).write_text(json.dumps(spec.to_json()), encoding="utf-8")
     command = [sys.executable, "-m", program, str(run_folder)]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def fork_processes(
+    main: Callable[[ProgramContext], None], run_folder: Path, parameters: dict[str, Any], num_processes: int
+) -> None:
+    """Train in forks of this process that know of each other as torchrun's do; its libraries are imported already."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    processes = [
+        multiprocessing.get_context("fork").Process(
+            target=_train_as_one_of, args=(main, run_folder, parameters, rank, num_processes, port)
+        )
+        for rank in range(num_processes)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * num_processes
+
+
+def _train_as_one_of(
+    main: Callable[[ProgramContext], None],
+    run_folder: Path,
+    parameters: dict[str, Any],
+    rank: int,
+    num_processes: int,
+    port: int,
+) -> None:
+    known = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in known.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    main(joined(make_context(run_folder, parameters)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -24,6 +26,7 @@ from tests.programs.recipes import (
     QUESTIONS,
     StoppingReporter,
     events_of,
+    fork_processes,
     make_context,
     run_in_processes,
     values_by_step,
@@ -145,3 +148,35 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(
         load_file(tmp_path / name / folder.OUTPUT / "model/adapter_model.safetensors") for name in ("one", "two")
     )
     assert all(torch.allclose(tensor, right[name], atol=1e-4) for name, tensor in left.items())
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_shared_out_weights_learn_and_are_sealed_like_whole_ones(
+    tiny_model_folder: Path, tmp_path: Path, method: str
+) -> None:
+    """FSDP in two processes goes on from the checkpoint of one process, and seals what that one seals."""
+    one = parameters_of(
+        tiny_model_folder, tmp_path, method, max_steps=6, gradient_accumulation_steps=2, save_steps=3, lora_dropout=0.0
+    )
+    one["validation_data"] = write_rows(tmp_path / "validation.jsonl", QUESTIONS[:3])
+    if method == "full":
+        del one["hyperparameters"]["lora_dropout"]
+    sft.main(make_context(tmp_path / "one", one))
+    sealed = "checkpoints/step-00000003"
+    shutil.copytree(tmp_path / "one" / sealed, tmp_path / "two" / sealed)
+    knobs = {**one["hyperparameters"], "gradient_accumulation_steps": 1, "distributed_strategy": "fsdp"}
+    fork_processes(sft.main, tmp_path / "two", {**one, "hyperparameters": knobs}, 2)
+    told = [event["message"] for event in events_of(tmp_path / "two", "phase")]
+    assert "resumed from the checkpoint of step 3" in told
+    assert any("shared out over 2 processes" in message for message in told)
+    for name in ("train/loss", "eval/loss", "train/grad_norm", "weights/norm"):
+        theirs = {step: v for step, v in values_by_step(tmp_path / "one", name).items() if step > 3}
+        assert values_by_step(tmp_path / "two", name) == pytest.approx(theirs, rel=1e-4, abs=1e-4)
+    model = f"{folder.OUTPUT}/model/{'model' if method == 'full' else 'adapter_model'}.safetensors"
+    last = "checkpoints/step-00000006"
+    for file in (model, f"{last}/weights.safetensors", f"{last}/optimizer.safetensors"):
+        left, right = (load_file(tmp_path / name / file) for name in ("one", "two"))
+        assert left.keys() == right.keys()
+        assert all(torch.allclose(tensor, right[name], atol=1e-4) for name, tensor in left.items())
+    assert json.loads((tmp_path / "two" / folder.OUTPUT / "model/bundle.json").read_text())["recipe"] == "sft"

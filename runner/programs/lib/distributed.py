@@ -83,6 +83,13 @@ def own_share(items: Sequence[Item]) -> Sequence[Item]:
     return items[rank() :: num_processes()]
 
 
+def even_share(items: Sequence[Item]) -> Sequence[tuple[Item, float]]:
+    """``own_share`` as (item, weight), of the same length in every process: what fills it up weighs 0."""
+    own = [(item, 1.0) for item in own_share(items)]
+    missing = -(-len(items) // num_processes()) - len(own)
+    return [*own, *[(items[0], 0.0)] * missing]
+
+
 def wait_for_all() -> None:
     """Return once every process is here."""
     if distributed.is_initialized():

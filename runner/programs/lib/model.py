@@ -166,7 +166,7 @@ def next_token_loss(
 
 def has_plain_head(model: Any) -> bool:
     """The logits are ``hidden @ lm_head.weight.T``."""
-    if type(model).__name__ not in PLAIN_HEADS:
+    if type(model).__name__.removeprefix("FSDP") not in PLAIN_HEADS:
         return False
     return type(model.lm_head) is torch.nn.Linear and model.lm_head.bias is None
 

@@ -24,7 +24,7 @@ from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
 from runner.programs.lib.model import Device
 from runner.programs.lib.render import Renderer
 from runner.programs.lib.rewards import Prompt, Reward, rewards_of
-from runner.programs.lib.train_state import Progress, restore_state, write_state
+from runner.programs.lib.train_state import Progress, gathered_state, restore_state, write_state
 from runner.programs.lib.training import PROGRESS_INTERVAL_S, learning_rate_share, make_optimizer, shown_rows
 
 SAMPLES_SHOWN = 2
@@ -268,9 +268,8 @@ class Ppo:
     def _seal(self) -> None:
         folder, step = self.context.checkpoints, self.progress.step
         known = {} if self.progress.train_loss is None else {"train/loss": self.progress.train_loss}
-        path = seal_checkpoint(
-            folder, step, lambda target: write_state(target, self._state(), self.optimizer, self.progress), known
-        )
+        state = gathered_state(self._state(), self.optimizer)
+        path = seal_checkpoint(folder, step, lambda target: write_state(target, state, self.progress), known)
         self.context.report.checkpoint(step, path.relative_to(self.context.run_folder).as_posix(), known)
         prune_checkpoints(folder, self.knobs["save_total_limit"])
 

@@ -10,6 +10,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
+
+from runner.programs.lib.distributed import is_first
+from runner.programs.lib.sharding import share_of, whole
 
 #: Between the names of nested state in a file.
 NESTED = "/"
@@ -33,12 +37,18 @@ class Progress:
     clipped_count: int = 0
 
 
-def write_state(
-    target: Path, trainable: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, progress: Progress
-) -> None:
-    """Write everything that ``restore_state`` needs into an empty folder."""
-    weights = {name: parameter.detach().contiguous() for name, parameter in trainable.items()}
-    save_file(weights, target / "weights.safetensors")
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Weights and optimizer state, whole; on the CPU where they were shared out before."""
+
+    weights: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor]
+    plain: Mapping[str, Any]
+    param_groups: Any
+
+
+def gathered_state(trainable: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> Gathered:
+    """The state of a training; every process must ask for it where the weights are shared out."""
     state = optimizer.state_dict()
     tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, Any] = {}
@@ -46,12 +56,19 @@ def write_state(
         for name, value in _flat(values).items():
             if isinstance(value, torch.Tensor):
                 # Nested tables are shared between parameters, which a file can not say.
-                tensors[f"{index}.{name}"] = value.clone() if NESTED in name else value.contiguous()
+                tensors[f"{index}.{name}"] = value.clone() if NESTED in name else _kept(value)
             else:
                 plain[f"{index}.{name}"] = value
-    save_file(tensors, target / "optimizer.safetensors")
+    weights = {name: _kept(parameter.detach()) for name, parameter in trainable.items()}
+    return Gathered(weights, tensors, plain, state["param_groups"])
+
+
+def write_state(target: Path, state: Gathered, progress: Progress) -> None:
+    """Write everything that ``restore_state`` needs into an empty folder."""
+    save_file(dict(state.weights), target / "weights.safetensors")
+    save_file(dict(state.tensors), target / "optimizer.safetensors")
     save_file(random_states(), target / "random.safetensors")
-    described = {"progress": asdict(progress), "optimizer_plain": plain, "param_groups": state["param_groups"]}
+    described = {"progress": asdict(progress), "optimizer_plain": state.plain, "param_groups": state.param_groups}
     (target / "state.json").write_text(json.dumps(described), encoding="utf-8")
 
 
@@ -62,21 +79,30 @@ def restore_state(
     weights = load_file(source / "weights.safetensors")
     with torch.no_grad():
         for name, parameter in trainable.items():
-            parameter.copy_(weights[name])
+            parameter.copy_(share_of(weights[name], parameter))
     described = json.loads((source / "state.json").read_text(encoding="utf-8"))
     if optimizer is not None:
         state: dict[int, dict[str, Any]] = {}
         tensors = load_file(source / "optimizer.safetensors")
+        owners = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for key, value in [*tensors.items(), *described["optimizer_plain"].items()]:
             index, name = key.split(".", 1)
             *outer, inner = name.split(NESTED)
             values = state.setdefault(int(index), {})
             for part in outer:
                 values = values.setdefault(part, {})
-            values[inner] = value
+            values[inner] = share_of(value, owners[int(index)]) if isinstance(value, torch.Tensor) else value
         optimizer.load_state_dict({"state": state, "param_groups": described["param_groups"]})
         restore_random_states(load_file(source / "random.safetensors"))
     return Progress(**described["progress"])
+
+
+def _kept(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor as it is, or all shares of it; only the first process, which writes, keeps those."""
+    if not isinstance(tensor, DTensor):
+        return tensor.contiguous()
+    together = whole(tensor)
+    return together.cpu() if is_first() else torch.empty(0)
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

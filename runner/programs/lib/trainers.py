@@ -20,7 +20,7 @@ from runner.programs.lib import distributed
 from runner.programs.lib.artifacts import newest_sealed, prune_checkpoints, seal_checkpoint
 from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
 from runner.programs.lib.model import Device
-from runner.programs.lib.train_state import Progress, restore_random, restore_state, write_state
+from runner.programs.lib.train_state import Progress, gathered_state, restore_random, restore_state, write_state
 from runner.programs.lib.training import PROGRESS_INTERVAL_S, learning_rate_share, make_optimizer, shown_rows
 
 #: Names in a trainer's log that say nothing a user needs.
@@ -245,7 +245,7 @@ class Session(TrainerCallback):
         progress, folder, trainer = self.progress, self.context.checkpoints, self.trainer
 
         def write(target: Path) -> None:
-            write_state(target, self.trainable, self.optimizer, progress)
+            write_state(target, gathered_state(self.trainable, self.optimizer), progress)
             trainer.state.log_history = []
             trainer.state.save_to_json(str(target / "trainer_state.json"))
 

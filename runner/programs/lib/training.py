@@ -16,12 +16,14 @@ from typing import Any
 import torch
 
 from runner.contract import exits
-from runner.programs.lib import distributed
+from runner.programs.lib import distributed, sharding
 from runner.programs.lib.artifacts import newest_sealed, prune_checkpoints, seal_checkpoint
 from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
 from runner.programs.lib.model import Device, next_token_loss
 from runner.programs.lib.train_state import (
+    Gathered,
     Progress,
+    gathered_state,
     random_states,
     restore_random_states,
     restore_state,
@@ -109,7 +111,7 @@ def make_optimizer(named_parameters: Iterable[tuple[str, Any]], knobs: Mapping[s
 
 def weights_norm(parameters: Iterable[torch.Tensor]) -> float:
     """The Euclidean norm of all weights together."""
-    norms = [torch.linalg.vector_norm(parameter.detach().float()) for parameter in parameters]
+    norms = [sharding.whole(torch.linalg.vector_norm(parameter.detach().float())) for parameter in parameters]
     return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
@@ -123,9 +125,9 @@ def mean_loss(model: Any, batches: Iterable[Batch], device: Device) -> float:
     total, num_labels = 0.0, 0
     model.eval()
     with torch.inference_mode():
-        for batch in distributed.own_share(list(batches)):
-            total += float(_loss_sum(model, batch, device))
-            num_labels += batch.num_labels
+        for batch, weight in distributed.even_share(list(batches)):
+            total += weight * float(sharding.within(model, _loss_sum, batch, device))
+            num_labels += int(weight) * batch.num_labels
     model.train()
     total, labels = distributed.summed(total, num_labels)
     return total / max(1.0, labels)
@@ -169,7 +171,7 @@ class _Training:
             return
         drawn = random_states()
         try:
-            _loss_sum(self.model, batch, self.device).backward()  # type: ignore[no-untyped-call]
+            sharding.within(self.model, _loss_sum, batch, self.device).backward()  # type: ignore[no-untyped-call]
         except torch.OutOfMemoryError:
             raise ProgramError(
                 "out_of_memory",
@@ -203,8 +205,8 @@ class _Training:
         """Loss per label over the whole step; micro-batches weigh by their labels, so their size changes nothing."""
         num_labels = max(1, sum(batch.num_labels for batch in batches))
         total = 0.0
-        for batch in distributed.own_share(batches):
-            loss = _loss_sum(self.model, batch, self.device) / num_labels
+        for batch, weight in distributed.even_share(batches):
+            loss = sharding.within(self.model, _loss_sum, batch, self.device) * (weight / num_labels)
             value = loss.item()
             if not math.isfinite(value) and distributed.num_processes() == 1:
                 raise self._diverged(f"the loss of step {step} is {value}", [batch])
@@ -213,12 +215,13 @@ class _Training:
         (total,) = distributed.summed(total)
         if not math.isfinite(total):  # of any process: all of them end here, and the first one tells
             raise self._diverged(f"the loss of step {step} is {total}", batches)
-        distributed.sum_gradients(self.trainable.values())
+        if not sharding.is_sharded(self.model):  # which sums them on the way
+            distributed.sum_gradients(self.trainable.values())
         return total
 
     def _clip(self, step: int, batches: Sequence[Batch]) -> float:
         limit = self.knobs["max_grad_norm"] or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.trainable.values(), limit))
+        norm = float(sharding.whole(torch.nn.utils.clip_grad_norm_(self.trainable.values(), limit)))
         if not math.isfinite(norm) or (step == 1 and norm == 0.0):
             raise self._diverged(f"the gradient of step {step} is {norm}", batches)
         self.progress.clipped_count += norm > limit
@@ -301,8 +304,9 @@ class _Training:
             best = self._step_folder(progress.best_step or 0)
             restore_state(best, self.trainable, None)
             self.context.report.phase("train", f"weights of step {progress.best_step} taken: the lowest eval/loss")
-        for name, parameter in self.trainable.items():
-            if not torch.isfinite(parameter).all():
+        sharding.gather(self.model)
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and not torch.isfinite(parameter).all():
                 raise ProgramError("diverged", f"the weights {name} are no numbers", "learning_rate", exits.DIVERGED)
         values = {
             "train/loss": progress.train_loss,
@@ -316,15 +320,14 @@ class _Training:
         """Seal a checkpoint of this step, tell of it, and remove old ones except the best."""
         metrics = {"eval/loss": self.progress.eval_loss, "train/loss": self.progress.train_loss}
         known = {name: value for name, value in metrics.items() if value is not None}
+        state = gathered_state(self.trainable, self.optimizer)
         if distributed.is_first():
-            self._write_checkpoint(known)
+            self._write_checkpoint(state, known)
         distributed.wait_for_all()
 
-    def _write_checkpoint(self, known: Mapping[str, float]) -> None:
+    def _write_checkpoint(self, state: Gathered, known: Mapping[str, float]) -> None:
         progress, folder = self.progress, self.context.checkpoints
-        path = seal_checkpoint(
-            folder, progress.step, lambda target: write_state(target, self.trainable, self.optimizer, progress), known
-        )
+        path = seal_checkpoint(folder, progress.step, lambda target: write_state(target, state, progress), known)
         self.context.report.checkpoint(progress.step, path.relative_to(self.context.run_folder).as_posix(), known)
         best = self._step_folder(progress.best_step) if progress.best_step else None
         prune_checkpoints(folder, self.knobs["save_total_limit"], protected=best)

@@ -24,6 +24,7 @@ from runner.programs.lib.events import ProgramContext, ProgramError, Reporter
 from runner.programs.lib.lengths import LengthPolicy
 from runner.programs.lib.recipe import Order, finish_order, read_order
 from runner.programs.lib.render import Renderer
+from runner.programs.lib.sharding import shard
 from runner.programs.lib.training import Plan, train
 
 
@@ -44,6 +45,9 @@ def tune(context: ProgramContext, order: Order) -> dict[str, float]:
         held_out = read_samples(order.validation_data, order.renderer, order.max_tokens, "drop", say)
     model, package = load_trainable(order, say)
     packed = is_packed(order, model, say)
+    if knobs.get("distributed_strategy") == "fsdp" and num_processes() > 1:
+        shard(model, order.device.device)
+        say.phase("model", f"weights, gradients and optimizer state are shared out over {num_processes()} processes")
     plan = plan_of(samples, held_out, knobs, is_packed=packed)
     with sample_by_sample(model) if packed else nullcontext():
         metrics = train(context, model, plan, knobs, order.device)
