@@ -30,13 +30,17 @@ class Housekeeping:
     def __init__(self) -> None:
         self._next = time.monotonic() + EVERY_S
 
+    @property
+    def is_due(self) -> bool:
+        """It is time."""
+        return time.monotonic() >= self._next
+
     def tidy(self) -> None:
-        """Nothing until it is due."""
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + EVERY_S
-            remove_abandoned()
-            for sweep in settings.SWEEPS:
-                import_string(sweep)()
+        """Now."""
+        self._next = time.monotonic() + EVERY_S
+        remove_abandoned()
+        for sweep in settings.SWEEPS:
+            import_string(sweep)()
 
 
 def remove_abandoned() -> list[Path]:

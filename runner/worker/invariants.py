@@ -98,11 +98,14 @@ class Watch:
         now = time.monotonic()
         self._next, self._next_whole = now + self.SHORT_S, now + self.LONG_S
 
+    @property
+    def is_due(self) -> bool:
+        """It is time."""
+        return time.monotonic() >= self._next
+
     def look(self) -> None:
-        """Nothing until it is due; then every finding is logged, counted and kept in ``invariants.json``."""
+        """Now; every finding is logged, counted and kept in ``invariants.json``."""
         now = time.monotonic()
-        if now < self._next:
-            return
         self._next = now + self.SHORT_S
         is_whole = now >= self._next_whole
         if is_whole:

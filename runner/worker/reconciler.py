@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -28,6 +28,7 @@ from clavier.runs.states import EndReason, RunState
 from runner.contract import folder
 from runner.executors.base import ExecutorError, Observation
 from runner.worker import jobs, scheduler
+from runner.worker.background import at_once
 from runner.worker.engines import Engine, engines_of, executor
 from runner.worker.listing import Listings
 from runner.worker.ranks import Rank, decisive, ranks_of
@@ -39,20 +40,22 @@ LOST_AFTER = timedelta(seconds=10)
 LAUNCH_AGAIN_AFTER = timedelta(seconds=3)
 #: A wall clock that moved by this much more or less than the steady one was set.
 CLOCK_JUMP_S = 2.0
-ORPHAN_GRACE_S = 60.0
+ORPHAN_GRACE_S, ORPHAN_STOP_GRACE_S = 60.0, 10.0
 #: The lead is held for so long, and taken anew that often during a pass. A leader that stands still is replaced then.
 LEASE_S, RENEW_EVERY_S = 5.0, 1.0
-#: So much of a pass goes into starts; the next pass looks first at what has ended meanwhile.
-STARTS_S = 1.0
 LEFT_NOTHING = (
     "The program ended well but left nothing in its output folder (outputDir). Have it write to ${output_dir}."
 )
 
 
 class Reconciler:
-    """One pass over everything alive. It keeps nothing that a new reconciler would miss."""
+    """One pass over everything alive. It keeps nothing that a new reconciler would miss.
 
-    def __init__(self) -> None:
+    ``do``: how it starts, stops and forgets: each has a name, may fail with ExecutorError, and is repeated if need be.
+    """
+
+    def __init__(self, do: Callable[[str, Callable[[], object]], None] = at_once) -> None:
+        self.do = do
         self.orphans_since: dict[str, datetime] = {}
         self.last_schedule = float("-inf")
         self.listings = Listings()
@@ -60,13 +63,12 @@ class Reconciler:
         self.unwanted_since: dict[UUID, float] = {}
         self.fence: Fence | None = None
         self.kept_at = float("-inf")
-        self.starting_s = 0.0
         self.ended: list[Rank] = []
         self.clocks: tuple[float, float] | None = None
 
     def run_pass(self, fence: Fence | None = None) -> None:
         """Settle running attempts, then start what waits. ``fence``: our term as the leader; raises LeaseLost."""
-        self.fence, self.kept_at, self.starting_s = fence, time.monotonic(), 0.0
+        self.fence, self.kept_at = fence, time.monotonic()
         self.ended.clear()
         self.doubt_old_times()
         self.read_at = time.monotonic()
@@ -79,7 +81,7 @@ class Reconciler:
         answers = self.listings.ask({engine: executor(engine) for engine in engines})
         observed = {engine: {seen.name: seen for seen in answer} for engine, answer in answers.items()}
         found = [(attempt, ranks_of(attempt, observed)) for attempt in attempts]
-        # Ends first: people wait for them, and they make room. Starts and removals take an engine its time.
+        # Ends first: people wait for them, and they make room.
         for attempt, ranks in sorted(found, key=lambda one: not all(rank.has_exited for rank in one[1])):
             # No news is not bad news: nothing is concluded while one of its engines does not answer.
             if all(rank.engine in observed for rank in ranks):
@@ -168,11 +170,8 @@ class Reconciler:
                 )
 
     def launch(self, attempt: Attempt) -> None:
-        """Start it, unless this pass has spent its time on starts."""
-        if self.starting_s < STARTS_S:
-            began = time.monotonic()
-            jobs.launch(str(attempt.pk))
-            self.starting_s += time.monotonic() - began
+        """Start it, or adopt what runs."""
+        self.do(f"start {attempt.pk}", lambda: jobs.launch(str(attempt.pk)))
 
     def was_asked_since(self, attempt: Attempt, ranks: Sequence[Rank]) -> bool:
         """A slow engine may answer with what was there before the launch; only what it was asked since counts."""
@@ -191,7 +190,11 @@ class Reconciler:
         grace_s = attempt.run.run_spec().limits.stop_grace_s
         for rank in ranks:
             if rank.is_alive:
-                executor(rank.engine).stop(rank.name, grace_s)
+                self.stop(rank.engine, rank.name, grace_s)
+
+    def stop(self, engine: Engine, name: str, grace_s: float) -> None:
+        """Ask one container to end."""
+        self.do(f"stop {name}", lambda: executor(engine).stop(name, grace_s))
 
     def write_observed(self, attempt: Attempt) -> None:
         """The executors know all of it."""
@@ -276,7 +279,7 @@ class Reconciler:
     def forget(self, engine: Engine, name: str) -> None:
         """Let the executor drop an exited container, but never before its end stands in the database."""
         if not Attempt.objects.filter(pk=attempt_id(name), ended_at=None).exists():
-            executor(engine).remove(name)
+            self.do(f"forget {name}", lambda: executor(engine).remove(name))
 
     def settle_orphan(self, engine: Engine, seen: Observation) -> None:
         """No live attempt had this name: forget it when it has exited, end it after a grace when it runs.
@@ -293,7 +296,7 @@ class Reconciler:
             if ended or timezone.now() - since > timedelta(seconds=ORPHAN_GRACE_S):
                 with self.writing():  # who no longer leads ends nothing
                     logger.warning("%s runs without a live attempt; ending it", seen.name)
-                executor(engine).stop(seen.name, 10)
+                self.stop(engine, seen.name, ORPHAN_STOP_GRACE_S)
         except LeaseLost:
             raise
         except Exception as error:  # whatever bears our label must not end the pass

@@ -266,12 +266,13 @@ def test_the_reconciler_looks_each_minute_and_keeps_what_it_found(completed, mon
     now = time.monotonic()
     monkeypatch.setattr(watching.time, "monotonic", lambda: now)
     watch = Watch()
-    watch.look()
-    assert last_report() == {}
+    assert not watch.is_due
     Usage.objects.filter(resource="memory_mib").update(used=7)
     for _ in range(2):
         now += 61
+        assert watch.is_due
         watch.look()
+        assert not watch.is_due
     assert "invariant broken: I2" in caplog.text
     assert last_report()["total_findings"] == 2
     assert [finding["invariant"] for finding in last_report()["findings"]] == ["I2"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand
-from django.db import close_old_connections
+from django.db import InterfaceError, OperationalError, close_old_connections
 
 from clavier.core.errors import DomainError
 from clavier.quotas.inventory import scan_gpus
@@ -20,6 +20,7 @@ from clavier.runs import leases
 from clavier.runs.leases import Fence
 from clavier.runs.models import Lease
 from clavier.runs.queries import RECONCILER_LEASE
+from runner.worker.background import Background
 from runner.worker.bells import Bells
 from runner.worker.engines import cool_down, engines_of, executor
 from runner.worker.housekeeping import Housekeeping
@@ -45,7 +46,8 @@ class Command(BaseCommand):
         signal.signal(signal.SIGTERM, self.stop)
         signal.signal(signal.SIGINT, self.stop)
         presence, bells = Presence(presence_folder()), Bells()
-        self.reconciler, self.watch, self.housekeeping = Reconciler(), Watch(), Housekeeping()
+        self.do = Background()
+        self.reconciler, self.watch, self.housekeeping = Reconciler(self.do), Watch(), Housekeeping()
         self.node: Node | None = None
         while not self.stopping:
             began, used = time.monotonic(), time.process_time()
@@ -55,6 +57,9 @@ class Command(BaseCommand):
                     self.look_after(fence, bells)
             except leases.LeaseLost as lost:
                 logger.warning("another reconciler took over: %s", lost)
+            except (InterfaceError, OperationalError) as error:
+                logger.warning("the database does not answer: %s; trying again", str(error).strip())
+                close_old_connections()
             except Exception:  # whatever one run's files provoke must not end the loop for all the others
                 logger.exception("a pass failed; trying again")
                 close_old_connections()
@@ -72,8 +77,10 @@ class Command(BaseCommand):
         if is_first:
             self.scan(node)
         bells.attend({engine: executor(engine) for engine in engines_of(Node.objects.all())})
-        self.housekeeping.tidy()
-        self.watch.look()
+        if self.housekeeping.is_due:
+            self.do("tidy", self.housekeeping.tidy)
+        if self.watch.is_due:
+            self.do("look", self.watch.look)
 
     def scan(self, node: Node) -> None:
         """Read this machine's GPUs. What nvidia-smi can not tell is no reason to stand still."""
