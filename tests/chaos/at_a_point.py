@@ -22,12 +22,14 @@ import django
 
 django.setup()
 
+from clavier.quotas.models import Node  # noqa: E402
 from clavier.quotas.services import ensure_local_node  # noqa: E402
 from clavier.runs import admission, leases, services  # noqa: E402
 from clavier.runs.models import Attempt, RunEvent  # noqa: E402
 from clavier.runs.queries import RECONCILER_LEASE, live_runs  # noqa: E402
 from runner.executors.local_process import LocalProcessExecutor  # noqa: E402
 from runner.worker import jobs, reconciler, scheduler  # noqa: E402
+from runner.worker.engines import engines_of, executor  # noqa: E402
 from runner.worker.invariants import check_everything  # noqa: E402
 from runner.worker.management.commands.reconcile import bury_predecessor, presence_folder  # noqa: E402
 from runner.worker.presence import Presence  # noqa: E402
@@ -90,7 +92,9 @@ def submit() -> None:
     ensure_local_node()
     (journals / name).mkdir()
     words = ("job.py", str(journals / name), os.environ["STEPS"], "0.1")
-    inside.submit_once(inside.make_people().owner, name, subject_of(name), words, journals / name, None)
+    inside.submit_once(
+        inside.make_people().owner, name, subject_of(name), words, journals / name, os.environ.get("IMAGE")
+    )
 
 
 def subject_of(name: str) -> UUID:
@@ -131,8 +135,8 @@ def passes(until: Callable[[], bool], within_s: float) -> bool:
 
 def reconcile() -> None:
     """Until no run is live and the executor has forgotten all. A killed scheduler's lease may hold it up for 10 s."""
-    control = Path(os.environ["CLAVIER_HOME"]) / "executors" / "local_process"
-    if not passes(lambda: not (live_runs().exists() or any(control.iterdir())), 60):
+    known = [executor(engine) for engine in engines_of(Node.objects.all())]
+    if not passes(lambda: not (live_runs().exists() or any(one.list() for one in known)), 60):
         raise SystemExit("something is still live")
 
 

@@ -324,7 +324,9 @@ def docker(docker_daemon, home, monkeypatch, settings) -> Iterator[Machine]:
     end_everything(executor)
 
 
-WAITS = f"import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(.05)\n{WRITES}"
+WAITS_FOR_GO = "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(.05)\n"
+WAITS = WAITS_FOR_GO + WRITES
+WRITES_MUCH = WAITS_FOR_GO + "open('../output/x', 'w').write('x' * (8 << 20))"
 
 
 @pytest.mark.docker
@@ -340,6 +342,34 @@ def test_from_an_engine_that_is_down_nothing_is_concluded(docker, docker_daemon,
     (run_folder(run.pk) / "work" / "go").touch()
     docker_daemon.start()
     assert docker.end(run) == ("COMPLETED", "COMPLETED", 1)
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize(
+    ("store", "ending"),
+    [("executors", ("COMPLETED", "COMPLETED", 1)), ("runs", ("FAILED", "EXIT_NONZERO", 1))],
+)
+def test_full_disks_hold_containers_up_and_lose_no_end(
+    disk, docker_daemon, home, alice, monkeypatch, settings, store, ending
+):
+    """Full while a container runs: of the run folder its own writes fail, of the other its wrapper's report."""
+    full = disk(home / store)
+    machine, executor = docker_machine(docker_daemon, home, monkeypatch, settings)
+    try:
+        running = machine.until(machine.submit(alice, WRITES_MUCH), is_running)
+        full.fill()
+        waiting = machine.submit(alice, WRITES)
+        for _ in range(3):
+            machine.step()
+        waiting.refresh_from_db()
+        assert (waiting.state, waiting.attempts.count()) == ("PREPARING", 1)
+        (run_folder(running.pk) / "work" / "go").touch()
+        machine.until(running, lambda run: run.is_final)
+        assert (running.state, running.end_reason, running.attempts.count()) == ending
+        full.free()
+        assert machine.end(waiting) == ("COMPLETED", "COMPLETED", 1)
+    finally:
+        end_everything(executor)
 
 
 @pytest.mark.docker

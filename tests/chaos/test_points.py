@@ -17,6 +17,9 @@ import pytest
 
 from tests.chaos.judge import Told, judge
 from tests.chaos.platform_process import REPOSITORY, PlatformProcess, base_environment
+from tests.docker_engine import DockerDaemon, docker_daemon
+
+__all__ = ["docker_daemon"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -59,20 +62,24 @@ class Runner:
             capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
 
-    def heal(self, job: str, verbs: str = "schedule,launch,reconcile,tell") -> dict[str, Any]:
+    def heal(self, job: str, verbs: str = "schedule,launch,reconcile,tell", **more: str) -> dict[str, Any]:
         """Another process does what is left to do."""
-        done = self.run(job, verbs)
+        done = self.run(job, verbs, **more)
         assert done.returncode == 0, done.stdout + done.stderr[-3000:]
         told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return told
 
     def assert_once(self, job: str, facts: dict[str, Any]) -> None:
         """Completed, by one attempt that was started once, and everything in order."""
-        told = Told(**facts["told"])
-        assert (told.state, told.attempts) == ("COMPLETED", 1)
-        assert vars(judge(self.journals, {job: told}, STEPS)) == {
+        self.assert_in_order(facts)
+        assert vars(judge(self.journals, {job: Told(**facts["told"])}, STEPS)) == {
             "lost": [], "duplicated": [], "overlapping": [], "stuck": [],
         }  # fmt: skip
+
+    def assert_in_order(self, facts: dict[str, Any]) -> None:
+        """Completed in one attempt, and no invariant is broken."""
+        told = Told(**facts["told"])
+        assert (told.state, told.attempts) == ("COMPLETED", 1)
         assert facts["findings"] == []
 
 
@@ -120,15 +127,31 @@ def test_who_stood_still_and_wakes_up_when_all_is_over_changes_nothing(runner: R
     assert after == before, "the one that woke up added nothing"
 
 
-@pytest.mark.skipif(FAKETIME is None and "CI" not in os.environ, reason="needs faketime")
+needs_faketime = pytest.mark.skipif(FAKETIME is None and "CI" not in os.environ, reason="needs faketime")
+
+
+def set_the_clock(runner: Runner, job: str, jumps: list[str], **more: str) -> None:
+    """A reconciler with a clock of its own after another, while one run goes on, which must not notice."""
+    watches = [{"LD_PRELOAD": str(FAKETIME), "FAKETIME": jump} if jump else {} for jump in jumps]
+    for verbs, clock in [("submit,schedule,launch", {}), *(("watch", clock) for clock in watches)]:
+        done = runner.run(job, verbs, STEPS="40", WATCH_S="1", **clock, **more)
+        assert done.returncode == 0, done.stderr[-3000:]
+    runner.assert_in_order(runner.heal(job, **more))
+
+
+@needs_faketime
 @pytest.mark.parametrize("jump", ["+1h", "-1h"])
 def test_a_clock_that_is_set_loses_no_run(runner: Runner, jump: str):
-    job = f"clock{jump}"
-    fake = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": jump, "WATCH_S": "1"}
-    for verbs, more in (("submit,schedule,launch", {}), ("watch", fake), ("watch", {"WATCH_S": "1"}), ("watch", fake)):
-        done = runner.run(job, verbs, STEPS="40", **more)
-        assert done.returncode == 0, done.stderr[-3000:]
-    facts = runner.heal(job)
-    told = Told(**facts["told"])
-    assert (told.state, told.attempts) == ("COMPLETED", 1)
-    assert facts["findings"] == []
+    set_the_clock(runner, f"clock{jump}", [jump, "", jump])
+
+
+@needs_faketime
+@pytest.mark.docker
+def test_a_clock_that_is_set_loses_no_container(runner: Runner, docker_daemon: DockerDaemon):
+    docker = {
+        "CLAVIER_EXECUTOR": "docker_engine",
+        "DOCKER_ENGINE_URL": docker_daemon.url,
+        "DOCKER_PROGRAM_IMAGE": docker_daemon.images.python,
+        "IMAGE": docker_daemon.images.python,
+    }
+    set_the_clock(runner, "clock-docker", ["+1h", "", "-1h"], **docker)
