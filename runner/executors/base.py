@@ -100,7 +100,11 @@ class Executor(Protocol):
         """Every attempt not yet removed, in one call. Raises ExecutorError; an empty list is real news."""
 
     def stop(self, name: str, grace_s: float) -> None:
-        """Ask an attempt to end: TERM to all its processes, KILL after the grace. Returns at once; idempotent."""
+        """Ask an attempt to end: TERM to all its processes, KILL after the grace. Returns at once; idempotent.
+
+        A name that is not known is remembered for a week: ``start`` then starts nothing under it, and the attempt is
+        listed as ``stopped``. So what a stop could not find can not start behind it. Raises ExecutorError.
+        """
 
     def remove(self, name: str) -> None:
         """Forget an exited attempt. Its run folder stays. Idempotent; refuses (ExecutorError) while it runs."""

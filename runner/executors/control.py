@@ -12,7 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,10 @@ STARTED = "started.json"
 STOP = "stop.json"
 RESULT = "result.json"
 WRAPPER_LOG = "wrapper.log"
+#: Folder beside the attempts' own: a file for each name under which nothing may start any more.
+NEVER = ".never"
+#: No starter that was held up comes back after so long.
+_NEVER_FOR_S = 7 * 24 * 3600.0
 
 #: private_namespaces: own user and a private view of files and processes; own_user: own user only;
 #: platform_user: the program runs as the platform itself, so it could read whatever the platform can.
@@ -107,6 +111,29 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def forbid_start(control_folder: Path, name: str) -> None:
+    """Remember durably, for a week, that nothing may start under a name. Raises OSError.
+
+    Forbid first, then look for the intent; a starter writes its intent first, then asks ``is_start_forbidden``. So
+    whoever comes second sees the other.
+    """
+    folder = control_folder / NEVER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    oldest = time.time() - _NEVER_FOR_S
+    for entry in os.scandir(folder):
+        with suppress(FileNotFoundError):
+            if entry.stat(follow_symlinks=False).st_mtime < oldest:
+                os.unlink(entry.path)
+    (folder / name).touch(mode=0o600)
+    fsync_folder(folder)
+    fsync_folder(control_folder)
+
+
+def is_start_forbidden(control_folder: Path, name: str) -> bool:
+    """Whether a stop came before the start of this name."""
+    return (control_folder / NEVER / name).exists()
 
 
 def take_lock(folder: Path, patience_s: float) -> int | None:

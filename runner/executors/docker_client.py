@@ -25,6 +25,8 @@ _MAX_OPEN_FILES = 65536
 _NOT_FOUND, _CONFLICT = 404, 409
 #: One engine that hangs must not keep the reconciler from the others for long.
 _LIST_TIMEOUT_S = 10.0
+#: What is done to one container besides making and starting it: an engine that works does so in moments.
+_SHORT_TIMEOUT_S = 20.0
 #: Loading an image may take as long as its disk needs.
 _LOAD_TIMEOUT_S = 3600.0
 
@@ -81,7 +83,7 @@ class Engine:
     def containers(self, label: str) -> list[dict[str, Any]]:
         """Every container with a label (``key=value``), also those that have ended. Raises ExecutorError."""
         with self._words("the list of containers"):
-            client = self._client(min(_LIST_TIMEOUT_S, self._timeout_s))
+            client = self._client(_LIST_TIMEOUT_S)
             found: list[dict[str, Any]] = client.containers(all=True, filters={"label": [label]})
         return found
 
@@ -97,7 +99,7 @@ class Engine:
         """All of one container by name or id; None when there is none. Raises ExecutorError."""
         try:
             with self._words(f"container {container}"):
-                facts: dict[str, Any] = self._client().inspect_container(container)
+                facts: dict[str, Any] = self._client(_SHORT_TIMEOUT_S).inspect_container(container)
         except EngineRefused as refusal:
             if refusal.status == _NOT_FOUND:
                 return None
@@ -123,7 +125,7 @@ class Engine:
         """Send a signal to the first process; False when nothing runs there. Raises ExecutorError."""
         try:
             with self._words(f"signalling container {container}"):
-                self._client().kill(container, name)
+                self._client(_SHORT_TIMEOUT_S).kill(container, name)
         except EngineRefused as refusal:
             if refusal.status in (_NOT_FOUND, _CONFLICT) or "is not running" in refusal.explanation:
                 return False
@@ -134,7 +136,7 @@ class Engine:
         """Remove an ended container; no container is no error. Raises ExecutorError, also while it runs."""
         try:
             with self._words(f"removing container {container}"):
-                self._client().remove_container(container, v=True, force=False)
+                self._client(_SHORT_TIMEOUT_S).remove_container(container, v=True, force=False)
         except EngineRefused as refusal:
             if refusal.status == _NOT_FOUND or "already in progress" in refusal.explanation:
                 return
@@ -174,7 +176,7 @@ class Engine:
     def load(self, tar: Iterable[bytes]) -> None:
         """Take in the images of a tar as ``docker save`` writes it. Raises ExecutorError."""
         with self._words("loading an image"):
-            for told in self._client(_LOAD_TIMEOUT_S).load_image(tar):
+            for told in self._client(_LOAD_TIMEOUT_S, is_patient=True).load_image(tar):
                 if "error" in told:
                     raise ExecutorError(f"The engine {self.url} can not load the image: {told['error']}")
 
@@ -232,12 +234,13 @@ class Engine:
                 most = resource.RLIM_INFINITY if hard == "unlimited" else int(hard)
         return _MAX_OPEN_FILES if most == resource.RLIM_INFINITY else min(most, _MAX_OPEN_FILES)
 
-    def _client(self, timeout_s: float | None = None) -> Any:
+    def _client(self, timeout_s: float = float("inf"), *, is_patient: bool = False) -> Any:
         """One client a process: a connection that a fork shares would mix up answers. Raises DockerException.
 
+        Its patience is the engine's, or less; more only where ``is_patient``.
         Any, because only half of the SDK's methods have types.
         """
-        timeout_s = timeout_s or self._timeout_s
+        timeout_s = timeout_s if is_patient else min(timeout_s, self._timeout_s)
         client = self._clients.get((os.getpid(), timeout_s))
         if client is None:
             client = self._clients[os.getpid(), timeout_s] = self._new_client(timeout_s)

@@ -97,6 +97,8 @@ class DockerEngineExecutor:
         if intent is None or intent.spec_digest != launch.spec.digest():
             raise LaunchRefused(f"Attempt name {launch.name} was already used for other work; use a new name.")
         try:
+            if control.is_start_forbidden(self._control, launch.name):
+                folder.ask_stop(0)
             with folder.locked():
                 self._bring_up(folder, intent, launch)
         except LaunchRefused:
@@ -141,6 +143,11 @@ class DockerEngineExecutor:
     def stop(self, name: str, grace_s: float) -> None:
         """TERM, then KILL after ``grace_s`` seconds; a later stop can only shorten it. Raises ExecutorError."""
         folder = self._folder(name)
+        try:
+            if folder.intent() is None:
+                control.forbid_start(self._control, name)
+        except OSError as error:
+            raise ExecutorError(f"The stop of {name} can not be recorded: {error}") from error
         intent = folder.intent()
         if intent is None:
             # Without its folder the wrapper can not be told; a container of ours that is left over just ends.

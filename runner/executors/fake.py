@@ -92,6 +92,11 @@ class FakeExecutor:
                 return
             if launch.name in world["starts"]:
                 raise LaunchRefused(f"Attempt {launch.name} has ended and was removed; a retry needs a new name.")
+            if launch.name in world["forbidden"]:
+                world["attempts"][launch.name] = never = self._new_attempt(launch, Outcome())
+                never["started_at"] = None
+                self._end(never, None, "stopped", self._clock())
+                return
             outcome = Outcome(**(world["outcomes"].get(launch.name) or world["outcomes"].get(_DEFAULT) or {}))
             if outcome.refused:
                 raise LaunchRefused(outcome.refused)
@@ -112,6 +117,7 @@ class FakeExecutor:
         with self._faulty("stop"), self._world() as world:
             attempt = world["attempts"].get(name)
             if attempt is None:
+                world["forbidden"][name] = True
                 return
             self._advance(attempt)
             asked = self._clock() + max(0.0, grace_s)
@@ -206,7 +212,7 @@ class FakeExecutor:
 
 
 def _empty_world() -> dict[str, Any]:
-    return {"attempts": {}, "outcomes": {}, "starts": {}}
+    return {"attempts": {}, "outcomes": {}, "starts": {}, "forbidden": {}}
 
 
 def _observation(name: str, attempt: dict[str, Any]) -> Observation:

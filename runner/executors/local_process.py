@@ -85,6 +85,8 @@ class LocalProcessExecutor:
         folder = self._control / launch.name
         zygotes = self._zygotes if self._can_be_warm(launch) else None
         order = self._write_intent(folder, launch)
+        if control.is_start_forbidden(self._control, launch.name):
+            self.stop(launch.name, 0)
         if _is_decided(folder):
             return
         is_warm = zygotes is not None and zygotes.ask(folder, order.environment)
@@ -102,7 +104,7 @@ class LocalProcessExecutor:
         found = []
         try:
             for entry in sorted(os.scandir(self._control), key=lambda entry: entry.name):
-                if entry.name == warm.FOLDER:
+                if entry.name in (warm.FOLDER, control.NEVER):
                     continue
                 if entry.name.startswith("."):
                     self._forget_debris(entry)
@@ -116,6 +118,8 @@ class LocalProcessExecutor:
         """TERM, then KILL after ``grace_s`` seconds; a later stop can only shorten it. Raises ExecutorError."""
         folder = self._folder(name)
         try:
+            if not folder.exists():
+                control.forbid_start(self._control, name)
             known = control.read_json(folder / control.STOP)
             if known is None or grace_s < known["grace_s"]:
                 control.write_json(folder / control.STOP, {"grace_s": max(0.0, grace_s)})

@@ -192,6 +192,22 @@ def test_stopping_and_removing_a_stranger_is_no_error(bench: Bench) -> None:
     bench.executor().remove("nobody")
 
 
+def test_what_was_stopped_before_its_start_never_starts(bench: Bench, tmp_path: Path) -> None:
+    bench.script("a", FOREVER)
+    launch = make_launch(tmp_path, "a", SLEEP)
+    bench.executor().stop("a", 1)
+    assert bench.executor().list() == []
+    for _ in range(2):  # a second starter comes after the first one's end was collected
+        bench.executor().start(launch)
+        ended = seen(bench.executor(), "a")
+        assert ended is not None
+        assert (ended.state, ended.exit_code, ended.cause) == ("exited", None, "stopped")
+        assert (ended.started_at, ended.spec_digest) == (None, launch.spec.digest())
+        bench.executor().remove("a")
+        (launch.run_folder / "result.json").unlink(missing_ok=True)
+    assert bench.starts(launch) == 0
+
+
 def test_a_launch_without_its_run_folder_or_program_is_refused_in_words(bench: Bench, tmp_path: Path) -> None:
     launch = make_launch(tmp_path, "a", "pass")
     launch.run_folder.rmdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import requests
 from runner.contract.run_spec import Limits, Resources, RunSpec
 from runner.executors.base import ExecutorError, Launch, LaunchRefused
 from runner.executors.docker_attempt import Intent, judge
+from runner.executors.docker_client import Engine
 from runner.executors.docker_wrapper import ensure_wrapper
 from runner.executors.launching import REPOSITORY
 from runner.worker.bells import Bells
@@ -389,6 +391,19 @@ def test_an_engine_that_does_not_answer_is_an_error_and_never_an_empty_list(
     docker.executor().start(launch)
     ended = wait_until_exited(docker.executor(), "a")
     assert (ended.cause, ended.started_at) == ("stopped", None)
+
+
+def test_a_stop_or_a_removal_gives_up_on_an_engine_that_hangs_long_before_a_start_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.executors.docker_client._SHORT_TIMEOUT_S", 1.0)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "s"))
+        silent.listen(16)
+        engine = Engine(f"unix://{tmp_path}/s", timeout_s=600)
+        for call in (engine.inspect, engine.remove, lambda name: engine.signal(name, "TERM")):
+            with pytest.raises(ExecutorError, match="does not answer"):
+                call("clavier-a")
 
 
 def test_a_server_whose_socket_path_is_too_long_is_refused_before_it_starts(
