@@ -10,15 +10,15 @@ from typing import Any
 from uuid import uuid4
 
 from clavier.core.actor import Actor
-from clavier.quotas.models import Reservation
-from clavier.quotas.services import audit_usage, ensure_local_node
+from clavier.quotas.models import Node, Reservation, ResourceGroup
+from clavier.quotas.services import audit_usage, ensure_local_node, set_cap
 from clavier.runs.models import Attempt, Run
 from clavier.runs.queries import replayed_state
 from clavier.runs.services import submit_run
 from runner.contract.run_spec import Resources, RunSpec
 from runner.executors.fake import FakeExecutor, Outcome
 from runner.executors.local_process import LocalProcessExecutor
-from runner.worker import engines, jobs, reconciler, scheduler
+from runner.worker import engines, hands, jobs, reconciler, scheduler
 
 GOOD_OUTPUT = {
     "output/hello.txt": "hello",
@@ -69,6 +69,7 @@ def make_engine(monkeypatch: Any) -> Engine:
     monkeypatch.setattr(engines, "executor", lambda name: executor)
     monkeypatch.setattr(jobs, "executor", lambda name: executor)
     monkeypatch.setattr(reconciler, "executor", lambda name: executor)
+    monkeypatch.setattr(hands, "executor", lambda name: executor)
     monkeypatch.setattr("clavier.runs.queue.enqueue", lambda *job: False)
     ensure_local_node()
     made = Engine(executor, clock)
@@ -100,11 +101,23 @@ class RealEngine:
 def make_real_engine(monkeypatch: Any, home: Path) -> RealEngine:
     """An engine whose executor starts processes; nothing is sent to a queue."""
     executor = LocalProcessExecutor(home / "executors" / "local_process", hidden=(home,))
-    for module in (engines, jobs, reconciler):
+    for module in (engines, jobs, reconciler, hands):
         monkeypatch.setattr(module, "executor", lambda name: executor)
     monkeypatch.setattr("clavier.runs.queue.enqueue", lambda *job: False)
     ensure_local_node()
     return RealEngine(executor)
+
+
+def add_node(
+    name: str, executor: str = "local_process", url: str = "", network: str = "", cpu_milli: int = 200
+) -> Node:
+    """One more node of the only group, with room for a little and without GPUs."""
+    node = Node.objects.create(
+        name=name, resource_group=ResourceGroup.objects.get(), executor=executor, engine_url=url, engine_network=network
+    )
+    for resource, cap in (("cpu_milli", cpu_milli), ("memory_mib", 4096), ("gpus", 0)):
+        set_cap(scope="node", scope_id=node.pk, resource=resource, cap=cap)
+    return node
 
 
 def assert_consistent() -> None:

@@ -1,4 +1,4 @@
-"""Calls of executors which take their time, done beside the reconciler's passes so that no engine holds these up."""
+"""What takes its time, done beside the reconciler's passes. Starts and stops have threads of their own (``hands``)."""
 
 from __future__ import annotations
 
@@ -38,8 +38,3 @@ class Background:
         finally:
             connections.close_all()
             self._going.discard(what)
-
-
-def at_once(what: str, verb: Callable[[], object]) -> None:
-    """The same without threads; errors are the caller's."""
-    verb()

@@ -21,8 +21,9 @@ from clavier.runs.invariants import FRESH, Finding, find_all
 from clavier.runs.models import Attempt
 from clavier.runs.states import RunState
 from runner.contract.folder import write_json_durably
-from runner.executors.base import ExecutorError, Observation
+from runner.executors.base import Observation
 from runner.worker.engines import Engine, engines_of, executor
+from runner.worker.listing import Listings
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +50,11 @@ def executor_findings(silent: list[str]) -> Iterator[Finding]:
     """I4 and I6 of every executor in use; those that do not answer are added to ``silent``."""
     live = Attempt.objects.filter(ended_at=None)
     used = Node.objects.filter(Q(attempts__in=live) | Q(peers__attempt__in=live)).distinct()
-    for engine in engines_of(used):
-        try:
-            observed = executor(engine).list()  # before the rows are read: an attempt's row is older than its process
-        except ExecutorError as error:
-            silent.append(f"{engine}: {error}")
-            continue
+    listings = Listings()
+    # Before the rows are read: an attempt's row is older than its process.
+    answers = listings.ask({engine: executor(engine) for engine in engines_of(used)})
+    silent += [f"{engine}: {why}" for engine, why in listings.silent.items()]
+    for engine, observed in answers.items():
         yield from strays(observed)
         yield from out_of_sight(engine, observed)
 

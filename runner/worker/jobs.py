@@ -6,16 +6,19 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
+from django.conf import settings
 from django.utils import timezone
 
 from clavier.quotas.models import Node
 from clavier.quotas.services import gpus_of
+from clavier.runs.elsewhere import nodes_of
 from clavier.runs.models import Attempt, Outbox, Run
 from clavier.runs.outputs import run_folder
-from clavier.runs.services import finish_attempt, note_once
+from clavier.runs.services import give_up_attempt, note_once
 from clavier.runs.states import EndReason, RunState
 from runner.contract import folder
 from runner.executors.base import ExecutorError, Gang, Launch, LaunchRefused
@@ -42,33 +45,48 @@ def launch(attempt_id: str) -> None:
     """Start all containers of an attempt, or adopt what an earlier call started."""
     live = Attempt.objects.select_related("run__tenant", "node").filter(pk=UUID(attempt_id), ended_at=None)
     attempt = live.first()
-    if attempt is None or attempt.run.state not in (RunState.PREPARING, RunState.RUNNING) or attempt.leave_asked_at:
+    if attempt is None or not is_wanted(attempt):
         return
     if attempt.not_before is not None and attempt.not_before > timezone.now():
         return
-    nodes = [attempt.node, *(peer.node for peer in attempt.peers.select_related("node"))]
+    nodes = nodes_of(attempt)
     try:
         prepare_folder(attempt.run)
         if not is_wanted(attempt):  # copying takes its time, and nothing is known of the attempt meanwhile
             return
         for started, node in zip(launches_of(attempt, nodes), nodes, strict=True):
             executor(engine_of(node)).start(started)
-    except LaunchRefused as refusal:
-        finish_attempt(attempt=attempt, reason=EndReason.INVALID_SPEC, message=str(refusal))
+    except LaunchRefused as refusal:  # other ranks may have started, so nothing is given back yet
+        give_up_attempt(attempt=attempt, reason=EndReason.INVALID_SPEC, message=str(refusal))
         return
     except (ExecutorError, OSError) as error:
-        logger.warning("start of attempt %s failed: %s; the reconciler tries again", attempt_id, error)
-        note_once(attempt.run, f"It could not be started yet and is tried again: {error}")
+        logger.warning("start of attempt %s failed: %s", attempt_id, error)
+        try_again_or_give_up(attempt, error)
         return
+    Attempt.objects.filter(pk=attempt.pk).exclude(launch_failing_since=None).update(launch_failing_since=None)
     if not is_wanted(attempt):
         for rank, node in enumerate(nodes):
             executor(engine_of(node)).stop(name_of(attempt, rank), attempt.run.run_spec().limits.stop_grace_s)
 
 
 def is_wanted(attempt: Attempt) -> bool:
-    """Whether an attempt lives still, and nobody has asked it to stop or to leave."""
-    states = (RunState.PREPARING, RunState.RUNNING)
-    return Attempt.objects.filter(pk=attempt.pk, ended_at=None, leave_asked_at=None, run__state__in=states).exists()
+    """Whether an attempt lives still, nobody has asked it to stop or to leave, and it was not given up."""
+    live = Attempt.objects.filter(pk=attempt.pk, ended_at=None, leave_asked_at=None, given_up_reason="")
+    return live.filter(run__state__in=(RunState.PREPARING, RunState.RUNNING)).exists()
+
+
+def try_again_or_give_up(attempt: Attempt, error: Exception) -> None:
+    """The reconciler tries again, until the start has failed for too long: then the run needs another place."""
+    now = timezone.now()
+    since = attempt.launch_failing_since
+    if since is None:
+        Attempt.objects.filter(pk=attempt.pk, launch_failing_since=None).update(launch_failing_since=now)
+    elif now - since >= timedelta(seconds=settings.LAUNCH_PATIENCE_S):
+        minutes = (now - since).total_seconds() / 60
+        message = f"It could not be started for {minutes:.0f} minutes: {error}"
+        give_up_attempt(attempt=attempt, reason=EndReason.INFRASTRUCTURE, message=message)
+        return
+    note_once(attempt.run, f"It could not be started yet and is tried again: {error}")
 
 
 def launches_of(attempt: Attempt, nodes: Sequence[Node]) -> list[Launch]:

@@ -38,12 +38,15 @@ class Question(threading.Thread):
 
 
 class Listings:
-    """Keeps the questions that are still open. ``asked_at``: when what an engine answered last was asked."""
+    """Keeps the questions that are still open. ``asked_at``: when what an engine answered last was asked.
+
+    ``silent``: why there is no answer, of the engines that gave none last.
+    """
 
     def __init__(self) -> None:
         self.asked_at: dict[Engine, float] = {}
+        self.silent: dict[Engine, str] = {}
         self._open: dict[Engine, Question] = {}
-        self._silent: set[Engine] = set()
 
     def ask(
         self, executors: Mapping[Engine, Executor], patience_s: float = PATIENCE_S
@@ -67,11 +70,11 @@ class Listings:
             else:
                 answered[engine] = question.answer
                 self.asked_at[engine] = question.asked_at
-                self._silent.discard(engine)
+                self.silent.pop(engine, None)
         return answered
 
     def _tell(self, engine: Engine, what: str) -> None:
         """Once, until it answers again."""
-        if engine not in self._silent:
+        if engine not in self.silent:
             logger.warning("executor %s does not answer: %s", engine, what)
-            self._silent.add(engine)
+        self.silent[engine] = what

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db import transaction
+from django.conf import settings
+from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import Prefetch
 from django.utils import timezone
 
@@ -23,13 +24,13 @@ from clavier.runs.models import Attempt, Outbox, Peer
 from clavier.runs.outputs import check_manifest, make_manifest, read_json, read_log, read_metrics, seal_output
 from clavier.runs.printed import last_words
 from clavier.runs.queries import TAIL_BYTES, waiting_runs
-from clavier.runs.services import finish_attempt, mark_running
+from clavier.runs.services import fail_unrecorded, finish_attempt, mark_running, note
 from clavier.runs.states import EndReason, RunState
 from runner.contract import folder
 from runner.executors.base import ExecutorError, Observation
-from runner.worker import jobs, scheduler
-from runner.worker.background import at_once
+from runner.worker import scheduler
 from runner.worker.engines import Engine, engines_of, executor
+from runner.worker.hands import Hands
 from runner.worker.listing import Listings
 from runner.worker.ranks import Rank, decisive, ranks_of
 from runner.worker.verdicts import Verdict, verdict_of
@@ -51,27 +52,22 @@ LEFT_NOTHING = (
 class Reconciler:
     """One pass over everything alive. It keeps nothing that a new reconciler would miss.
 
-    ``do``: how it starts, stops and forgets: each has a name, may fail with ExecutorError, and is repeated if need be.
+    ``hands``: how it starts, stops and forgets; without any, within the pass.
     """
 
-    def __init__(self, do: Callable[[str, Callable[[], object]], None] = at_once) -> None:
-        self.do = do
+    def __init__(self, hands: Hands | None = None) -> None:
+        self.hands = hands or Hands()
         self.orphans_since: dict[str, datetime] = {}
         self.last_schedule = float("-inf")
         self.listings = Listings()
-        self.read_at = time.monotonic()
-        self.unwanted_since: dict[UUID, float] = {}
         self.fence: Fence | None = None
         self.kept_at = float("-inf")
-        self.ended: list[Rank] = []
         self.clocks: tuple[float, float] | None = None
 
     def run_pass(self, fence: Fence | None = None) -> None:
         """Settle running attempts, then start what waits. ``fence``: our term as the leader; raises LeaseLost."""
         self.fence, self.kept_at = fence, time.monotonic()
-        self.ended.clear()
         self.doubt_old_times()
-        self.read_at = time.monotonic()
         attempts = list(
             Attempt.objects.filter(ended_at=None)
             .select_related("run__tenant", "node")
@@ -87,8 +83,8 @@ class Reconciler:
             if all(rank.engine in observed for rank in ranks):
                 self.keep_lead()
                 self.settle_safely(attempt, ranks)
-        self.forget_ended()
         known = {rank.name for _, ranks in found for rank in ranks}
+        self.hands.forget_all_but(known)
         for engine, answer in answers.items():
             for seen in answer:
                 if seen.name not in known:
@@ -127,10 +123,10 @@ class Reconciler:
 
     def settle_attempt(self, attempt: Attempt, ranks: Sequence[Rank]) -> None:
         """Bring an attempt's rows up to what was observed of its containers."""
-        is_leaving = attempt.run.state == RunState.STOPPING or attempt.leave_asked_at is not None
+        is_leaving = attempt.run.state == RunState.STOPPING or attempt.leave_asked_at or attempt.given_up_reason
         has_failed = any(rank.has_exited and not rank.ended_well for rank in ranks)
         if any(rank.seen is None for rank in ranks):
-            self.settle_missing(attempt, ranks, is_ending=is_leaving or has_failed)
+            self.settle_missing(attempt, ranks, is_ending=bool(is_leaving or has_failed))
             return
         self.write_observed(attempt)
         if all(rank.has_exited for rank in ranks):
@@ -138,7 +134,7 @@ class Reconciler:
         elif is_leaving or has_failed:
             self.stop_all(attempt, ranks)
         elif any(rank.seen is not None and rank.seen.state == "starting" for rank in ranks):
-            self.launch(attempt)
+            self.launch(attempt, ranks)
         elif attempt.run.state == RunState.PREPARING and self.is_ready(attempt):
             started = max((rank.seen.started_at or 0.0 for rank in ranks if rank.seen is not None), default=0.0)
             with self.writing():
@@ -151,14 +147,16 @@ class Reconciler:
         if is_ending and is_alive:
             self.stop_all(attempt, ranks)
         elif is_ending and attempt.observed_at is None:
+            if not self.can_not_start(attempt, [rank for rank in ranks if rank.seen is None]):
+                return
             if any(rank.has_exited for rank in ranks):
                 self.collect(attempt, [rank for rank in ranks if rank.seen is not None])
-            elif self.was_asked_since(attempt, ranks):
+            else:
                 self.end_before_start(attempt)
         elif attempt.observed_at is None:
             due = attempt.not_before or attempt.created_at + LAUNCH_AGAIN_AFTER
             if now >= due:
-                self.launch(attempt)
+                self.launch(attempt, ranks)
         elif attempt.missing_since is None:
             self.write(attempt, missing_since=now)
         elif now - attempt.missing_since >= LOST_AFTER and is_alive:
@@ -169,32 +167,37 @@ class Reconciler:
                     attempt=attempt, reason=EndReason.EXECUTOR_LOST, message="The executor no longer knows the attempt."
                 )
 
-    def launch(self, attempt: Attempt) -> None:
-        """Start it, or adopt what runs."""
-        self.do(f"start {attempt.pk}", lambda: jobs.launch(str(attempt.pk)))
+    def launch(self, attempt: Attempt, ranks: Sequence[Rank]) -> None:
+        """Have it started, or what was begun completed."""
+        self.hands.launch(str(attempt.pk), [rank.engine for rank in ranks])
 
-    def was_asked_since(self, attempt: Attempt, ranks: Sequence[Rank]) -> bool:
-        """A slow engine may answer with what was there before the launch; only what it was asked since counts."""
-        since = self.unwanted_since.setdefault(attempt.pk, self.read_at)
-        return all(self.listings.asked_at[rank.engine] >= since for rank in ranks)
+    def can_not_start(self, attempt: Attempt, ranks: Sequence[Rank]) -> bool:
+        """Ranks of an attempt that is ending, which their engines do not know: once told so, they can not start either.
+
+        Whether one had begun before its engine was told, only a list tells that was asked for afterwards.
+        """
+        told = [(rank, self.hands.stopped_at(rank.name)) for rank in ranks]
+        for rank, at in told:
+            if at is None:
+                self.hands.stop(rank.engine, rank.name, attempt.run.run_spec().limits.stop_grace_s)
+        return all(at is not None and self.listings.asked_at[rank.engine] > at for rank, at in told)
 
     def end_before_start(self, attempt: Attempt) -> None:
-        """It is not wanted any more, and no engine has it."""
-        reason = EndReason(attempt.run.stop_reason) if attempt.run.stop_reason else EndReason.PREEMPTED
-        self.unwanted_since.pop(attempt.pk, None)
+        """It is not wanted any more, no engine has it, and none will start it."""
+        reason, message = EndReason.PREEMPTED, "Stopped before it started."
+        if attempt.run.stop_reason:
+            reason = EndReason(attempt.run.stop_reason)
+        elif attempt.given_up_reason:
+            reason, message = EndReason(attempt.given_up_reason), attempt.given_up_message
         with self.writing():
-            finish_attempt(attempt=attempt, reason=reason, message="Stopped before it started.")
+            finish_attempt(attempt=attempt, reason=reason, message=message)
 
     def stop_all(self, attempt: Attempt, ranks: Sequence[Rank]) -> None:
         """Ask what still runs to end; again and again until it has, for a stop may be lost."""
         grace_s = attempt.run.run_spec().limits.stop_grace_s
         for rank in ranks:
             if rank.is_alive:
-                self.stop(rank.engine, rank.name, grace_s)
-
-    def stop(self, engine: Engine, name: str, grace_s: float) -> None:
-        """Ask one container to end."""
-        self.do(f"stop {name}", lambda: executor(engine).stop(name, grace_s))
+                self.hands.stop(rank.engine, rank.name, grace_s)
 
     def write_observed(self, attempt: Attempt) -> None:
         """The executors know all of it."""
@@ -211,10 +214,25 @@ class Reconciler:
         return self.fence.transaction() if self.fence is not None else transaction.atomic()
 
     def collect(self, attempt: Attempt, ranks: Sequence[Rank]) -> None:
-        """All containers have exited: find the verdict and write it down; the executors may forget them then."""
+        """All containers have exited: find the verdict, write it down, let the executors forget them."""
+        try:
+            self.conclude(attempt, ranks)
+        except (LeaseLost, OperationalError, InterfaceError):
+            raise
+        except Exception as error:  # a disk with errors, a hook with a mistake: not for ever
+            self.conclude_later(attempt, error)
+        for one in ranks:
+            self.forget(one.engine, one.name)
+
+    def conclude(self, attempt: Attempt, ranks: Sequence[Rank]) -> None:
+        """Find the verdict and write it down. Raises whatever the disk or the domain's hook does."""
         rank = decisive(ranks)
         assert rank.seen is not None
-        verdict = self.verdict_on(attempt, rank, is_gang=len(ranks) > 1)
+        is_whole = len(ranks) == attempt.run.num_containers
+        if attempt.given_up_reason and not (is_whole and all(one.ended_well for one in ranks)):
+            verdict = Verdict(EndReason(attempt.given_up_reason), attempt.given_up_message)
+        else:
+            verdict = self.verdict_on(attempt, rank, is_gang=len(ranks) > 1)
         most = [one.seen.max_memory_mib for one in ranks if one.seen is not None and one.seen.max_memory_mib]
         seen = replace(rank.seen, max_memory_mib=max(most, default=rank.seen.max_memory_mib))
         try:
@@ -223,7 +241,24 @@ class Reconciler:
             self.finish(attempt, Verdict(EndReason.STORAGE_QUOTA, refusal.message), seen)
         except DomainError as refusal:  # the domain can not use what the program made
             self.finish(attempt, Verdict(EndReason.BAD_OUTPUT, refusal.message), seen)
-        self.ended += ranks
+
+    def conclude_later(self, attempt: Attempt, error: Exception) -> None:
+        """The next pass tries again; after a long time of that the run fails, with or without its domain's consent."""
+        logger.error("the end of attempt %s could not be written down", attempt.pk, exc_info=error)
+        since = attempt.end_failing_since
+        if since is None:
+            self.write(attempt, end_failing_since=timezone.now())
+            note(attempt.run, "It ended; taking over what it made failed and is tried again.")
+        elif timezone.now() - since >= timedelta(seconds=settings.END_PATIENCE_S):
+            try:
+                with self.writing():
+                    fail_unrecorded(attempt=attempt, error=error, calls_hook=True)
+            except (LeaseLost, OperationalError, InterfaceError):
+                raise
+            except Exception:
+                logger.exception("the hook of run %s fails for its failure too; it is left out", attempt.run_id)
+                with self.writing():
+                    fail_unrecorded(attempt=attempt, error=error, calls_hook=False)
 
     def verdict_on(self, attempt: Attempt, rank: Rank, *, is_gang: bool) -> Verdict:
         """Why an attempt ended whose containers have all exited."""
@@ -267,19 +302,10 @@ class Reconciler:
                 max_memory_mib=seen.max_memory_mib,
             )
 
-    def forget_ended(self) -> None:
-        """What this pass has collected. Raises LeaseLost."""
-        for rank in self.ended:
-            self.keep_lead()
-            try:
-                self.forget(rank.engine, rank.name)
-            except ExecutorError as error:
-                logger.warning("%s is not forgotten yet: %s", rank.name, error)
-
     def forget(self, engine: Engine, name: str) -> None:
         """Let the executor drop an exited container, but never before its end stands in the database."""
         if not Attempt.objects.filter(pk=attempt_id(name), ended_at=None).exists():
-            self.do(f"forget {name}", lambda: executor(engine).remove(name))
+            self.hands.remove(engine, name)
 
     def settle_orphan(self, engine: Engine, seen: Observation) -> None:
         """No live attempt had this name: forget it when it has exited, end it after a grace when it runs.
@@ -296,7 +322,7 @@ class Reconciler:
             if ended or timezone.now() - since > timedelta(seconds=ORPHAN_GRACE_S):
                 with self.writing():  # who no longer leads ends nothing
                     logger.warning("%s runs without a live attempt; ending it", seen.name)
-                self.stop(engine, seen.name, ORPHAN_STOP_GRACE_S)
+                self.hands.stop(engine, seen.name, ORPHAN_STOP_GRACE_S)
         except LeaseLost:
             raise
         except Exception as error:  # whatever bears our label must not end the pass

@@ -30,7 +30,7 @@ from runner.contract.run_spec import Image, Limits, Resources, RunSpec
 from runner.executors.base import Executor
 from runner.executors.docker_engine import DockerEngineExecutor
 from runner.executors.local_process import LocalProcessExecutor
-from runner.worker import invariants, jobs, reconciler, scheduler
+from runner.worker import hands, invariants, jobs, reconciler, scheduler
 from runner.worker.invariants import check_everything
 from tests.api.native.test_files import content_of, send
 from tests.docker_engine import DockerDaemon, docker_daemon, new_daemon, why_not
@@ -91,7 +91,7 @@ def is_running(run: Run) -> bool:
 
 def install(monkeypatch: pytest.MonkeyPatch, executor: Executor, settings: Any) -> None:
     """Everybody talks to this executor; the queue loses each message it takes."""
-    for module in (jobs, reconciler, invariants):
+    for module in (jobs, reconciler, hands, invariants):
         monkeypatch.setattr(module, "executor", lambda engine: executor)
     monkeypatch.setattr("clavier.runs.queue.enqueue", lambda *job: True)
     settings.RUN_FINISHED_HOOKS = dict.fromkeys(settings.RUN_FINISHED_HOOKS, "tests.runner.worker.test_engine.no_hook")

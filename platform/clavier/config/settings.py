@@ -258,6 +258,10 @@ LONG_JOBS = {"datasets_app.intake.take_in": 6 * 3600}
 #: Called every few minutes: what a lost wake-up left waiting is woken again.
 SWEEPS = ("datasets_app.intake.wake_waiting",)
 RECONCILE_INTERVAL_S = float(env.str("RECONCILE_INTERVAL_S", default="1.0"))
+#: After so long of failing to start, an attempt is given up and its run tried elsewhere.
+LAUNCH_PATIENCE_S = env_int("LAUNCH_PATIENCE_S", 600, 1, 7 * 24 * 3600)
+#: After so long of failing to take over what a run made (a disk that gives errors), the run fails.
+END_PATIENCE_S = env_int("END_PATIENCE_S", 1800, 1, 7 * 24 * 3600)
 #: Capacity of this machine that runs may hold; by default all of its cores and 90 % of its memory.
 LOCAL_NODE_CPU_MILLI = env_int("LOCAL_NODE_CPU_MILLI", (os.cpu_count() or 1) * 1000, 100, 10_000_000)
 LOCAL_NODE_MEMORY_MIB = env_int(

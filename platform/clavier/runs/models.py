@@ -111,6 +111,19 @@ class Attempt(models.Model):
         null=True, blank=True, help_text="When it was asked to make room; its run then waits again."
     )
     started_at = models.DateTimeField(null=True, blank=True)
+    launch_failing_since = models.DateTimeField(null=True, blank=True)
+    given_up_reason = models.CharField(
+        max_length=20,
+        choices=REASON_CHOICES,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Why the platform ends it; it holds what it has until all its containers are gone.",
+    )
+    given_up_message = models.TextField(blank=True, default="", db_default="")
+    end_failing_since = models.DateTimeField(
+        null=True, blank=True, help_text="Since when its end could not be written down, though its containers are gone."
+    )
     ended_at = models.DateTimeField(null=True, blank=True)
     exit_code = models.IntegerField(null=True, blank=True)
     end_reason = models.CharField(max_length=20, choices=REASON_CHOICES, blank=True)

@@ -21,6 +21,7 @@ from clavier.quotas.requests import require_schedulable
 from clavier.quotas.services import move_reservations, release
 from clavier.runs import queue
 from clavier.runs.demand import containers_of, scheduling_columns
+from clavier.runs.elsewhere import move_elsewhere, nodes_of
 from clavier.runs.models import Attempt, Outbox, Peer, Run, RunEvent
 from clavier.runs.outputs import run_folder
 from clavier.runs.placing import place
@@ -84,12 +85,14 @@ def transition(
     reason: EndReason | None = None,
     message: str = "",
     actor_name: str = "",
+    calls_hook: bool = True,
     **columns: Any,
 ) -> bool:
     """Move a run along one edge, with its event, in one transaction; False: someone was faster.
 
     A final state ends the live attempt, releases its reservations and calls the domain's hook in the same
-    transaction. ``columns`` are further columns of the run to set. Raises ValueError for an edge that is none.
+    transaction. ``calls_hook`` False: its hook can not be called, and the run has to end all the same. ``columns`` are
+    further columns of the run to set. Raises ValueError for an edge that is none.
     """
     if to not in EDGES[RunState(run.state)]:
         raise ValueError(f"there is no edge {run.state} -> {to}")
@@ -112,7 +115,8 @@ def transition(
         if to in FINAL_STATES:
             end_live_attempt(run, reason)
             announce(run)
-            import_string(settings.RUN_FINISHED_HOOKS[run.kind])(run)
+            if calls_hook:
+                import_string(settings.RUN_FINISHED_HOOKS[run.kind])(run)
     return True
 
 
@@ -146,9 +150,12 @@ def finish_attempt(
     exit_code: int | None = None,
     ended_at: datetime | None = None,
     max_memory_mib: int | None = None,
+    is_last: bool = False,
+    calls_hook: bool = True,
 ) -> bool:
     """An attempt has ended: the run ends too, gets another attempt if the platform was at fault, or waits again.
 
+    ``is_last``: the run ends now, whatever the reason. ``calls_hook``: as in ``transition``.
     Idempotent: False when the attempt was finished already or someone was faster.
     """
     with transaction.atomic():
@@ -165,13 +172,45 @@ def finish_attempt(
             reason, message = EndReason(run.stop_reason), run_stop_message(run)
         elif reason in REQUEUED_REASONS:
             return wait_again(run, attempt, reason, message, preempted_at=timezone.now())
-        elif reason in RETRIED_REASONS and (failures := platform_failures(run)) <= run.run_spec().retries:
+        elif (
+            not is_last and reason in RETRIED_REASONS and (failures := platform_failures(run)) <= run.run_spec().retries
+        ):
             return retry(run, attempt, reason, message, back_off=back_off_after(failures))
         release(attempt_id=attempt.pk)
-        if not transition(run, FINAL_STATE_OF[reason], reason=reason, message=message):
+        if not transition(run, FINAL_STATE_OF[reason], reason=reason, message=message, calls_hook=calls_hook):
             transaction.set_rollback(True)
             return False
     return True
+
+
+def fail_unrecorded(*, attempt: Attempt, error: Exception, calls_hook: bool) -> bool:
+    """What a run made could not be taken over for too long: it fails, its files stay, and operators are told.
+
+    False: it was finished meanwhile.
+    """
+    words = f"{type(error).__name__}: {error}"
+    with transaction.atomic():
+        failed = finish_attempt(
+            attempt=attempt,
+            reason=EndReason.INFRASTRUCTURE,
+            message=f"The program ended, but what it made could not be taken over. Tell your operator: {words}",
+            is_last=True,
+            calls_hook=calls_hook,
+        )
+        if failed:
+            run = Run.objects.get(pk=attempt.run_id)
+            note(run, f"For operators: its files are still in {run_folder(run.pk)}.")
+            record(run, "end_not_recorded", action=CHANGE, changes={"state": ["", run.state]}, error=words)
+    return failed
+
+
+def give_up_attempt(*, attempt: Attempt, reason: EndReason, message: str) -> bool:
+    """An attempt can not go on: its containers are stopped, and only once they are gone it ends for this reason.
+
+    Idempotent: the first reason stands, False for a later one.
+    """
+    live = Attempt.objects.filter(pk=attempt.pk, ended_at=None, given_up_reason="")
+    return bool(live.update(given_up_reason=reason, given_up_message=message))
 
 
 def mark_running(*, attempt: Attempt, started_at: datetime) -> bool:
@@ -253,21 +292,28 @@ def end_live_attempt(run: Run, reason: EndReason | None) -> None:
 
 
 def retry(run: Run, ended: Attempt, reason: EndReason, message: str, *, back_off: timedelta) -> bool:
-    """Try again after the back-off: with the same resources, or on other nodes when one of these takes no runs now."""
+    """Try again after the back-off: with the same resources, or on other nodes when one of these takes no runs now.
+
+    What could not be started is tried on another engine, if one has room.
+    """
     due = timezone.now() + back_off
-    ranks = [ended.node, *(peer.node for peer in ended.peers.select_related("node"))]
+    ranks, next_id, where = nodes_of(ended), uuid4(), ""
     if not all(node.is_schedulable for node in ranks):
         message = f"{message} The platform was at fault, and its node takes no new runs: it waits for another one."
         return wait_again(run, ended, reason, message, not_before=due)
-    following = Attempt.objects.create(run=run, number=ended.number + 1, node=ranks[0], not_before=due)
+    others = None
+    if ended.given_up_reason:
+        others = move_elsewhere(run=run, ended=ended, to_attempt=next_id)
+    if others is not None:
+        ranks, where = others, f" on {', '.join(sorted({node.name for node in others}))}"
+    following = Attempt.objects.create(pk=next_id, run=run, number=ended.number + 1, node=ranks[0], not_before=due)
     Peer.objects.bulk_create(
         Peer(attempt=following, rank=rank, node=node) for rank, node in enumerate(ranks) if rank > 0
     )
-    move_reservations(from_attempt=ended.pk, to_attempt=following.pk)
-    seconds = f"{back_off.total_seconds():g} s"
-    RunEvent.objects.create(
-        run=run, reason=reason, message=f"{message} The platform was at fault: attempt {following.number} in {seconds}."
-    )
+    if others is None:
+        move_reservations(from_attempt=ended.pk, to_attempt=following.pk)
+    when = f"attempt {following.number} in {back_off.total_seconds():g} s{where}"
+    RunEvent.objects.create(run=run, reason=reason, message=f"{message} The platform was at fault: {when}.")
     return True
 
 

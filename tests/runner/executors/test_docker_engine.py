@@ -17,9 +17,9 @@ import pytest
 import requests
 
 from runner.contract.run_spec import Limits, Resources, RunSpec
+from runner.executors import docker_client
 from runner.executors.base import ExecutorError, Launch, LaunchRefused
 from runner.executors.docker_attempt import Intent, judge
-from runner.executors.docker_client import Engine
 from runner.executors.docker_wrapper import ensure_wrapper
 from runner.executors.launching import REPOSITORY
 from runner.worker.bells import Bells
@@ -400,7 +400,7 @@ def test_a_stop_or_a_removal_gives_up_on_an_engine_that_hangs_long_before_a_star
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / "s"))
         silent.listen(16)
-        engine = Engine(f"unix://{tmp_path}/s", timeout_s=600)
+        engine = docker_client.Engine(f"unix://{tmp_path}/s", timeout_s=600)
         for call in (engine.inspect, engine.remove, lambda name: engine.signal(name, "TERM")):
             with pytest.raises(ExecutorError, match="does not answer"):
                 call("clavier-a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import threading
@@ -9,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from auditlog.models import LogEntry
 from django.utils import timezone
 
 from clavier.core.errors import Unprocessable
@@ -19,10 +21,10 @@ from clavier.runs.outputs import run_folder
 from clavier.runs.services import stop_run
 from clavier.runs.waiting import explain
 from runner.contract.run_spec import Limits, Resources
-from runner.executors.base import Observation
+from runner.executors.base import ExecutorError, Launch, Observation
 from runner.worker import jobs, scheduler
 from runner.worker.reconciler import Reconciler
-from tests.engine import GOOD_OUTPUT, assert_consistent, make_engine
+from tests.engine import GOOD_OUTPUT, add_node, assert_consistent, make_engine
 
 pytestmark = pytest.mark.django_db
 
@@ -134,7 +136,7 @@ def test_a_run_that_is_stopped_before_its_launch_never_starts(engine, alice):
     (attempt_id,) = scheduler.schedule_pass()
     stop_run(run=Run.objects.get(pk=run.pk), actor_name="alice")
     jobs.launch(str(attempt_id))
-    engine.step()
+    engine.step(2)
     run.refresh_from_db()
     assert run.state == "STOPPED"
     assert engine.executor.starts(str(attempt_id)) == 0
@@ -348,7 +350,93 @@ def test_a_run_that_is_asked_to_leave_while_its_folder_is_laid_out_never_starts(
     monkeypatch.setattr(jobs, "prepare_folder", slowly)
     jobs.launch(str(attempt_id))
     assert engine.executor.starts(str(attempt_id)) == 0
+    engine.reconciler.run_pass()
     assert Attempt.objects.get(pk=attempt_id).end_reason == "PREEMPTED"
+    assert_consistent()
+
+
+def test_a_launch_that_was_held_up_until_after_the_end_of_its_attempt_starts_nothing(engine, alice, monkeypatch):
+    engine.will(runs_for_s=None)
+    run = engine.submit(alice)
+    (attempt_id,) = scheduler.schedule_pass()
+    start = engine.executor.start
+
+    def held_up(launch: Launch) -> None:
+        stop_run(run=Run.objects.get(pk=run.pk), actor_name="alice")
+        for _ in range(2):
+            engine.reconciler.run_pass()
+        assert Run.objects.get(pk=run.pk).state == "STOPPED"
+        start(launch)
+
+    monkeypatch.setattr(engine.executor, "start", held_up)
+    jobs.launch(str(attempt_id))
+    assert engine.executor.starts(str(attempt_id)) == 0
+    engine.step()
+    assert engine.executor.list() == []
+    assert_consistent()
+
+
+def test_what_can_not_be_started_for_ten_minutes_is_tried_elsewhere_and_fails_in_the_end(engine, alice, monkeypatch):
+    def broken(launch: Launch) -> None:
+        raise ExecutorError("500 Server Error: no space left on device")
+
+    monkeypatch.setattr(engine.executor, "start", broken)
+    other = add_node("other", url="tcp://other", cpu_milli=1000)
+    run = engine.submit(alice, retries=1, node_names=("local", "other"))
+    engine.step(2)
+    run.refresh_from_db()
+    assert (run.state, last_attempt(run).given_up_reason) == ("PREPARING", "")
+    started = []
+    for _ in range(2):
+        long_ago = timezone.now() - timedelta(minutes=11)
+        Attempt.objects.filter(run=run, ended_at=None).update(launch_failing_since=long_ago, not_before=long_ago)
+        started.append(last_attempt(run).node.name)
+        engine.step(3)
+        assert_consistent()
+    run.refresh_from_db()
+    assert sorted(started) == ["local", other.name]
+    assert (run.state, run.end_reason, run.attempts.count()) == ("FAILED", "INFRASTRUCTURE", 2)
+    assert run.message == "It could not be started for 11 minutes: 500 Server Error: no space left on device"
+    assert "attempt 2 in 2 s on " in RunEvent.objects.filter(run=run, reason="INFRASTRUCTURE").first().message
+
+
+def test_a_start_that_fails_for_an_hour_and_then_works_is_not_given_up(engine, alice):
+    engine.will(runs_for_s=None)
+    engine.executor.fail("start")
+    run = engine.submit(alice)
+    engine.step()
+    Attempt.objects.update(
+        launch_failing_since=timezone.now() - timedelta(hours=1), created_at=timezone.now() - timedelta(hours=1)
+    )
+    engine.step(2)
+    run.refresh_from_db()
+    assert (run.state, last_attempt(run).launch_failing_since) == ("RUNNING", None)
+
+
+def broken_disk(run: Run) -> None:
+    if run.state == "COMPLETED" or run.name == "never":
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("name", ["sometimes", "never"])
+def test_what_a_run_made_and_nobody_can_take_over_fails_it_after_a_time_in_words(engine, alice, settings, name):
+    broken = "tests.runner.worker.test_engine.broken_disk"
+    settings.RUN_FINISHED_HOOKS = dict.fromkeys(settings.RUN_FINISHED_HOOKS, broken)
+    run = engine.submit(alice)
+    Run.objects.filter(pk=run.pk).update(name=name)
+    engine.step(3)
+    run.refresh_from_db()
+    assert not run.is_final
+    assert last_attempt(run).end_failing_since is not None
+    assert len(engine.executor.list()) == 1
+    Attempt.objects.update(end_failing_since=timezone.now() - timedelta(minutes=31))
+    engine.step()
+    run.refresh_from_db()
+    assert (run.state, run.end_reason, run.attempts.count()) == ("FAILED", "INFRASTRUCTURE", 1)
+    assert "OSError: [Errno 5] Input/output error" in run.message
+    assert str(run_folder(run.pk)) in RunEvent.objects.filter(run=run).last().message
+    assert LogEntry.objects.filter(object_pk=str(run.pk), additional_data__event="end_not_recorded").count() == 1
+    assert engine.executor.list() == []
     assert_consistent()
 
 
@@ -374,7 +462,7 @@ def test_a_late_answer_from_before_the_launch_ends_no_run_that_was_stopped_since
         question.join()
     engine.reconciler.run_pass()
     run.refresh_from_db()
-    assert (run.state, [seen.state for seen in look()]) == ("STOPPING", ["running"])
+    assert (run.state, [seen.state for seen in look()]) == ("STOPPING", ["exited"])
     engine.step(2)
     run.refresh_from_db()
     assert (run.state, look()) == ("STOPPED", [])

@@ -7,15 +7,16 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from clavier.quotas.models import Node, ResourceGroup
+from clavier.quotas.models import Node
 from clavier.quotas.services import set_cap
 from clavier.runs.models import Attempt, Peer, Run
 from clavier.runs.services import stop_run
 from runner.contract.run_spec import Resources, Role
+from runner.executors.base import Launch, LaunchRefused
 from runner.executors.fake import FakeExecutor, Outcome
-from runner.worker import engines, jobs, reconciler, scheduler
+from runner.worker import engines, hands, jobs, reconciler, scheduler
 from runner.worker.engines import Engine
-from tests.engine import GOOD_OUTPUT, assert_consistent, make_engine
+from tests.engine import GOOD_OUTPUT, add_node, assert_consistent, make_engine
 
 pytestmark = pytest.mark.django_db
 
@@ -29,17 +30,6 @@ def engine(monkeypatch, home, settings):
     made = make_engine(monkeypatch)
     set_cap(scope="node", scope_id=Node.objects.get().pk, resource="cpu_milli", cap=1000)
     return made
-
-
-def add_node(
-    name: str, executor: str = "local_process", url: str = "", network: str = "", cpu_milli: int = 200
-) -> Node:
-    node = Node.objects.create(
-        name=name, resource_group=ResourceGroup.objects.get(), executor=executor, engine_url=url, engine_network=network
-    )
-    for resource, cap in (("cpu_milli", cpu_milli), ("memory_mib", 4096), ("gpus", 0)):
-        set_cap(scope="node", scope_id=node.pk, resource=resource, cap=cap)
-    return node
 
 
 def names_of(run: Run) -> list[str]:
@@ -144,6 +134,30 @@ def test_a_gang_that_started_by_halves_is_completed_and_not_started_twice(engine
     assert [engine.executor.starts(name) for name in names_of(run)] == [1, 1, 1]
 
 
+def test_a_gang_whose_second_rank_is_refused_holds_what_it_has_until_the_first_is_gone(engine, alice, monkeypatch):
+    engine.executor.will(outcome=Outcome(runs_for_s=None, ignores_term=True))
+    start = engine.executor.start
+
+    def refuse_the_second(launch: Launch) -> None:
+        if launch.rank == 1:
+            raise LaunchRefused("Mount /models/m does not exist on this host.")
+        start(launch)
+
+    monkeypatch.setattr(engine.executor, "start", refuse_the_second)
+    run = engine.submit(alice, roles=THREE)
+    engine.step(3)
+    run.refresh_from_db()
+    assert (run.state, [seen.state for seen in engine.executor.list()]) == ("PREPARING", ["running"])
+    assert_consistent()
+    engine.clock.now += 60  # the grace of the first
+    engine.step(2)
+    run.refresh_from_db()
+    assert (run.state, run.end_reason) == ("FAILED", "INVALID_SPEC")
+    assert run.message == "Mount /models/m does not exist on this host."
+    assert engine.executor.list() == []
+    assert_consistent()
+
+
 def test_a_stop_reaches_every_rank(engine, alice):
     engine.will(runs_for_s=None)
     run = engine.submit(alice, roles=THREE)
@@ -189,7 +203,7 @@ def test_an_engine_that_hangs_concludes_nothing_of_its_own_and_delays_nobody_els
     far = FakeExecutor(clock=engine.clock)
     far.will(outcome=Outcome(runs_for_s=None))
     by_engine = {Engine("local_process"): engine.executor, Engine("local_process", "tcp://far"): far}
-    for module in (engines, jobs, reconciler):
+    for module in (engines, jobs, reconciler, hands):
         monkeypatch.setattr(module, "executor", by_engine.__getitem__)
     monkeypatch.setattr("runner.worker.listing.Listings.ask.__defaults__", (0.3,))
     here, there = engine.submit(alice, node_names=("local",)), engine.submit(alice, node_names=("far",))

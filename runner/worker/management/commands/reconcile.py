@@ -23,6 +23,7 @@ from clavier.runs.queries import RECONCILER_LEASE
 from runner.worker.background import Background
 from runner.worker.bells import Bells
 from runner.worker.engines import cool_down, engines_of, executor
+from runner.worker.hands import Hands, ThreadLane
 from runner.worker.housekeeping import Housekeeping
 from runner.worker.invariants import Watch
 from runner.worker.presence import Presence, is_dead, remove_dead
@@ -47,7 +48,7 @@ class Command(BaseCommand):
         signal.signal(signal.SIGINT, self.stop)
         presence, bells = Presence(presence_folder()), Bells()
         self.do = Background()
-        self.reconciler, self.watch, self.housekeeping = Reconciler(self.do), Watch(), Housekeeping()
+        self.reconciler, self.watch, self.housekeeping = Reconciler(Hands(ThreadLane)), Watch(), Housekeeping()
         self.node: Node | None = None
         while not self.stopping:
             began, used = time.monotonic(), time.process_time()
