@@ -103,6 +103,11 @@ def is_share(resources: Resources) -> bool:
     return bool(resources.gpu_cores_percent or resources.gpu_memory_mib)
 
 
+def num_devices(resources: Resources) -> int:
+    """How many devices one container is booked on: a share lies on one."""
+    return 1 if is_share(resources) else resources.gpus + resources.mig_devices
+
+
 def choose(gpus: Sequence[Gpu], resources: Resources) -> list[Gpu] | Shortage:
     """Devices of one node for one container; of a Shortage only the numbers count."""
     if is_share(resources):

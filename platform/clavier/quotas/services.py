@@ -18,7 +18,6 @@ from clavier.quotas.gpus import Placement as Placement
 from clavier.quotas.gpus import book_gpus, is_share, move_bookings, release_gpus, usable
 from clavier.quotas.gpus import gpus_of as gpus_of
 from clavier.quotas.models import (
-    OWNER_SCOPES,
     RESOURCES,
     SCOPES,
     Gpu,
@@ -94,13 +93,13 @@ def move_reservations(*, from_attempt: UUID, to_attempt: UUID) -> None:
 def set_cap(*, scope: str, scope_id: UUID, resource: str, cap: int) -> Usage:
     """Set a cap; lowering it below the present use stops new runs, never running ones.
 
-    The first cap of a tenant or user counts what its live runs hold already.
+    The first cap of anybody or of a node counts what live runs hold of it already.
     """
     with transaction.atomic():
         row, created = Usage.objects.get_or_create(
             scope=scope, scope_id=scope_id, resource=resource, defaults={"cap": cap}
         )
-        if created and scope in OWNER_SCOPES:
+        if created:
             count_live(row)
         elif row.cap != cap:
             row.cap = cap
@@ -142,7 +141,7 @@ def is_in_use(node: Node) -> bool:
 
 
 def count_live(row: Usage) -> None:
-    """Book what the live attempts of a tenant or user hold into its new row. Call inside a transaction."""
+    """Book what live attempts hold of a tenant's, user's or node's new row. Call inside a transaction."""
     held = []
     for attempt_id, containers in import_string(settings.LIVE_ATTEMPTS)(row.scope, row.scope_id):
         each = (amounts_of(resources)[row.resource] for resources in containers)

@@ -7,12 +7,14 @@ so that the reconciler can look each minute. ``runner.worker.invariants`` adds w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from django.apps import apps
 from django.conf import settings
@@ -22,8 +24,10 @@ from django.utils import timezone
 from clavier.core.snapshot import snapshot
 from clavier.files.usage import audit_storage
 from clavier.quotas.audit import audit_holders, audit_usage
+from clavier.quotas.bulk import Wanted
+from clavier.quotas.gpus import num_devices
 from clavier.quotas.models import GpuBooking, Reservation, Usage
-from clavier.quotas.services import amounts_of
+from clavier.runs.admission import placements_of
 from clavier.runs.models import Attempt, Outbox, Run, RunEvent
 from clavier.runs.outputs import check_manifest
 from clavier.runs.states import ACTIVE_STATES, EDGES, RunState
@@ -56,13 +60,18 @@ def find_all(since: datetime | None = None) -> list[Finding]:
 
 
 def reservations(since: datetime | None) -> Iterator[str]:
-    """I1: each live attempt holds its reservations, each ended one none."""
-    held = Reservation.objects.filter(attempt_id=OuterRef("pk"), released_at=None)
-    capped = set(Usage.objects.filter(scope="node").values_list("scope_id", "resource"))
-    for attempt in Attempt.objects.filter(~Exists(held), ended_at=None).select_related("run"):
-        wanted = amounts_of(attempt.run.run_spec().resources)
-        if any(amount and (attempt.node_id, resource) in capped for resource, amount in wanted.items()):
-            yield f"{attempt} is live and holds no reservation"
+    """I1: each live attempt holds what all of its containers need, of every cap and in devices; each ended one none."""
+    caps = {(cap.scope, cap.scope_id, cap.resource): cap for cap in Usage.objects.all()}
+    held: dict[UUID, dict[int, int]] = defaultdict(dict)
+    for attempt_id, usage_id, amount in Reservation.objects.filter(released_at=None).values_list(
+        "attempt_id", "usage_id", "amount"
+    ):
+        held[attempt_id][usage_id] = amount
+    booked = GpuBooking.objects.filter(released_at=None).values_list("attempt_id", "rank", "gpu__node_id")
+    devices = Counter(booked.order_by().iterator(2000))
+    live_attempts = Attempt.objects.filter(ended_at=None).select_related("run", "node").prefetch_related("peers__node")
+    for attempt in live_attempts.order_by("pk").iterator(500):
+        yield from lacking(attempt, caps, held.get(attempt.pk, {}), devices)
     live = Attempt.objects.filter(pk=OuterRef("attempt_id"), ended_at=None)
     loose = Reservation.objects.filter(~Exists(live), released_at=None).select_related("usage")
     for reservation in loose[:MOST_SHOWN]:
@@ -71,6 +80,43 @@ def reservations(since: datetime | None) -> Iterator[str]:
             f"attempt {reservation.attempt_id} has ended or is unknown and still holds "
             f"{reservation.amount} of {reservation.usage.resource} of {owner}"
         )
+
+
+def lacking(
+    attempt: Attempt,
+    caps: Mapping[tuple[str, UUID, str], Usage],
+    held: Mapping[int, int],
+    devices: Mapping[tuple[UUID, int, UUID], int],
+) -> Iterator[str]:
+    """What a live attempt holds too little or too much of. ``held``: Usage -> amount; ``devices``: of any attempt."""
+    nodes = [attempt.node, *(peer.node for peer in attempt.peers.all())]
+    spec = attempt.run.run_spec()
+    if len(nodes) != spec.num_containers:
+        yield f"{attempt} has places for {len(nodes)} of {spec.num_containers} containers"
+        return
+    places = placements_of(spec, nodes)
+    wanted = {
+        caps[(*owner, resource)].pk: amount
+        for owner, amounts in Wanted(attempt.pk, attempt.run.tenant_id, attempt.run.created_by_id, places)
+        .amounts()
+        .items()
+        for resource, amount in amounts.items()
+        if amount and (*owner, resource) in caps
+    }
+    if wanted and not held:
+        yield f"{attempt} is live and holds no reservation"
+        return
+    for cap in caps.values():
+        if held.get(cap.pk, 0) != wanted.get(cap.pk, 0):
+            yield (
+                f"{attempt} holds {held.get(cap.pk, 0)} of {cap.resource} of {cap.scope} {cap.scope_id}, "
+                f"its containers need {wanted.get(cap.pk, 0)}"
+            )
+    for place in places:
+        needed = 0 if place.node.assigns_gpus else num_devices(place.resources)
+        found = devices.get((attempt.pk, place.rank, place.node.pk), 0)
+        if found != needed:
+            yield f"{attempt} holds {found} devices of node {place.node} for rank {place.rank}, which needs {needed}"
 
 
 def usage(since: datetime | None) -> Iterator[str]:

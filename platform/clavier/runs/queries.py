@@ -13,7 +13,7 @@ from clavier.accounts.access import access_object, require_operator, require_wri
 from clavier.core.actor import Actor
 from clavier.core.errors import NotFound
 from clavier.runs import outputs
-from clavier.runs.models import Attempt, Lease, Run, RunEvent
+from clavier.runs.models import Attempt, Lease, Peer, Run, RunEvent
 from clavier.runs.planner import Candidate, Group, order_of
 from clavier.runs.selection import candidate_of
 from clavier.runs.states import LIVE_STATES, RunState
@@ -124,13 +124,19 @@ def live_runs() -> QuerySet[Run]:
 
 
 def live_attempts_of(scope: str, owner_id: UUID) -> list[tuple[UUID, list[Resources]]]:
-    """Id and each container's resources of every live attempt of a tenant or user.
+    """Id and each container's resources of every live attempt of a tenant or user, or on a node (there only).
 
     The attempts can not end before the caller's transaction does.
     """
-    owner = {"run__tenant_id" if scope == "tenant" else "run__created_by_id": owner_id}
-    attempts = Attempt.objects.select_for_update(of=("self",)).filter(ended_at=None, **owner).order_by("pk")
-    return [
-        (attempt.pk, [role.resources for role in attempt.run.run_spec().containers()])
-        for attempt in attempts.select_related("run")
-    ]
+    owner = {
+        "tenant": Q(run__tenant_id=owner_id),
+        "user": Q(run__created_by_id=owner_id),
+        "node": Q(node_id=owner_id) | Q(pk__in=Peer.objects.filter(node_id=owner_id).values("attempt_id")),
+    }[scope]
+    attempts = Attempt.objects.select_for_update(of=("self",)).filter(owner, ended_at=None).order_by("pk")
+    found = []
+    for attempt in attempts.select_related("run").prefetch_related("peers"):
+        nodes = [attempt.node_id, *(peer.node_id for peer in attempt.peers.all())]
+        roles = zip(nodes, attempt.run.run_spec().containers(), strict=True)
+        found.append((attempt.pk, [role.resources for node, role in roles if scope != "node" or node == owner_id]))
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from datetime import timedelta
 from io import StringIO
 
@@ -16,10 +17,12 @@ from django.utils import timezone
 
 from clavier.accounts.models import Tenant
 from clavier.quotas.models import Gpu, GpuBooking, Reservation, Usage
+from clavier.quotas.services import set_cap
 from clavier.runs import invariants
 from clavier.runs.models import Attempt, Outbox, Run, RunEvent
 from clavier.runs.outputs import run_folder
 from models_app.models import ModelVersion, RegisteredModel
+from runner.contract.run_spec import Resources, Role
 from runner.executors.fake import FakeExecutor
 from runner.worker import invariants as watching
 from runner.worker.housekeeping import remove_abandoned
@@ -97,6 +100,45 @@ def test_i1_a_live_attempt_without_a_reservation(running):
     Usage.objects.update(used=0)
     assert found() == [f"I1: attempt 1 of {running.pk} is live and holds no reservation"]
     assert attempt.ended_at is None
+
+
+def test_i1_a_live_attempt_that_holds_less_than_its_containers_need(running):
+    attempt = running.attempts.get()
+    node = attempt.node
+    cpu = Usage.objects.get(scope="node", resource="cpu_milli")
+    Reservation.objects.filter(usage=cpu).update(amount=40)
+    Usage.objects.filter(pk=cpu.pk).update(used=40)
+    lacking = f"I1: attempt 1 of {running.pk} holds 40 of cpu_milli of node {node.pk}, its containers need 100"
+    assert found() == [lacking]
+    Reservation.objects.filter(usage=cpu).delete()
+    Usage.objects.filter(pk=cpu.pk).update(used=0)
+    assert found() == [lacking.replace("holds 40", "holds 0")]
+
+
+def test_i1_a_rank_without_its_gpu_and_a_gang_without_a_rank(running):
+    attempt = running.attempts.get()
+    gpu = Gpu.objects.create(uuid="GPU-0", node=attempt.node, memory_mib=80_000, cores_used=100, memory_used_mib=80_000)
+    booking = GpuBooking.objects.create(
+        gpu=gpu, attempt_id=attempt.pk, rank=1, is_whole=True, cores_percent=100, memory_mib=80_000
+    )
+    Usage.objects.filter(resource="gpus").delete()
+    resources = Resources(cpu_milli=100, memory_mib=64, gpus=1)
+    spec = replace(running.run_spec(), resources=resources)
+    Run.objects.filter(pk=running.pk).update(spec=spec.to_json())
+    assert found() == [
+        f"I1: attempt 1 of {running.pk} holds 0 devices of node {attempt.node} for rank 0, which needs 1"
+    ]
+    GpuBooking.objects.filter(pk=booking.pk).update(rank=0)
+    assert found() == []
+    Run.objects.filter(pk=running.pk).update(spec=replace(spec, roles=(Role("worker", 2, resources),)).to_json())
+    assert found() == [f"I1: attempt 1 of {running.pk} has places for 1 of 2 containers"]
+
+
+def test_the_first_cap_of_a_node_counts_what_its_live_attempts_hold(running):
+    node = running.attempts.get().node
+    set_cap(scope="node", scope_id=node.pk, resource="running_runs", cap=5)
+    assert Usage.objects.get(resource="running_runs").used == 1
+    assert found() == []
 
 
 def test_i1_an_ended_attempt_that_still_holds_something(completed):
