@@ -98,7 +98,7 @@ class Hands:
     def launch(self, attempt_id: str, engines: Collection[Engine]) -> None:
         """Start an attempt on its engines; one of them that hangs keeps nobody waiting who does not need it."""
         lane = self._lane("start on", *sorted(set(engines)))
-        lane.put(attempt_id, lambda: jobs.launch(attempt_id))
+        lane.put(attempt_id, lambda: jobs.launch(attempt_id, is_due=True))
 
     def stop(self, engine: Engine, name: str, grace_s: float) -> None:
         """Ask a container to end, or never to start."""

@@ -41,13 +41,16 @@ def schedule(outbox_id: str = "") -> None:
         scheduler.schedule_pass()
 
 
-def launch(attempt_id: str) -> None:
-    """Start all containers of an attempt, or adopt what an earlier call started."""
+def launch(attempt_id: str, *, is_due: bool = False) -> None:
+    """Start all containers of an attempt, or adopt what an earlier call started.
+
+    ``is_due``: the caller knows, whatever the clock says now, that a retry has waited long enough.
+    """
     live = Attempt.objects.select_related("run__tenant", "node").filter(pk=UUID(attempt_id), ended_at=None)
     attempt = live.first()
     if attempt is None or not is_wanted(attempt):
         return
-    if attempt.not_before is not None and attempt.not_before > timezone.now():
+    if not is_due and attempt.not_before is not None and attempt.not_before > timezone.now():
         return
     nodes = nodes_of(attempt)
     try:

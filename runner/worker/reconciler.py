@@ -20,15 +20,16 @@ from django.utils import timezone
 from clavier.core.errors import DomainError, StorageFull
 from clavier.quotas.models import Node
 from clavier.runs.leases import Fence, LeaseLost
-from clavier.runs.models import Attempt, Outbox, Peer
+from clavier.runs.models import Attempt, Outbox, Peer, Run
 from clavier.runs.outputs import check_manifest, make_manifest, read_json, read_log, read_metrics, seal_output
 from clavier.runs.printed import last_words
 from clavier.runs.queries import TAIL_BYTES, waiting_runs
-from clavier.runs.services import fail_unrecorded, finish_attempt, mark_running, note
+from clavier.runs.services import LONGEST_BACK_OFF, fail_unrecorded, finish_attempt, mark_running, note
 from clavier.runs.states import EndReason, RunState
 from runner.contract import folder
 from runner.executors.base import ExecutorError, Observation
 from runner.worker import scheduler
+from runner.worker.due import Due
 from runner.worker.engines import Engine, engines_of, executor
 from runner.worker.hands import Hands
 from runner.worker.listing import Listings
@@ -38,7 +39,6 @@ from runner.worker.verdicts import Verdict, verdict_of
 logger = logging.getLogger(__name__)
 
 LOST_AFTER = timedelta(seconds=10)
-LAUNCH_AGAIN_AFTER = timedelta(seconds=3)
 #: A wall clock that moved by this much more or less than the steady one was set.
 CLOCK_JUMP_S = 2.0
 ORPHAN_GRACE_S, ORPHAN_STOP_GRACE_S = 60.0, 10.0
@@ -60,6 +60,7 @@ class Reconciler:
         self.orphans_since: dict[str, datetime] = {}
         self.last_schedule = float("-inf")
         self.listings = Listings()
+        self.due = Due()
         self.fence: Fence | None = None
         self.kept_at = float("-inf")
         self.clocks: tuple[float, float] | None = None
@@ -73,6 +74,7 @@ class Reconciler:
             .select_related("run__tenant", "node")
             .prefetch_related(Prefetch("peers", Peer.objects.select_related("node").order_by("rank")))
         )
+        self.due.keep(attempts)
         engines = engines_of(Node.objects.all())
         answers = self.listings.ask({engine: executor(engine) for engine in engines})
         observed = {engine: {seen.name: seen for seen in answer} for engine, answer in answers.items()}
@@ -109,6 +111,9 @@ class Reconciler:
             self.orphans_since.clear()
             with self.writing():
                 Attempt.objects.filter(ended_at=None).exclude(missing_since=None).update(missing_since=None)
+                # Nobody asks to wait for longer: that was written before the clock was set back.
+                latest = timezone.now() + LONGEST_BACK_OFF
+                Run.objects.filter(state=RunState.PENDING, not_before__gt=latest).update(not_before=latest)
 
     def settle_safely(self, attempt: Attempt, ranks: Sequence[Rank]) -> None:
         """One broken run must not stop the settling of all the others."""
@@ -154,8 +159,7 @@ class Reconciler:
             else:
                 self.end_before_start(attempt)
         elif attempt.observed_at is None:
-            due = attempt.not_before or attempt.created_at + LAUNCH_AGAIN_AFTER
-            if now >= due:
+            if self.due.is_due(attempt):
                 self.launch(attempt, ranks)
         elif attempt.missing_since is None:
             self.write(attempt, missing_since=now)

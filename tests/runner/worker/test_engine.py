@@ -109,6 +109,27 @@ def test_what_the_platform_did_wrong_gets_another_attempt_with_the_same_reservat
     assert_consistent()
 
 
+def test_a_clock_that_is_set_back_does_not_delay_a_retry_beyond_its_back_off(engine, alice):
+    engine.will(exit_code=None, cause="lost")
+    run = engine.submit(alice)
+    engine.step()
+    engine.will(runs_for_s=None)
+    retry = last_attempt(run)
+    ahead = timedelta(hours=3)  # what was written then, as it looks from the clock of now
+    Attempt.objects.filter(pk=retry.pk).update(created_at=retry.created_at + ahead, not_before=retry.not_before + ahead)
+    engine.step()
+    assert last_attempt(run).observed_at is None, "the back-off has not passed"
+    engine.reconciler.due.since[retry.pk] -= 2
+    engine.step(2)
+    assert last_attempt(run).observed_at is not None
+
+    waiting = engine.submit(alice)
+    Run.objects.filter(pk=waiting.pk).update(not_before=timezone.now() + ahead)
+    Reconciler().run_pass()
+    waiting.refresh_from_db()
+    assert waiting.not_before < timezone.now() + timedelta(minutes=6)
+
+
 def test_the_platform_gives_up_after_its_retries(engine, alice):
     engine.will(exit_code=137)
     run = engine.submit(alice, retries=1)
