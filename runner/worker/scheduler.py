@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from uuid import UUID, uuid4
+
+from django.db import transaction
 
 from clavier.core.disk import low_disks
 from clavier.quotas.models import Node
@@ -16,18 +19,28 @@ from clavier.runs.models import Attempt, Outbox, Run
 from clavier.runs.planner import Plan, plan
 from clavier.runs.selection import FIRST
 from clavier.runs.states import RunState
-from clavier.runs.world import read_allowances, read_candidates, read_world
+from clavier.runs.world import World, is_exhausted, read_allowances, read_candidates, read_world
 
 logger = logging.getLogger(__name__)
 
 LEASE = "scheduler"
 LEASE_S = 10.0
 #: Admissions of one transaction.
-BATCH = 250
-#: Runs that are read at once while many can start.
-MOST = 512
+BATCH = 500
+#: Runs that are read at once while many can start, and how many of one tenant.
+MOST, EACH = 2048, 12
+#: Wake-ups that one statement removes.
+WAKE_UPS = 5000
 #: A pass reads again at most so often; the next pass does the rest.
 MAX_ROUNDS = 100
+
+
+@dataclass(slots=True)
+class Refused:
+    """Runs of a pass whose booking was refused, and shapes that no node takes."""
+
+    runs: set[UUID] = field(default_factory=set)
+    shapes: set[str] = field(default_factory=set)
 
 
 def schedule_pass() -> list[UUID]:
@@ -46,43 +59,59 @@ def schedule_pass() -> list[UUID]:
         if fence is None:
             return begun
         try:
-            go_round(fence, holder, begun)
+            seen = go_round(fence, holder, begun)
         except leases.LeaseLost as lost:
             logger.warning("a scheduler pass was too slow: %s", lost)
             return begun
-        leases.give_up(LEASE, holder)
+        with transaction.atomic():
+            for start in range(0, len(seen), WAKE_UPS):
+                Outbox.objects.filter(pk__in=seen[start : start + WAKE_UPS]).delete()
+            leases.give_up(LEASE, holder)
         if not Outbox.objects.exists():  # else somebody came while we still had the lease, and left
             return begun
 
 
-def go_round(fence: Fence, holder: str, begun: list[UUID]) -> None:
-    """Plan and carry out, again while runs are left unread, a booking was refused, or there are new wake-ups."""
-    refused: set[UUID] = set()
-    first = FIRST
+def go_round(fence: Fence, holder: str, begun: list[UUID]) -> list[int]:
+    """Plan and carry out, again while runs are left unread or a booking was refused; the wake-ups that it has answered.
+
+    ``begun`` grows by the attempts that begin.
+    """
+    seen: set[int] = set()
+    refused = Refused()
+    first, each = FIRST, None
     for number in range(MAX_ROUNDS):
         if number:
             leases.hold(LEASE, holder, for_s=LEASE_S)
-        seen = list(Outbox.objects.values_list("pk", flat=True))
+        seen.update(Outbox.objects.values_list("pk", flat=True))
         world = read_world()
-        selection = read_candidates(world, first=first)
-        candidates = [one for one in selection.candidates if one.id not in refused]
-        made = Plan()
-        if candidates:
-            made = plan(candidates, world.groups, read_allowances(candidates), until=selection.until)
-        short = carry_out(made, fence, begun)
-        if seen:
-            Outbox.objects.filter(pk__in=seen).delete()
-        refused |= short
+        for group in world.groups:
+            group.hopeless |= refused.shapes
+        made, is_all = plan_round(world, first, each, refused.runs)
+        is_refused = carry_out(made, fence, begun, refused)
         # The plan has taken what it gave from the world, so this asks for what is left.
-        is_all = selection.until is None or (made.admissions and not read_candidates(world, first=1).candidates)
-        if is_all and not short and not Outbox.objects.exists():
+        if not is_refused and (is_all or not made.admissions or is_exhausted(world)):
             break
-        first = min(first * 4, MOST) if made.admissions else first * 8  # nothing can start: look at more
+        first = min(max(FIRST, 8 * len(made.admissions)), MOST)
+        each = EACH if first > FIRST else None
+    return list(seen)
 
 
-def carry_out(made: Plan, fence: Fence, begun: list[UUID]) -> set[UUID]:
-    """Begin the admitted attempts, tell the queue, ask for room; the runs whose booking was refused."""
-    refused: set[UUID] = set()
+def plan_round(world: World, first: int, each: int | None, refused: Collection[UUID]) -> tuple[Plan, bool]:
+    """A plan that admits somebody if anybody can start; whether it is over all that waits."""
+    made = Plan()
+    for _ in range(MAX_ROUNDS):
+        selection = read_candidates(world, first=first, each=each, refused=refused)
+        if selection.candidates:
+            allowances = read_allowances(selection.candidates)
+            plan(selection.candidates, world.groups, allowances, ends=selection.ends, made=made)
+        if made.admissions or not selection.ends:
+            return made, not selection.ends
+    return made, False
+
+
+def carry_out(made: Plan, fence: Fence, begun: list[UUID], refused: Refused) -> bool:
+    """Begin the admitted attempts, tell the queue, ask for room; whether a booking was refused."""
+    before = len(refused.runs)
     nodes = nodes_of(made)
     for start in range(0, len(made.admissions), BATCH):
         part = {
@@ -99,7 +128,7 @@ def carry_out(made: Plan, fence: Fence, begun: list[UUID]) -> set[UUID]:
     for preemption in made.preemptions:
         with fence.transaction():
             ask_to_leave(run_id=preemption.run, claimant_id=preemption.claimant)
-    return refused
+    return len(refused.runs) > before
 
 
 def nodes_of(made: Plan) -> dict[UUID, Node]:
@@ -108,11 +137,16 @@ def nodes_of(made: Plan) -> dict[UUID, Node]:
     return Node.objects.in_bulk(ids) if ids else {}
 
 
-def begin_one_by_one(part: dict[UUID, list[Node]], fence: Fence, refused: set[UUID]) -> list[Attempt]:
-    """Where something was short after all (a share of a GPU, a cap that was just lowered): whoever can still start."""
+def begin_one_by_one(part: dict[UUID, list[Node]], fence: Fence, refused: Refused) -> list[Attempt]:
+    """Where something was short after all (a share of a GPU, a cap that was just lowered): whoever can still start.
+
+    Where no node takes a run, no other of its shape is tried in this pass.
+    """
     begun = []
     for run_id, nodes in part.items():
         run = Run.objects.get(pk=run_id)
+        if run.shape in refused.shapes:
+            continue
         for choice in [nodes, *other_choices(run, nodes)]:
             with fence.transaction():
                 result = begin_attempt(run=run, nodes=choice) if run.state == RunState.PENDING else None
@@ -121,10 +155,12 @@ def begin_one_by_one(part: dict[UUID, list[Node]], fence: Fence, refused: set[UU
             if not isinstance(result, Shortage):
                 break
             if result.scope != "node":
-                refused.add(run_id)
+                refused.runs.add(run_id)
                 break
         else:
-            refused.add(run_id)
+            refused.runs.add(run_id)
+            if run.shape and len(nodes) == 1:
+                refused.shapes.add(run.shape)
     return begun
 
 

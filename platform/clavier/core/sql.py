@@ -41,6 +41,14 @@ def update_from(statement: str, types: Sequence[str], rows: Rows) -> int:
         return int(cursor.rowcount)
 
 
+def select(statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    """The rows that a statement answers, as the driver gives them: SQLite knows neither UUIDs nor times."""
+    with connection.cursor() as cursor:
+        cursor.execute(statement, [prepared(value) for value in parameters])
+        found: list[tuple[Any, ...]] = cursor.fetchall()
+        return found
+
+
 def given(rows: Rows, types: Sequence[str]) -> tuple[str, list[Any]]:
     """The rows as something to select from, with the columns column1, column2 ..., and its parameters."""
     if connection.vendor == "postgresql":

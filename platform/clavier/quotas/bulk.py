@@ -5,19 +5,32 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
-from django.db import transaction
-from django.db.models import Case, IntegerField, Q, QuerySet, Value, When
+from django.db import connection
+from django.db.models import Q
 from django.utils import timezone
 
-from clavier.core.sql import insert, update_from
+from clavier.core.sql import insert, select, update_from
 from clavier.quotas.gpus import booking_of, choose, is_share, usable
-from clavier.quotas.models import RESOURCES, SCOPES, Gpu, GpuBooking, QuotaWindow, Reservation, Usage
+from clavier.quotas.models import RESOURCES, SCOPES, Gpu, GpuBooking, QuotaWindow, Reservation
 from clavier.quotas.services import Placement, amounts_of
 from clavier.quotas.shortage import Shortage
 
 Owner = tuple[str, UUID]
+LOCKED = """
+    SELECT id, scope, scope_id, resource, used, cap FROM quotas_usage WHERE scope_id IN ({scope_ids})
+    ORDER BY {scope}, scope_id, {resource} {lock}
+"""
+
+
+class Row(NamedTuple):
+    """A row of Usage."""
+
+    pk: int
+    used: int
+    cap: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +55,8 @@ class Wanted:
 
 
 def reserve_all(wanted: Sequence[Wanted]) -> bool:
-    """Book everything for all attempts; False: something was short, nothing was booked. Call inside a transaction."""
-    with transaction.atomic():
-        if any_window_is_closed(wanted) or not (book_all_usage(wanted) and book_all_gpus(wanted)):
-            transaction.set_rollback(True)
-            return False
-    return True
+    """Book everything for all attempts; False: something was short, and the caller rolls back. Inside a transaction."""
+    return not any_window_is_closed(wanted) and book_all_usage(wanted) and book_all_gpus(wanted)
 
 
 def any_window_is_closed(wanted: Sequence[Wanted]) -> bool:
@@ -66,7 +75,7 @@ def book_all_usage(wanted: Sequence[Wanted]) -> bool:
     for _, amounts in per_attempt:
         for owner, part in amounts.items():
             total.setdefault(owner, Counter()).update(part)
-    rows = {(row.scope, row.scope_id, row.resource): row for row in locked_rows([owner[1] for owner in total])}
+    rows = locked_rows([owner[1] for owner in total])
     taken: list[tuple[int, int]] = []
     for (scope, scope_id), part in total.items():
         for resource, amount in part.items():
@@ -92,13 +101,27 @@ def book_all_usage(wanted: Sequence[Wanted]) -> bool:
     return True
 
 
-def locked_rows(scope_ids: Sequence[UUID]) -> QuerySet[Usage]:
+def locked_rows(scope_ids: Sequence[UUID]) -> dict[tuple[str, UUID, str], Row]:
     """The caps of some owners, locked in order: tenants, users, nodes, each by id and resource."""
-    scope = Case(*(When(scope=name, then=Value(at)) for at, name in enumerate(SCOPES)), output_field=IntegerField())
-    resource = Case(
-        *(When(resource=name, then=Value(at)) for at, name in enumerate(RESOURCES)), output_field=IntegerField()
-    )
-    return Usage.objects.select_for_update().filter(scope_id__in=scope_ids).order_by(scope, "scope_id", resource)
+    is_postgresql = connection.vendor == "postgresql"
+    found: dict[tuple[str, UUID, str], Row] = {}
+    for pk, scope, scope_id, resource, used, cap in select(
+        LOCKED.format(
+            scope_ids=", ".join(["%s"] * len(scope_ids)),
+            scope=position_in(SCOPES, "scope"),
+            resource=position_in(RESOURCES, "resource"),
+            lock="FOR UPDATE" if is_postgresql else "",
+        ),
+        *scope_ids,
+    ):
+        found[scope, scope_id if is_postgresql else UUID(scope_id), resource] = Row(pk, used, cap)
+    return found
+
+
+def position_in(names: Sequence[str], column: str) -> str:
+    """To sort a column by the order of the names."""
+    cases = " ".join(f"WHEN '{name}' THEN {at}" for at, name in enumerate(names))
+    return f"CASE {column} {cases} END"
 
 
 def add_to_used(taken: Sequence[tuple[int, int]]) -> bool:

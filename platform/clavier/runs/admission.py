@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import F, Max
+from django.db.models import F, Max, OuterRef, Subquery
 from django.utils import timezone
 
 from clavier.core.sql import insert
@@ -44,29 +44,29 @@ def begin_attempt(*, run: Run, nodes: Sequence[Node]) -> Attempt | Shortage | No
 def begin_attempts(admissions: Mapping[UUID, Sequence[Node]]) -> list[Attempt] | None:
     """Start many runs in a few statements; whoever does not wait any more is left out. None: something was short.
 
-    Call inside a transaction.
+    Call inside a transaction, which is rolled back when something was short.
     """
     now = timezone.now()
+    last = Attempt.objects.filter(run=OuterRef("pk")).order_by("-number").values("number")[:1]
     waiting = list(
         Run.objects.select_for_update(of=("self",))
         .filter(pk__in=admissions, state=RunState.PENDING)
         .order_by("pk")
-        .values_list("pk", "tenant_id", "created_by_id", "num_containers", "spec__resources")
+        .values_list("pk", "tenant_id", "created_by_id", "num_containers", "spec__resources", Subquery(last))
     )
     ids = [pk for pk, *_ in waiting]
-    begun = Attempt.objects.filter(run__in=ids).order_by().values_list("run_id").annotate(Max("number"))
-    numbers: dict[UUID, int] = dict(begun)
-    special = specs_of([pk for pk, _, _, num_containers, _ in waiting if num_containers > 1])
+    special = specs_of([pk for pk, _, _, num_containers, *_ in waiting if num_containers > 1])
     attempts, wanted = [], []
-    for pk, tenant_id, user_id, _, resources in waiting:
+    for pk, tenant_id, user_id, _, resources, number in waiting:
         nodes = admissions[pk]
-        attempt = Attempt(run_id=pk, number=numbers.get(pk, 0) + 1, node=nodes[0], created_at=now)
+        attempt = Attempt(run_id=pk, number=(number or 0) + 1, node=nodes[0], created_at=now)
         places = [Placement(0, nodes[0], Resources(**resources))]
         if pk in special:
             places = placements_of(special[pk], nodes)
         attempts.append(attempt)
         wanted.append(Wanted(attempt.pk, tenant_id, user_id, places))
     if not reserve_all(wanted):
+        transaction.set_rollback(True)
         return None
     Run.objects.filter(pk__in=ids, state=RunState.PENDING).update(
         state=RunState.PREPARING, version=F("version") + 1, updated_at=now

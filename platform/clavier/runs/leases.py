@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from django.db import IntegrityError, transaction
+from django.db.models import Case, ExpressionWrapper, F, Q, When
 from django.db.models import DateTimeField as DateTime
-from django.db.models import ExpressionWrapper, F, Q
 from django.db.models.functions import Now
 
 from clavier.runs.models import Lease
@@ -49,13 +49,12 @@ def hold(name: str, holder: str, *, for_s: float) -> Fence | None:
     """Take, keep or take over a lease; None while somebody else holds it."""
     length = timedelta(seconds=for_s)
     until = ExpressionWrapper(Now() + length, output_field=DateTime())
-    mine = Lease.objects.filter(name=name, holder=holder)
-    if mine.filter(expires_at__gt=Now()).update(renewed_at=Now(), expires_at=until):
-        return fence_of(name, holder)
+    is_kept = Q(holder=holder, expires_at__gt=Now())
     # Nobody asks for that long: it was written before the database's clock was set back.
     is_of_another_clock = Q(expires_at__gt=ExpressionWrapper(Now() + 2 * length, output_field=DateTime()))
-    free = Lease.objects.filter(Q(expires_at__lte=Now()) | Q(holder=holder) | is_of_another_clock, name=name)
-    if free.update(holder=holder, epoch=F("epoch") + 1, renewed_at=Now(), expires_at=until):
+    free = Lease.objects.filter(Q(holder=holder) | Q(expires_at__lte=Now()) | is_of_another_clock, name=name)
+    epoch = Case(When(is_kept, then=F("epoch")), default=F("epoch") + 1)
+    if free.update(holder=holder, epoch=epoch, renewed_at=Now(), expires_at=until):
         return fence_of(name, holder)
     try:
         with transaction.atomic():

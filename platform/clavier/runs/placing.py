@@ -51,11 +51,9 @@ def place(
     containers: tuple[Amounts, ...], nodes: Iterable[NodeRoom], *, keep_order: bool = False
 ) -> list[NodeRoom] | None:
     """A node for each rank, or None. ``keep_order``: earlier nodes are preferred over later ones."""
-    if len(containers) == 1:
-        fitting = [node for node in nodes if fits(containers[0], node.free)]
-        if not fitting:
-            return None
-        return fitting[:1] if keep_order else [tightest(containers[0], fitting)]
+    if len(containers) == 1 and not keep_order:
+        best = tightest(containers[0], nodes)
+        return None if best is None else [best]
     for reach in reaches(containers, nodes, keep_order):
         found = search(containers, reach)
         if found is not None:
@@ -63,9 +61,21 @@ def place(
     return None
 
 
-def tightest(amounts: Amounts, fitting: Iterable[NodeRoom]) -> NodeRoom:
-    """The node with the least left afterwards: GPUs first, so that a run without any keeps away from them."""
-    return min(fitting, key=lambda node: (*weight(minus(node.free, amounts)), node.name))
+def tightest(amounts: Amounts, nodes: Iterable[NodeRoom]) -> NodeRoom | None:
+    """Of the nodes that it fits on, the one with the least left afterwards: GPUs first, so that a run without any keeps
+    away from them; None: it fits on none.
+    """
+    cpu_milli, memory_mib, gpus = amounts
+    best: NodeRoom | None = None
+    least: tuple[int, int, int, str] = (0, 0, 0, "")
+    for node in nodes:
+        cpu_left, memory_left, gpus_left = node.free
+        if cpu_milli > cpu_left or memory_mib > memory_left or gpus > gpus_left:
+            continue
+        left = (gpus_left, cpu_left, memory_left, node.name)
+        if best is None or left < least:
+            best, least = node, left
+    return best
 
 
 def reaches(containers: tuple[Amounts, ...], nodes: Iterable[NodeRoom], keep_order: bool) -> list[list[NodeRoom]]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from clavier.runs.placing import NOTHING, Amounts, NodeRoom, fits, minus, missing, place, plus, total, weight
@@ -25,6 +25,8 @@ MAX_CLAIMS = 8
 UNLIMITED = 2**60
 
 Order = tuple[bool, bool, float, int, float, UUID]
+#: Of the heap: an order, 0 or the number of the end (so that none are equal), the candidate, and the end.
+Entry = tuple[Order, int, "Candidate", "End | None"]
 #: Runs, cpu_milli, memory_mib and gpus that a tenant or user may still start.
 Allowance = tuple[int, int, int, int]
 ALLOWED_ALL: Allowance = (UNLIMITED,) * 4
@@ -35,6 +37,7 @@ class Candidate:
     """A waiting run. ``containers``: what each rank needs. ``since``: when it was submitted (seconds).
 
     ``may_reserve``: it has waited long enough to hold nodes. ``node_names`` empty: any node of the group.
+    ``shape``: equal for runs that fit where the other fits.
     """
 
     id: UUID
@@ -47,10 +50,25 @@ class Candidate:
     since: float = 0.0
     may_reserve: bool = False
     node_names: frozenset[str] = frozenset()
+    shape: str = ""
     total: Amounts = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "total", total(self.containers))
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Behind this candidate there may be others that nobody has read, of its tenant or of any.
+
+    ``is_fixed``: all of them come later in the order than it did when it was read. Else they are of its tenant, later
+    than it at any time: as its tenant gets more, they move back with it. ``is_of_head``: none of them fits, so that
+    they matter only while the head of the line is not known.
+    """
+
+    candidate: Candidate
+    is_fixed: bool = False
+    is_of_head: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +104,10 @@ NO_SHARE = Share(NOTHING)
 
 @dataclass(slots=True)
 class Group:
-    """A resource group now. ``used``: what each tenant's live runs hold; ``leaving``: which part of that will go."""
+    """A resource group now. ``used``: what each tenant's live runs hold; ``leaving``: which part of that will go.
+
+    ``hopeless``: shapes that do not fit any more. ``passed``: candidates that were looked at and do not start.
+    """
 
     name: str
     nodes: list[NodeRoom]
@@ -97,7 +118,10 @@ class Group:
     id: UUID | None = None
     claims: int = 0
     has_head: bool = False
+    hopeless: set[str] = field(default_factory=set)
+    passed: set[UUID] = field(default_factory=set)
     capacity: Amounts = field(init=False)
+    dominant: dict[UUID, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.capacity = total(node.capacity for node in self.nodes)
@@ -109,6 +133,19 @@ class Group:
     def used_by(self, tenant: UUID) -> Amounts:
         """What the tenant holds."""
         return self.used.get(tenant, NOTHING)
+
+    def dominant_share(self, tenant: UUID) -> float:
+        """The largest part of any one resource that the tenant holds, 0 to 1."""
+        found = self.dominant.get(tenant)
+        if found is None:
+            parts = zip(self.used_by(tenant), self.capacity, strict=True)
+            found = self.dominant[tenant] = max(part / whole if whole else 0.0 for part, whole in parts)
+        return found
+
+    def give(self, tenant: UUID, amounts: Amounts) -> None:
+        """The tenant holds so much more."""
+        self.used[tenant] = plus(self.used_by(tenant), amounts)
+        self.dominant.pop(tenant, None)
 
     def is_borrowing(self, tenant: UUID, going: Amounts = NOTHING) -> bool:
         """Once all that leaves and ``going`` are gone, the tenant still has more of something than is nominally its."""
@@ -146,47 +183,67 @@ def plan(
     groups: Iterable[Group],
     allowances: dict[UUID, Allowance],
     *,
-    until: Order | None = None,
+    ends: Iterable[End] = (),
+    made: Plan | None = None,
 ) -> Plan:
     """Admit greedily in the order of admission, which is worked out again after each admission.
 
-    ``allowances``: of tenants and users by id; who is absent may have all. ``until``: stop there, since candidates that
-    come later are not all known. The groups and allowances are used up.
+    ``allowances``: of tenants and users by id; who is absent may have all. ``ends``: what was not read begins there; it
+    stops where such a run could be next. The groups and allowances are used up. ``made``: go on with this plan, which
+    admitted nobody so far, with the same groups and other candidates.
     """
-    made, by_name = Plan(), {group.name: group for group in groups}
+    made, by_name = made or Plan(), {group.name: group for group in groups}
     hopeless: set[tuple[object, ...]] = set()
-    waiting = [
-        (order_of(candidate, by_name[candidate.group]), candidate)
-        for candidate in candidates
-        if candidate.group in by_name
-    ]
-    heapq.heapify(waiting)
+    waiting = in_order(candidates, ends, by_name)
     while waiting:
-        before, candidate = heapq.heappop(waiting)
+        before, number, candidate, end = heapq.heappop(waiting)
         group = by_name[candidate.group]
-        now = order_of(candidate, group)
+        now = before if end is not None and end.is_fixed else order_of(candidate, group)
         if now != before:  # its tenant got something meanwhile; an order only ever becomes later
-            heapq.heappush(waiting, (now, candidate))
+            heapq.heappush(waiting, (now, number, candidate, end))
             continue
-        if until is not None and now > until:
+        if end is not None:
+            if end.is_of_head and group.has_head:
+                continue
             break
-        if not is_allowed(candidate, group, allowances):
-            continue
         shape = (candidate.group, candidate.containers, candidate.node_names)
+        if shape in hopeless and not could_make_room(candidate, group):
+            continue
+        if candidate.id in group.passed or not is_allowed(candidate, group, allowances):
+            continue
         nodes = None if shape in hopeless else place(candidate.containers, open_nodes(group, candidate))
         if nodes is not None:
             admit(candidate, group, nodes, allowances)
             made.admissions.append(Admission(candidate.id, tuple(node.id for node in nodes)))
             continue
         hopeless.add(shape)
+        if candidate.shape:
+            group.hopeless.add(candidate.shape)
+        group.passed.add(candidate.id)
         make_room(candidate, group, made)
     return made
+
+
+def in_order(candidates: Iterable[Candidate], ends: Iterable[End], groups: dict[str, Group]) -> list[Entry]:
+    """A heap of the candidates, with the ends right behind theirs."""
+    waiting: list[Entry] = [
+        (order_of(candidate, groups[candidate.group]), 0, candidate, None)
+        for candidate in candidates
+        if candidate.group in groups
+    ]
+    for number, end in enumerate(ends, 1):
+        order = order_of(end.candidate, groups[end.candidate.group])
+        # What a tenant has within its share may stay there when this one no longer does.
+        is_fixed = end.is_fixed or not order[1]
+        waiting.append((order, number, end.candidate, replace(end, is_fixed=is_fixed)))
+    heapq.heapify(waiting)
+    return waiting
 
 
 def order_of(candidate: Candidate, group: Group) -> Order:
     """The place of a candidate in the order of admission; lower comes first."""
     within = is_nominal(candidate, group)
-    share = 0.0 if within else dominant_share(group.used_by(candidate.tenant), group.capacity)
+    share = 0.0 if within else group.dominant_share(candidate.tenant)
     return (not candidate.is_urgent, not within, share, -candidate.priority, candidate.since, candidate.id)
 
 
@@ -194,11 +251,6 @@ def is_nominal(candidate: Candidate, group: Group) -> bool:
     """With this run the tenant would hold no more of the group than its nominal share."""
     share = group.shares.get(candidate.tenant)
     return share is not None and fits(plus(group.used_by(candidate.tenant), candidate.total), share.nominal)
-
-
-def dominant_share(used: Amounts, capacity: Amounts) -> float:
-    """The largest part of any one resource, 0 to 1."""
-    return max(part / whole if whole else 0.0 for part, whole in zip(used, capacity, strict=True))
 
 
 def is_allowed(candidate: Candidate, group: Group, allowances: dict[UUID, Allowance]) -> bool:
@@ -221,15 +273,23 @@ def admit(candidate: Candidate, group: Group, nodes: Sequence[NodeRoom], allowan
     """Take what the candidate needs from nodes, share and allowances."""
     for node, amounts in zip(nodes, candidate.containers, strict=True):
         node.take(amounts)
-    group.used[candidate.tenant] = plus(group.used_by(candidate.tenant), candidate.total)
+    group.give(candidate.tenant, candidate.total)
     for owner in (candidate.tenant, candidate.user):
         if owner in allowances:
             runs, *rest = allowances[owner]
             allowances[owner] = (runs - 1, *minus((rest[0], rest[1], rest[2]), candidate.total))
 
 
+def could_make_room(candidate: Candidate, group: Group) -> bool:
+    """Somebody's leaving could be waited for or asked for, or nodes be held."""
+    may_claim = group.claims < MAX_CLAIMS and bool(group.holders or group.leaving)
+    return may_claim or (candidate.may_reserve and not group.has_head)
+
+
 def make_room(candidate: Candidate, group: Group, made: Plan) -> None:
     """The candidate does not fit: ask for borrowed room, or keep nodes free for it, or let the others pass."""
+    if not could_make_room(candidate, group):
+        return
     nodes = open_nodes(group, candidate)
     if is_nominal(candidate, group) and group.claims < MAX_CLAIMS:
         victims = find_victims(candidate, group)

@@ -6,27 +6,31 @@ their caps, and returns the first few in the order of admission. So a pass costs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 from django.db import connection
+from django.utils import timezone
 
 from clavier.core.sql import prepared
-from clavier.quotas.models import QuotaWindow
 from clavier.runs.demand import SPECIAL, containers_of
 from clavier.runs.models import Run
 from clavier.runs.placing import Amounts, fits, total
-from clavier.runs.planner import UNLIMITED, Candidate, Group, Order, order_of
+from clavier.runs.planner import UNLIMITED, Candidate, End, Group
 from runner.contract.run_spec import RunSpec
 
 RESERVE_AFTER = timedelta(minutes=10)
 #: Runs that fit, read at once; a pass with more admissions than that reads again.
-FIRST = 128
-#: Runs that do not fit, of which one may hold nodes or want borrowed room back.
-BLOCKED = 64
+FIRST = 384
+#: Runs that do not fit, of which one may hold nodes.
+BLOCKED = 16
+#: Runs within their tenant's share that do not fit, for which room may be made.
+CLAIMANTS = 64
 #: More different gaps than that are asked for by their largest parts only.
 MAX_GAPS = 40
 
@@ -40,138 +44,166 @@ HELD = """
     WHERE state IN ('PREPARING', 'RUNNING', 'STOPPING') AND resource_group = %(group)s
     GROUP BY tenant_id
 """
-#: ``described`` only joins: were the conditions on owners in it, PostgreSQL would take them for rare and loop.
+#: What is worked out once a tenant stands in ``owner``, so that a waiting run costs one look at it and comparisons.
+#: Conditions on runs stand within CASE: PostgreSQL takes that for half of the rows and joins by hashing, where it would
+#: multiply the odds of each comparison, expect one row, and loop.
 WAITING = """
-WITH held AS ({held}), allowed AS (
+WITH held AS MATERIALIZED ({held}), allowed AS MATERIALIZED (
     SELECT scope_id,
            MIN(CASE resource WHEN 'running_runs' THEN cap - used END) AS runs,
            MIN(CASE resource WHEN 'cpu_milli' THEN cap - used END) AS cpu_milli,
            MIN(CASE resource WHEN 'memory_mib' THEN cap - used END) AS memory_mib,
            MIN(CASE resource WHEN 'gpus' THEN cap - used END) AS gpus
     FROM quotas_usage WHERE scope IN ('tenant', 'user') GROUP BY scope_id
-), described AS MATERIALIZED (
-    SELECT run.id, run.tenant_id, run.created_by_id, run.is_urgent, run.priority, run.created_at, run.queued_at,
-           run.not_before, run.cpu_milli, run.memory_mib, run.gpus, run.shape,
-           COALESCE(held.cpu_milli, 0) AS held_cpu_milli, COALESCE(held.memory_mib, 0) AS held_memory_mib,
-           COALESCE(held.gpus, 0) AS held_gpus,
-           share.cpu_milli AS nominal_cpu_milli, share.memory_mib AS nominal_memory_mib, share.gpus AS nominal_gpus,
-           share.may_borrow,
-           tenant.runs AS tenant_runs, tenant.cpu_milli AS tenant_cpu_milli, tenant.memory_mib AS tenant_memory_mib,
-           tenant.gpus AS tenant_gpus,
-           person.runs AS person_runs, person.cpu_milli AS person_cpu_milli, person.memory_mib AS person_memory_mib,
-           person.gpus AS person_gpus
-    FROM runs_run AS run
-    LEFT JOIN held ON held.tenant_id = run.tenant_id
+), owner AS MATERIALIZED (
+    SELECT tenant.id, {dominant_share} AS dominant_share, COALESCE(share.may_borrow, TRUE) AS may_borrow,
+           COALESCE(share.cpu_milli - COALESCE(held.cpu_milli, 0), -1) AS nominal_cpu_milli,
+           COALESCE(share.memory_mib - COALESCE(held.memory_mib, 0), -1) AS nominal_memory_mib,
+           COALESCE(share.gpus - COALESCE(held.gpus, 0), -1) AS nominal_gpus,
+           COALESCE(allowed.cpu_milli, {unlimited}) AS cpu_milli,
+           COALESCE(allowed.memory_mib, {unlimited}) AS memory_mib,
+           COALESCE(allowed.gpus, {unlimited}) AS gpus
+    FROM accounts_tenant AS tenant
+    LEFT JOIN held ON held.tenant_id = tenant.id
     LEFT JOIN quotas_tenantshare AS share
-           ON share.tenant_id = run.tenant_id AND share.resource_group_id = %(group_id)s
-    LEFT JOIN allowed AS tenant ON tenant.scope_id = run.tenant_id
+           ON share.tenant_id = tenant.id AND share.resource_group_id = %(group_id)s
+    LEFT JOIN allowed ON allowed.scope_id = tenant.id
+    WHERE COALESCE(allowed.runs, 1) >= 1
+), waiting AS (
+    SELECT run.id, run.tenant_id, run.created_by_id, run.is_urgent, run.priority, run.created_at,
+           CASE WHEN {old} THEN 1 ELSE 0 END AS may_reserve, run.cpu_milli, run.memory_mib, run.gpus, run.shape,
+           CASE WHEN {nominal} THEN -1.0 ELSE owner.dominant_share END AS standing
+    FROM runs_run AS run
+    JOIN owner ON owner.id = run.tenant_id
     LEFT JOIN allowed AS person ON person.scope_id = run.created_by_id
     WHERE run.state = 'PENDING' AND run.resource_group = %(group)s
       AND (run.not_before IS NULL OR run.not_before <= %(now)s)
-      AND {chosen}
-), waiting AS (
-    SELECT described.*,
-           CASE WHEN held_cpu_milli + cpu_milli <= nominal_cpu_milli
-                 AND held_memory_mib + memory_mib <= nominal_memory_mib
-                 AND held_gpus + gpus <= nominal_gpus THEN 1 ELSE 0 END AS is_nominal,
-           {greatest}(CAST(held_cpu_milli AS FLOAT) / %(cpu_milli)s, CAST(held_memory_mib AS FLOAT) / %(memory_mib)s,
-                      CAST(held_gpus AS FLOAT) / %(gpus)s) AS dominant_share
-    FROM described
-    WHERE COALESCE(tenant_runs, 1) >= 1 AND COALESCE(person_runs, 1) >= 1
-      AND COALESCE(tenant_cpu_milli, cpu_milli) >= cpu_milli AND COALESCE(person_cpu_milli, cpu_milli) >= cpu_milli
-      AND COALESCE(tenant_memory_mib, memory_mib) >= memory_mib
-      AND COALESCE(person_memory_mib, memory_mib) >= memory_mib
-      AND COALESCE(tenant_gpus, gpus) >= gpus AND COALESCE(person_gpus, gpus) >= gpus
+      AND (CASE WHEN {chosen} THEN TRUE ELSE FALSE END)
+      AND (CASE WHEN run.cpu_milli <= owner.cpu_milli AND run.memory_mib <= owner.memory_mib AND run.gpus <= owner.gpus
+                 AND (owner.may_borrow = TRUE OR {nominal}) THEN TRUE ELSE FALSE END)
+      AND (CASE WHEN person.scope_id IS NULL THEN TRUE
+                WHEN COALESCE(person.runs, 1) >= 1 AND COALESCE(person.cpu_milli, run.cpu_milli) >= run.cpu_milli
+                 AND COALESCE(person.memory_mib, run.memory_mib) >= run.memory_mib
+                 AND COALESCE(person.gpus, run.gpus) >= run.gpus THEN TRUE ELSE FALSE END)
 )
-SELECT id, tenant_id, created_by_id, is_urgent, priority, created_at,
-       CASE WHEN queued_at <= %(old)s AND (not_before IS NULL OR not_before <= %(old)s) THEN 1 ELSE 0 END,
-       cpu_milli, memory_mib, gpus, shape
-FROM waiting
-WHERE (is_nominal = 1 OR COALESCE(may_borrow, {true}) = {true}) {further}
-ORDER BY is_urgent DESC, is_nominal DESC, CASE is_nominal WHEN 1 THEN 0 ELSE dominant_share END,
-         priority DESC, created_at, id
+SELECT id, tenant_id, created_by_id, is_urgent, priority, created_at, may_reserve, cpu_milli, memory_mib, gpus, shape
+FROM {ranked}
+ORDER BY is_urgent DESC, standing, priority DESC, created_at, id
 LIMIT {limit}
 """
+#: A few of each tenant: all others of it come later in the order, whatever the tenant gets meanwhile.
+EACH = """(
+    SELECT waiting.*, ROW_NUMBER() OVER (
+        PARTITION BY tenant_id ORDER BY is_urgent DESC, standing, priority DESC, created_at, id
+    ) AS place FROM waiting
+) AS ranked WHERE place <= {each}"""
+NOMINAL = (
+    "run.cpu_milli <= owner.nominal_cpu_milli AND run.memory_mib <= owner.nominal_memory_mib"
+    " AND run.gpus <= owner.nominal_gpus"
+)
+OLD = "run.queued_at <= %(old)s AND (run.not_before IS NULL OR run.not_before <= %(old)s)"
 
 
 @dataclass(slots=True)
 class Selection:
-    """``until``: a plan is right up to there, since what comes later in the order was not read; None: all was read."""
+    """Candidates, and behind which of them there may be others that were not read: a plan is right up to there."""
 
     candidates: list[Candidate] = field(default_factory=list)
-    until: Order | None = None
+    ends: list[End] = field(default_factory=list)
+
+    def add(self, other: Selection) -> None:
+        """What was read of another group, or by another question."""
+        known = {candidate.id for candidate in self.candidates}
+        self.candidates += [candidate for candidate in other.candidates if candidate.id not in known]
+        self.ends += other.ends
 
 
-def select(group: Group, now: datetime, *, first: int = FIRST, has_claims: bool = False) -> Selection:
+def select(question: Question, *, first: int = FIRST, each: int | None = None, has_claims: bool = False) -> Selection:
     """The runs of a group that fit somewhere, and of those that do not the first that may hold nodes for themselves.
 
-    ``has_claims``: also the first that may want borrowed room back. Nothing is read beside one statement while
-    nothing fits and nobody can want room back.
+    ``first``: at most so many; ``each``: of one tenant. ``has_claims``: also the first that may want borrowed room
+    back. Nothing is read beside one statement while nothing fits and nobody can want room back. Asked again after a
+    plan over what was read, it gives what fits beside what that plan holds.
     """
-    question = Question(group, now)
-    fitting = question.ask("{fits}", first)
+    group = question.group
+    fitting = question.ask("{fits}", first, each=each)
     selection = Selection(fitting)
     if len(fitting) == first:
-        selection.until = order_of(fitting[-1], group)
-    if fitting:
-        old = "(run.queued_at <= %(old)s AND (run.not_before IS NULL OR run.not_before <= %(old)s))"
-        selection.candidates += question.ask(f"NOT {{fits}} AND {old}", BLOCKED)
+        selection.ends.append(End(fitting[-1], is_fixed=True))
+    if each is not None:
+        number = Counter(candidate.tenant for candidate in fitting)
+        last = {candidate.tenant: candidate for candidate in fitting}
+        selection.ends += [End(last[tenant]) for tenant, count in number.items() if count == each]
+    if fitting and not group.has_head:
+        most = max(BLOCKED, 2 * len(group.passed))
+        blocked = question.ask(f"NOT {{fits}} AND {OLD}", most)
+        ends = [End(blocked[-1], is_fixed=True, is_of_head=True)] if len(blocked) == most else []
+        selection.add(Selection(blocked, ends))
     if has_claims:
-        known = {candidate.id for candidate in selection.candidates}
-        claims = question.ask("NOT {fits}", BLOCKED, further="AND is_nominal = 1")
-        selection.candidates += [candidate for candidate in claims if candidate.id not in known]
+        selection.add(Selection(question.ask(f"NOT {{fits}} AND {NOMINAL}", CLAIMANTS)))
     return selection
 
 
 class Question:
-    """The statement over one group, at one moment."""
+    """The statement over one group, at one moment. ``shut``: owners that start nothing now; ``refused``: runs."""
 
-    def __init__(self, group: Group, now: datetime) -> None:
-        self.group, self.now = group, now
-        self.shut = list(QuotaWindow.objects.filter(valid_from__gt=now).values_list("scope_id", flat=True)) + list(
-            QuotaWindow.objects.filter(valid_until__lte=now).values_list("scope_id", flat=True)
-        )
+    def __init__(
+        self, group: Group, now: datetime, shut: Collection[UUID] = (), refused: Collection[UUID] = ()
+    ) -> None:
+        self.group, self.now, self.shut, self.refused = group, now, shut, refused
 
-    def ask(self, chosen: str, limit: int, *, further: str = "") -> list[Candidate]:
-        """The first runs for which ``chosen`` holds; ``{fits}`` in it: could be placed now."""
-        capacity = self.group.capacity
-        old = self.now - RESERVE_AFTER
+    def ask(self, chosen: str, limit: int, *, each: int | None = None) -> list[Candidate]:
+        """The first runs for which ``chosen`` holds; ``{fits}`` in it: could be placed now. ``each``: of one tenant."""
         parameters: dict[str, Any] = {
             "group": self.group.name,
             "group_id": prepared(self.group.id),
             "now": prepared(self.now),
-            "old": prepared(old),
-            # A resource that the group has none of is nobody's dominant share.
-            **{name: float(whole or UNLIMITED) for name, whole in zip(COUNTED, capacity, strict=True)},
+            "old": prepared(self.now - RESERVE_AFTER),
         }
-        where = chosen.replace("{fits}", fits_somewhere(self.group, parameters)) + self.not_shut(parameters)
-        is_postgresql = connection.vendor == "postgresql"
+        where = chosen.replace("{fits}", fits_somewhere(self.group, parameters))
+        where += without("run.id", "refused", self.refused, parameters)
+        where += without("run.tenant_id", "shut", self.shut, parameters)
+        where += without("run.created_by_id", "shut", self.shut, parameters)
         statement = WAITING.format(
             held=HELD,
+            dominant_share=share_of_held(self.group, parameters),
             chosen=where,
-            further=further,
+            old=OLD,
+            nominal=NOMINAL,
+            ranked="waiting" if each is None else EACH.format(each=int(each)),
             limit=int(limit),
-            true="TRUE" if is_postgresql else "1",
-            greatest="GREATEST" if is_postgresql else "MAX",
+            unlimited=UNLIMITED,
         )
         with connection.cursor() as cursor:
             cursor.execute(statement, parameters)
             return to_candidates(self.group, cursor.fetchall())
 
-    def not_shut(self, parameters: dict[str, Any]) -> str:
-        """Not of owners whose quota is not valid now."""
-        if not self.shut:
-            return ""
-        names = [f"shut_{number}" for number in range(len(self.shut))]
-        parameters.update(zip(names, map(prepared, self.shut), strict=True))
-        marks = ", ".join(f"%({name})s" for name in names)
-        return f" AND run.tenant_id NOT IN ({marks}) AND run.created_by_id NOT IN ({marks})"
+
+def without(column: str, name: str, values: Collection[UUID | str], parameters: dict[str, Any]) -> str:
+    """A further condition that the column has none of the values."""
+    if not values:
+        return ""
+    names = [f"{name}_{number}" for number in range(len(values))]
+    parameters.update(zip(names, map(prepared, values), strict=True))
+    return f" AND {column} NOT IN ({', '.join(f'%({name})s' for name in names)})"
+
+
+def share_of_held(group: Group, parameters: dict[str, Any]) -> str:
+    """``dominant_share`` of what a tenant holds: a resource that the group has none of is nobody's."""
+    parts = ["0.0"]
+    for name, whole in zip(COUNTED, group.capacity, strict=True):
+        if whole:
+            parameters[f"whole_{name}"] = float(whole)
+            parts.append(f"COALESCE(CAST(held.{name} AS FLOAT), 0.0) / %(whole_{name})s")
+    greatest = "GREATEST" if connection.vendor == "postgresql" else "MAX"
+    return f"{greatest}({', '.join(parts)})" if len(parts) > 1 else parts[0]
 
 
 def fits_somewhere(group: Group, parameters: dict[str, Any]) -> str:
     """A condition that every run meets which could be placed now, and few others."""
-    gaps = largest_gaps(node.free for node in group.nodes)
-    several = total(gap for gap in (node.free for node in group.nodes) if min(gap) >= 0)
+    free = [node.free for node in group.nodes if not node.is_held]
+    gaps = largest_gaps(free)
+    several = total(gap for gap in free if min(gap) >= 0)
     alternatives = []
     for number, (gap, containers) in enumerate([*((gap, "= 1") for gap in gaps), (several, "> 1")]):
         parts = [f"run.num_containers {containers}"]
@@ -179,7 +211,7 @@ def fits_somewhere(group: Group, parameters: dict[str, Any]) -> str:
             parameters[f"gap_{number}_{name}"] = min(room, UNLIMITED)
             parts.append(f"run.{name} <= %(gap_{number}_{name})s")
         alternatives.append(f"({' AND '.join(parts)})")
-    return f"({' OR '.join(alternatives)})"
+    return f"(({' OR '.join(alternatives)}){without('run.shape', 'shape', group.hopeless, parameters)})"
 
 
 def largest_gaps(gaps: Iterable[Amounts]) -> list[Amounts]:
@@ -195,7 +227,7 @@ def to_candidates(group: Group, rows: Sequence[Sequence[Any]]) -> list[Candidate
     """For the planner; only special specs are read."""
     special = specs_of([as_uuid(row[0]) for row in rows if row[-1].startswith(SPECIAL)])
     candidates = []
-    for pk, tenant, user, is_urgent, priority, created_at, may_reserve, cpu_milli, memory_mib, gpus, _ in rows:
+    for pk, tenant, user, is_urgent, priority, created_at, may_reserve, cpu_milli, memory_mib, gpus, shape in rows:
         spec = special.get(as_uuid(pk))
         candidates.append(
             Candidate(
@@ -209,6 +241,7 @@ def to_candidates(group: Group, rows: Sequence[Sequence[Any]]) -> list[Candidate
                 as_seconds(created_at),
                 bool(may_reserve),
                 frozenset(spec.node_names) if spec else frozenset(),
+                shape,
             )
         )
     return candidates
@@ -226,7 +259,9 @@ def candidate_of(run: Run) -> Candidate:
         run.is_urgent,
         run.priority,
         run.created_at.timestamp(),
+        may_reserve=timezone.now() - max(run.queued_at, run.not_before or run.queued_at) > RESERVE_AFTER,
         node_names=frozenset(spec.node_names),
+        shape=run.shape,
     )
 
 
@@ -239,8 +274,9 @@ def specs_of(run_ids: Sequence[UUID]) -> dict[UUID, RunSpec]:
     return found
 
 
+@lru_cache(maxsize=100_000)
 def as_uuid(value: UUID | str) -> UUID:
-    """SQLite gives text."""
+    """SQLite gives text. Passes see the same owners and nodes again and again."""
     return value if isinstance(value, UUID) else UUID(value)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -12,12 +12,12 @@ from django.db import connection
 from django.db.models import Q
 from django.utils import timezone
 
-from clavier.quotas.models import Node, TenantShare, Usage
+from clavier.core import sql
 from clavier.runs.demand import containers_of
 from clavier.runs.models import Attempt
 from clavier.runs.placing import NOTHING, Amounts, NodeRoom, minus, plus
 from clavier.runs.planner import UNLIMITED, Allowance, Candidate, Group, Holder, Share
-from clavier.runs.selection import COUNTED, FIRST, HELD, Selection, as_uuid, select
+from clavier.runs.selection import COUNTED, FIRST, HELD, Question, Selection, as_uuid, select
 from clavier.runs.states import RunState
 
 #: A run that had to make room is left alone for so long.
@@ -28,46 +28,65 @@ ANY_PREEMPTIBLE = """
     WHERE state IN ('PREPARING', 'RUNNING', 'STOPPING') AND resource_group = %(group)s AND preemptible LIMIT 1
 """
 
+NODES = """
+    SELECT node.id, node.name, executor, engine_url, engine_network, pool.name, pool.id
+    FROM quotas_node AS node JOIN quotas_resourcegroup AS pool ON pool.id = node.resource_group_id
+    WHERE {chosen} ORDER BY node.name
+"""
+ALLOWED = "SELECT scope_id, resource, cap, used FROM quotas_usage WHERE scope IN ('tenant', 'user') {owners}"
+SHUT = "SELECT scope_id FROM quotas_quotawindow WHERE valid_from > %s OR valid_until <= %s"
+SHARES = (
+    "SELECT tenant_id, may_borrow, cpu_milli, memory_mib, gpus FROM quotas_tenantshare WHERE resource_group_id = %s"
+)
+
 OWNED = ("running_runs", *COUNTED)
 
 
 @dataclass(slots=True)
 class World:
-    """The active groups with their schedulable nodes."""
+    """The active groups with their schedulable nodes. ``shut``: owners whose quota is not valid now."""
 
     groups: list[Group] = field(default_factory=list)
+    now: datetime = field(default_factory=timezone.now)
+    shut: list[UUID] = field(default_factory=list)
 
 
 def read_world(group_name: str | None = None, *, is_open: bool = True) -> World:
     """All active groups, or one. ``is_open`` False: also nodes and groups that take no runs now."""
     world = World()
-    nodes = Node.objects.order_by("name")
-    if is_open:
-        nodes = nodes.filter(is_schedulable=True, resource_group__is_active=True)
-    if group_name is not None:
-        nodes = nodes.filter(resource_group__name=group_name)
     by_group: dict[tuple[str, UUID], list[NodeRoom]] = defaultdict(list)
     rows = node_rows()
-    columns = ("pk", "name", "executor", "engine_url", "engine_network", "resource_group__name", "resource_group_id")
-    for pk, name, executor, url, network, group, group_id in nodes.values_list(*columns):
+    chosen, parameters = [], []
+    if is_open:
+        chosen.append("node.is_schedulable AND pool.is_active")
+    if group_name is not None:
+        chosen.append("pool.name = %s")
+        parameters.append(group_name)
+    for pk, name, executor, url, network, group, group_id in sql.select(
+        NODES.format(chosen=" AND ".join(chosen) or "TRUE"), *parameters
+    ):
         # Nodes that one engine serves, or that engines share a network between, can hold ranks of one gang.
         reach = f"network {network}" if network else f"{executor} {url}"
-        by_group[group, group_id].append(room_of(pk, name, reach, rows.get(pk, {})))
-    names = [name for name, _ in by_group]
-    used, shares = used_by_tenant(names), nominal_shares(names)
+        node_id = as_uuid(pk)
+        by_group[group, as_uuid(group_id)].append(room_of(node_id, name, reach, rows.get(node_id, {})))
     for name, group_id in sorted(by_group):
-        rooms = by_group[name, group_id]
-        world.groups.append(Group(name, rooms, shares.get(name, {}), used.get(name, {}), id=group_id))
+        rooms, shares = by_group[name, group_id], nominal_shares(group_id)
+        world.groups.append(Group(name, rooms, shares, used_by_tenant(name), id=group_id))
     read_leaving(world)
+    shut = sql.select(
+        "SELECT scope_id FROM quotas_quotawindow WHERE valid_from > %s OR valid_until <= %s", *[world.now] * 2
+    )
+    world.shut = [as_uuid(scope_id) for (scope_id,) in shut]
     return world
 
 
 def node_rows() -> dict[UUID, dict[str, tuple[int, int]]]:
     """Node -> resource -> (cap, used)."""
     found: dict[UUID, dict[str, tuple[int, int]]] = defaultdict(dict)
-    rows = Usage.objects.filter(scope="node", resource__in=OWNED).values_list("scope_id", "resource", "cap", "used")
-    for scope_id, resource, cap, used in rows:
-        found[scope_id][resource] = (cap, used)
+    for scope_id, resource, cap, used in sql.select(
+        "SELECT scope_id, resource, cap, used FROM quotas_usage WHERE scope = 'node'"
+    ):
+        found[as_uuid(scope_id)][resource] = (cap, used)
     return found
 
 
@@ -80,30 +99,23 @@ def room_of(node_id: UUID, name: str, reach: str, rows: dict[str, tuple[int, int
     return NodeRoom(node_id, name, free if runs_used < runs_cap else (-1, -1, -1), capacity, reach)
 
 
-def used_by_tenant(groups: Iterable[str]) -> dict[str, dict[UUID, Amounts]]:
-    """Group -> tenant -> what its live runs hold."""
-    found: dict[str, dict[UUID, Amounts]] = defaultdict(dict)
+def used_by_tenant(group: str) -> dict[UUID, Amounts]:
+    """Tenant -> what its live runs hold of a group."""
     with connection.cursor() as cursor:
-        for group in groups:
-            cursor.execute(HELD, {"group": group})
-            for tenant, cpu_milli, memory_mib, gpus in cursor.fetchall():
-                found[group][as_uuid(tenant)] = (int(cpu_milli), int(memory_mib), int(gpus))
-    return found
+        cursor.execute(HELD, {"group": group})
+        return {as_uuid(tenant): (int(cpu), int(memory), int(gpus)) for tenant, cpu, memory, gpus in cursor.fetchall()}
 
 
-def nominal_shares(groups: Iterable[str]) -> dict[str, dict[UUID, Share]]:
-    """Group -> tenant -> its nominal share."""
-    found: dict[str, dict[UUID, Share]] = defaultdict(dict)
-    rows = TenantShare.objects.filter(resource_group__name__in=groups)
-    for group, tenant, may_borrow, *nominal in rows.values_list(
-        "resource_group__name", "tenant_id", "may_borrow", *COUNTED
-    ):
-        found[group][tenant] = Share((nominal[0], nominal[1], nominal[2]), may_borrow)
-    return found
+def nominal_shares(group_id: UUID) -> dict[UUID, Share]:
+    """Tenant -> its nominal share of a group."""
+    rows = sql.select(SHARES, group_id)
+    return {as_uuid(tenant): Share((cpu, memory, gpus), bool(borrows)) for tenant, borrows, cpu, memory, gpus in rows}
 
 
 def read_leaving(world: World) -> None:
     """What attempts that were asked to make room still hold."""
+    if not sql.select("SELECT 1 FROM runs_attempt WHERE ended_at IS NULL AND leave_asked_at IS NOT NULL LIMIT 1"):
+        return
     groups = {group.name: group for group in world.groups}
     rooms = {node.id: node for group in world.groups for node in group.nodes}
     asked = Attempt.objects.filter(ended_at=None, leave_asked_at__isnull=False)
@@ -168,11 +180,10 @@ def read_allowances(candidates: Iterable[Candidate]) -> dict[UUID, Allowance]:
     """What the tenants and users of the candidates may still start; who is absent has no cap."""
     owners = {owner for candidate in candidates for owner in (candidate.tenant, candidate.user)}
     left: dict[UUID, dict[str, int]] = defaultdict(dict)
-    rows = Usage.objects.filter(scope__in=("tenant", "user"), resource__in=OWNED)
-    if len(owners) <= 500:
-        rows = rows.filter(scope_id__in=owners)
-    for scope_id, resource, cap, used in rows.values_list("scope_id", "resource", "cap", "used"):
-        left[scope_id][resource] = cap - used
+    few = tuple(owners) if len(owners) <= 500 else ()
+    marks = f"AND scope_id IN ({', '.join(['%s'] * len(few))})" if few else ""
+    for scope_id, resource, cap, used in sql.select(ALLOWED.format(owners=marks), *few):
+        left[as_uuid(scope_id)][resource] = cap - used
     return {
         owner: (
             amounts.get("running_runs", UNLIMITED),
@@ -184,14 +195,24 @@ def read_allowances(candidates: Iterable[Candidate]) -> dict[UUID, Allowance]:
     }
 
 
-def read_candidates(world: World, *, first: int = FIRST) -> Selection:
-    """Over all groups, with the holders of those groups in which somebody could want borrowed room back."""
-    now, found = timezone.now(), Selection()
+def read_candidates(
+    world: World, *, first: int = FIRST, each: int | None = None, refused: Collection[UUID] = ()
+) -> Selection:
+    """Over all groups, with the holders of those groups in which somebody could want borrowed room back.
+
+    ``first``, ``each``, ``refused``: as ``select`` takes them. Asked again after a plan over what was read, it gives
+    what that plan left.
+    """
+    found = Selection()
     for group in world.groups:
-        if group.shares and could_claim(group):
-            group.holders = read_holders(group, now)
+        if group.shares and not group.passed and could_claim(group):
+            group.holders = read_holders(group, world.now)
         has_claims = bool(group.holders or group.leaving)
-        mine = select(group, now, first=first, has_claims=has_claims)
-        found.candidates += mine.candidates
-        found.until = min((one for one in (found.until, mine.until) if one is not None), default=None)
+        question = Question(group, world.now, world.shut, refused)
+        found.add(select(question, first=first, each=each, has_claims=has_claims))
     return found
+
+
+def is_exhausted(world: World) -> bool:
+    """No waiting run could be placed on what a plan left."""
+    return not any(Question(group, world.now, world.shut).ask("{fits}", 1) for group in world.groups)

@@ -54,8 +54,8 @@ def waiting(actor, chance, **changes):
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("first", [1, 3, 200])
-def test_a_pass_over_few_runs_admits_what_a_plan_over_all_of_them_would(engine, alice, bob, charlie, seed, first):
+@pytest.mark.parametrize(("first", "each"), [(1, None), (3, None), (200, None), (200, 1), (5, 2)])
+def test_a_pass_over_few_runs_admits_what_a_plan_over_all_of_them_would(engine, alice, bob, charlie, seed, first, each):
     chance = random.Random(seed)
     group = ResourceGroup.objects.get()
     Node.objects.filter(name="local").update(is_schedulable=False)
@@ -72,30 +72,22 @@ def test_a_pass_over_few_runs_admits_what_a_plan_over_all_of_them_would(engine, 
     Run.objects.bulk_create(waiting(chance.choice((alice, bob, charlie)), chance) for _ in range(40))
     world = read_world()
     everyone = [candidate_of(run) for run in Run.objects.all()]
-    old = timezone.now() - timedelta(minutes=10)
-    may_reserve = set(Run.objects.filter(queued_at__lte=old).values_list("pk", flat=True))
-    for candidate in everyone:
-        object.__setattr__(candidate, "may_reserve", candidate.id in may_reserve)
     expected = plan(everyone, world.groups, read_allowances(everyone)).admissions
-    scheduler_pass(first)
+    scheduler_pass(first, each)
     begun = Attempt.objects.values_list("run_id", "node_id")
     assert {run for run, _ in begun} == {admission.run for admission in expected}
     assert dict(begun) == {admission.run: admission.nodes[0] for admission in expected}
     assert audit_usage() == []
 
 
-def scheduler_pass(first):
-    """A pass that reads so few runs at once."""
+def scheduler_pass(first, each):
+    """A pass that reads so few runs at once, and so few of one tenant."""
     fence = hold(scheduler.LEASE, "test", for_s=30)
-    begun = []
     for _ in range(100):
-        world = read_world()
-        selection = read_candidates(world, first=first)
-        made = plan(selection.candidates, world.groups, read_allowances(selection.candidates), until=selection.until)
-        scheduler.carry_out(made, fence, begun)
-        if selection.until is None:
+        made, is_all = scheduler.plan_round(read_world(), first, each, ())
+        scheduler.carry_out(made, fence, [], scheduler.Refused())
+        if is_all:
             break
-        first = first if made.admissions else first * 8
 
 
 def test_nothing_is_read_while_nothing_fits(engine, alice, django_assert_max_num_queries):
