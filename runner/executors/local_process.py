@@ -163,6 +163,8 @@ class LocalProcessExecutor:
         found = {}
         try:
             for entry in os.scandir(self._control):
+                if entry.name.startswith("."):
+                    continue
                 with suppress(FileNotFoundError):
                     found[entry.name] = entry.stat(follow_symlinks=False).st_mtime_ns
         except OSError as error:
