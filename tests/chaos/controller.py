@@ -219,6 +219,7 @@ class Campaign:
         """Until somebody leads, at most for a while: most faults meet a working platform, the others one in pieces."""
         deadline = time.monotonic() + RECOVERY_S
         while not self.is_watched() and time.monotonic() < deadline:
+            self.platform.revive()
             time.sleep(0.2)
 
     def is_watched(self) -> bool:

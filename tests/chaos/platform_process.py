@@ -41,12 +41,16 @@ class PlatformProcess:
         except requests.RequestException:
             return False
 
+    def revive(self) -> None:
+        """As a service manager would: start it again if it has ended by itself."""
+        if self.process is not None and self.process.poll() is not None:
+            self.start()
+
     def wait_until_ready(self, within_s: float = 120.0) -> None:
-        """As a service manager would, it starts it again if it has ended meanwhile."""
+        """Until its front says so."""
         deadline = time.monotonic() + within_s
         while not self.is_ready():
-            if self.process is not None and self.process.poll() is not None:
-                self.start()
+            self.revive()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the platform is not ready within {within_s:g} s")
             time.sleep(0.2)
