@@ -1,8 +1,8 @@
 """Bad input, and good input that looks bad: names and descriptions.
 
-The catalogue aims NAME-001 to NAME-018 at experiments, which a later issue brings. What holds for every name is sent to
-fine-tune tasks, and a second spelling of one name to data sets, whose names are unique. Capitals, '_' and '.'
-(NAME-004, NAME-007) are good in a task's name; those two wait for the experiments.
+The catalogue aims NAME-001 to NAME-018 at experiments. What holds for every name is sent to fine-tune tasks, a second
+spelling of one name to data sets, whose names are unique, and what is only wrong in a name that becomes part of an
+address (NAME-004, NAME-007) to services.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_app.models import FineTuneTask
+from models_app.services import check_model_name
 from tests.cases.registry import Scene, case
 
 CREATE, NATIVE = "/kernel/fineTune/createLlmFineTuneTask", "/api/v1/fine-tune-tasks"
-DATASETS = "/api/v1/datasets"
+DATASETS, SERVE = "/api/v1/datasets", "/model/modelServer/createModelInferenceServer"
 #: Case -> a name that is none.
 BAD_NAMES = {
     "NAME-001": "",
@@ -34,6 +35,19 @@ def named(scene: Scene, name: str) -> Any:
     return scene.post(NATIVE, {**body, "train_dataset": good["datasetVersionId"]})
 
 
+def bad_address(name: str) -> Any:
+    """Sends a name that is good for a task and no part of an address."""
+
+    def send(scene: Scene) -> Any:
+        check_model_name(name)
+        version = scene.bodies[SERVE]["modelServerVersions"][0]["aiApplicationVersionId"]
+        legacy = scene.post(SERVE, {"modelServer": {"name": name}})
+        assert (legacy.status_code, legacy.json()["error"]) == (400, "bad_name")
+        return scene.post("/api/v1/services", {"name": name, "model_version": version})
+
+    return send
+
+
 def bad_name(name: str) -> Any:
     """Sends a name that is none."""
     return lambda scene: named(scene, name)
@@ -41,6 +55,10 @@ def bad_name(name: str) -> Any:
 
 for case_id, hostile in BAD_NAMES.items():
     case(case_id)(bad_name(hostile))
+
+
+case("NAME-004")(bad_address("Exp"))
+case("NAME-007")(bad_address("a_b.c"))
 
 
 @case("NAME-013")

@@ -15,6 +15,4 @@ CASES = {
     "FILE-032": "training dialect (document 003)",
     "DATA-035": "the 50 MiB are a limit of documents 003 and 004: training dialect",
     "DATA-043": "files of a split are named in a configuration of document 003: training dialect",
-    "NAME-004": "experiments, whose names are stricter than those of tasks",
-    "NAME-007": "experiments, whose names are stricter than those of tasks",
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import zipfile
 
 from django.core.files.uploadedfile import SimpleUploadedFile
 
@@ -17,7 +19,7 @@ from datasets_app.models import Dataset, DatasetVersion
 from evaluation_app.models import EvaluationTask
 from finetune_app.models import FineTuneTask
 from inference_app.models import InferenceService
-from models_app.models import ModelVersion
+from models_app.models import ModelVersion, ObjectStore
 from runner.contract.knobs import KNOBS, check_hyperparameters
 
 ROWS = b'{"question": "a?", "answer": "b"}\n{"question": "c?", "answer": "d"}\n'
@@ -77,7 +79,7 @@ def test_every_bad_knob_is_named_beside_its_field(alice_browser, world):
     form = response.context["page"].form
     assert set(form.errors) == {"learning_rate", "lora_r", "warmup_ratio"}
     assert "many" in form.errors["lora_r"][0]
-    assert form.errors["learning_rate"] == ["7 is outside 0 to 1."]
+    assert form.errors["learning_rate"] == ["7 is outside 1e-12 to 1."]
     assert 'value="many"' in html
     assert "<details open>" in html
     assert not FineTuneTask.objects.filter(name="from-form").exists()
@@ -162,6 +164,35 @@ def test_a_bad_location_is_told_beside_the_field(alice_browser, node):
     assert "no folder below an allowed path" in errors_of(alice_browser.post("/models/new", data))[0]
 
 
+def test_a_model_comes_from_an_image_or_from_object_storage(alice_browser, charlie_browser, world, settings):
+    from_image = {"name": "in-image", "source": "image", "image": str(world.image.pk), "location": "ignored"}
+    assert alice_browser.post("/models/new", from_image).status_code == 302
+    assert ModelVersion.objects.get(model__name="in-image").location == str(world.image)
+    assert charlie_browser.post("/models/new", from_image).status_code == 400
+    missing = alice_browser.post("/models/new", {"name": "x", "source": "image"})
+    assert missing.context["page"].form.errors == {"image": ["This field is required."]}
+    settings.OBJECT_STORE_HOSTS = ["s3.example"]
+    store = {"name": "lake", "endpoint_url": "https://s3.example", "access_key": "key", "secret_key": "hidden-secret"}
+    assert (
+        "OBJECT_STORE_HOSTS"
+        in errors_of(alice_browser.post("/settings/object-stores", {**store, "endpoint_url": "https://other.example"}))[
+            0
+        ]
+    )
+    assert alice_browser.post("/settings/object-stores", store).status_code == 302
+    shown = alice_browser.get("/settings").content.decode()
+    assert "s3.example" in shown
+    assert "hidden-secret" not in shown
+    stored = {"name": "from-s3", "source": "s3", "location": "lake/models/qwen"}
+    assert alice_browser.post("/models/new", stored).status_code == 302
+    assert ModelVersion.objects.get(model__name="from-s3").source == "s3"
+    made = ObjectStore.objects.get()
+    assert charlie_browser.post(f"/settings/object-stores/{made.pk}/delete").status_code == 404
+    assert "s3.example" not in charlie_browser.get("/settings").content.decode()
+    alice_browser.post(f"/settings/object-stores/{made.pk}/delete")
+    assert not ObjectStore.objects.exists()
+
+
 def test_an_evaluation_is_created(alice_browser, world):
     data = {
         "name": "again", "model_version": world.tuned.pk, "dataset_version": world.data.pk, "metrics": ["exact_match"],
@@ -198,6 +229,21 @@ def test_files_are_uploaded_listed_and_deleted(alice_browser):
     assert b"".join(alice_browser.get(f"/files/{row.pk}/download").streaming_content) == b"hello"
     alice_browser.post(f"/files/{row.pk}/delete")
     assert not StoredFile.objects.filter(name="训练.txt").exists()
+
+
+def test_an_archive_is_unpacked_beside_itself(alice_browser, charlie_browser):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("data/train/a.jsonl", "{}")
+    upload = {"area": "private", "folder": "", "file": SimpleUploadedFile("all.zip", content.getvalue())}
+    alice_browser.post("/files/upload", upload)
+    row = StoredFile.objects.get(name="all.zip")
+    assert f"/files/{row.pk}/extract" in alice_browser.get("/files").content.decode()
+    assert charlie_browser.post(f"/files/{row.pk}/extract").status_code == 404
+    assert alice_browser.post(f"/files/{row.pk}/extract")["Location"] == "/files?area=private&folder="
+    assert StoredFile.objects.get(name="a.jsonl").path == "data/train/a.jsonl"
+    again = alice_browser.post(f"/files/{row.pk}/extract")
+    assert (again.status_code, "exists" in errors_of(again)[0]) == (409, True)
 
 
 def test_the_secret_of_a_key_is_shown_once_and_the_key_can_be_revoked(alice_browser):

@@ -8,6 +8,7 @@ import pytest
 from django.urls import URLPattern, reverse
 
 from clavier.portal.urls import urlpatterns
+from models_app.models import ObjectStore
 
 LISTS = [
     "dashboard", "dashboard_body", "datasets", "dataset_new", "models", "model_rows", "model_new", "tasks", "task_rows",
@@ -42,6 +43,15 @@ OBJECTS = {
     "service_log_file": lambda w: [w.service.pk, w.replica.pk],
     "file_download": lambda w: [w.file.pk],
 }
+
+
+def store_of(world):
+    """An object store of Alice's."""
+    columns = {"endpoint_url": "https://s3.example", "access_key": "k", "sealed_secret": "s"}
+    owner = {"tenant": world.base.tenant, "created_by": world.base.created_by}
+    return ObjectStore.objects.get_or_create(name="lake", **owner, defaults=columns)[0]
+
+
 ACTIONS = {
     "dataset_delete": lambda w: [w.data.dataset_id],
     "dataset_version_clean": lambda w: [w.data.pk],
@@ -75,12 +85,14 @@ ACTIONS = {
     "service_start": lambda w: [w.service.pk],
     "service_stop": lambda w: [w.service.pk],
     "service_delete": lambda w: [w.service.pk],
+    "file_extract": lambda w: [w.file.pk],
     "file_delete": lambda w: [w.file.pk],
+    "store_delete": lambda w: [store_of(w).pk],
     "key_revoke": lambda w: [uuid4()],
     "member_role": lambda w: ["nobody"],
     "member_remove": lambda w: ["nobody"],
 }
-FORMS = ["task_estimate", "file_upload", "folder_new", "key_new", "member_new"]
+FORMS = ["task_estimate", "file_upload", "folder_new", "key_new", "store_new", "member_new"]
 NAMES = ["tune-live", "faq-bot", "faq-judge", "笔记", "faq v1"]
 
 
@@ -123,7 +135,7 @@ def test_charlie_can_not_act_on_any_object_of_alice(charlie_browser, world):
 def test_vera_the_viewer_sees_everything_and_may_change_nothing(vera_browser, world):
     for name in LISTS:
         assert vera_browser.get(url(name)).status_code == 200, name
-    for name in set(ACTIONS) - {"file_delete", "key_revoke"}:
+    for name in set(ACTIONS) - {"file_delete", "file_extract", "key_revoke"}:
         assert vera_browser.post(url(name, world)).status_code == 403, name
     page = vera_browser.get(url("task", world)).content.decode()
     assert url("task_stop", world) not in page

@@ -17,6 +17,8 @@ from typing import IO, BinaryIO, Self, cast
 from clavier.core.errors import Invalid, Unprocessable, quoted
 from clavier.files.names import parse_file_name, parse_user_path
 
+#: How the names of archives end that can be unpacked.
+ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
 MAX_ENTRIES = 10_000
 MAX_UNPACKED_BYTES = 10 * 2**30
 MAX_RATIO = 500

@@ -14,7 +14,19 @@ for (const button of document.querySelectorAll("[data-preset]")) {
     if (!["huggingface", "modelscope"].includes(form.elements.source.value)) form.elements.source.value = "huggingface";
     for (const other of document.querySelectorAll("[data-preset]")) other.setAttribute("aria-pressed", other === button);
     fill();
+    showSource();
     form.elements.name.focus();
   });
 }
-form.elements.source.addEventListener("change", fill);
+
+// Only what the chosen source needs is shown.
+function showSource() {
+  for (const part of form.querySelectorAll("[data-sources]"))
+    part.hidden = !part.dataset.sources.split(" ").includes(form.elements.source.value);
+}
+
+form.elements.source.addEventListener("change", () => {
+  fill();
+  showSource();
+});
+showSource();

@@ -10,8 +10,10 @@ from clavier.accounts.queries import members, own_api_keys
 from clavier.core.actor import ROLES, Actor
 from clavier.files.queries import storage_usage
 from clavier.portal import labels
-from clavier.portal.forms.settings import ApiKeyForm, MemberForm
+from clavier.portal.forms.settings import ApiKeyForm, MemberForm, ObjectStoreForm
 from clavier.quotas.queries import remaining
+from models_app.models import ObjectStore
+from models_app.object_stores import visible_stores
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Settings:
     keys: list[ApiKey]
     key_form: ApiKeyForm
     secret: str
+    stores: list[ObjectStore]
+    store_form: ObjectStoreForm
     members: list[Membership]
     member_form: MemberForm
     roles: tuple[str, ...]
@@ -41,7 +45,12 @@ class Settings:
 
 
 def settings(
-    actor: Actor, *, key_form: ApiKeyForm | None = None, member_form: MemberForm | None = None, secret: str = ""
+    actor: Actor,
+    *,
+    key_form: ApiKeyForm | None = None,
+    store_form: ObjectStoreForm | None = None,
+    member_form: MemberForm | None = None,
+    secret: str = "",
 ) -> Settings:
     """The whole page."""
     return Settings(
@@ -49,6 +58,8 @@ def settings(
         keys=list(own_api_keys(actor)),
         key_form=key_form or ApiKeyForm(),
         secret=secret,
+        stores=list(visible_stores(actor).order_by("name")),
+        store_form=store_form or ObjectStoreForm(),
         members=list(members(actor)),
         member_form=member_form or MemberForm(),
         roles=ROLES,

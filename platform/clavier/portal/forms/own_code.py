@@ -44,8 +44,8 @@ class OwnCodeForm(ResourceForm):
         widget=forms.Textarea({**_CODE, "placeholder": "python train.py --data ${input_dir} --out ${output_dir}"}),
     )
     environment = lines_field(_("Environment"), "OMP_NUM_THREADS=4")
-    data_folder = folder_field(_("Data folder"))
-    model_folder = folder_field(_("Model folder"))
+    data_folder = folder_field(_("Data folder"), _("Or s3://store/bucket/prefix of an object store."))
+    model_folder = folder_field(_("Model folder"), _("Or s3://store/bucket/prefix of an object store."))
     output_folder = folder_field(_("Output folder"), _("The output appears there at the end; a new folder will do."))
 
     def words(self, *names: str) -> dict[str, Any]:

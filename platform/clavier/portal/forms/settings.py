@@ -42,3 +42,24 @@ class MemberForm(forms.Form):
 
     username = forms.CharField(label=_("User name"), max_length=150)
     role = forms.ChoiceField(label=_("Role"), choices=[(role, labels.ROLES[role]) for role in ROLES], initial="member")
+
+
+class ObjectStoreForm(forms.Form):
+    """An object store (S3) of the tenant."""
+
+    name = forms.CharField(
+        label=_("Name"), max_length=100, help_text=_("As it stands in front of the bucket: name/bucket/prefix.")
+    )
+    endpoint_url = forms.CharField(
+        label=_("Address"), max_length=1000, widget=forms.TextInput({"placeholder": "https://", "spellcheck": "false"})
+    )
+    region = forms.CharField(label=_("Region"), max_length=100, required=False)
+    access_key = forms.CharField(
+        label=_("Access key"), max_length=1000, widget=forms.TextInput({"autocomplete": "off"})
+    )
+    secret_key = forms.CharField(
+        label=_("Secret key"),
+        max_length=1000,
+        help_text=_("Kept sealed and never shown again."),
+        widget=forms.PasswordInput({"autocomplete": "new-password"}),
+    )

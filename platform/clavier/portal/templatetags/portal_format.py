@@ -14,6 +14,7 @@ from django.utils.safestring import SafeString
 from django.utils.timesince import timesince
 from django.utils.translation import gettext
 
+from clavier.files.archives import ENDINGS
 from clavier.portal import labels
 
 register = template.Library()
@@ -34,6 +35,12 @@ def badge(state: str | None) -> SafeString:
 def state_text(state: str) -> object:
     """A state as a plain word."""
     return labels.state_label(state).text
+
+
+@register.filter
+def is_archive(name: str) -> bool:
+    """A file of this name can be unpacked."""
+    return name.lower().endswith(ENDINGS)
 
 
 @register.filter

@@ -12,6 +12,7 @@ from django.urls import reverse
 from clavier.core.errors import DomainError, Forbidden
 from clavier.files import services
 from clavier.files.access import access_file
+from clavier.files.extraction import extract_archive
 from clavier.portal.contexts import files as contexts
 from clavier.portal.pages import PortalRequest, page, show
 
@@ -58,6 +59,18 @@ def download(request: PortalRequest, file_id: UUID) -> FileResponse:
     return FileResponse(
         services.open_stored_file(actor=request.actor, file=file), as_attachment=True, filename=file.name
     )
+
+
+@page("POST")
+def extract(request: PortalRequest, file_id: UUID) -> HttpResponse:
+    """Unpack an archive beside itself: every file of it or none."""
+    file = access_file(request.actor, file_id)
+    overwrite = "overwrite" in request.POST
+    try:
+        extract_archive(actor=request.actor, file=file, area=file.area, folder=file.parent, overwrite=overwrite)
+    except DomainError as error:
+        return _refused(request, file.area, file.parent, error)
+    return redirect(_address(file.area, file.parent))
 
 
 @page("POST")

@@ -8,6 +8,7 @@ from django.http import HttpResponse, HttpResponseRedirect, StreamingHttpRespons
 from django.shortcuts import redirect
 
 from clavier.core.errors import DomainError
+from clavier.images.queries import ready_versions
 from clavier.portal.contexts import models as contexts
 from clavier.portal.forms.models import ModelForm
 from clavier.portal.listing import listing
@@ -15,6 +16,9 @@ from clavier.portal.pages import PortalRequest, add_problems, page, show
 from models_app import services
 from models_app.exports import tar_of_version
 from models_app.standalone import export_version
+
+#: Images in a choice.
+MAX_CHOICES = 500
 
 
 @page("GET")
@@ -32,18 +36,15 @@ def model_rows(request: PortalRequest) -> HttpResponse:
 @page("GET", "POST")
 def model_new(request: PortalRequest) -> HttpResponse:
     """The form that registers a base model, and what it creates."""
-    form = ModelForm(request.POST or None, initial={"source": "huggingface"})
+    form = ModelForm(
+        request.POST or None, initial={"source": "huggingface"}, images=ready_versions(request.actor)[:MAX_CHOICES]
+    )
     status = 200
     if request.method == "POST":
         status = 400
         if form.is_valid():
-            given = form.cleaned_data
             try:
-                version = services.register_model(
-                    actor=request.actor,
-                    tags=form.tag_list(),
-                    **{name: given[name] for name in given if name != "tags"},
-                )
+                version = services.register_model(actor=request.actor, **form.arguments())
                 return redirect("portal:model", version.model_id)
             except DomainError as error:
                 add_problems(form, error)

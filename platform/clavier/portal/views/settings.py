@@ -12,8 +12,9 @@ from clavier.accounts import services
 from clavier.core.actor import Role
 from clavier.core.errors import DomainError
 from clavier.portal.contexts import settings as contexts
-from clavier.portal.forms.settings import ApiKeyForm, MemberForm
+from clavier.portal.forms.settings import ApiKeyForm, MemberForm, ObjectStoreForm
 from clavier.portal.pages import PortalRequest, add_problems, page, show
+from models_app.object_stores import access_object_store, create_object_store, delete_object_store
 
 
 @page("GET")
@@ -49,6 +50,28 @@ def key_new(request: PortalRequest) -> HttpResponse:
 def key_revoke(request: PortalRequest, key_id: UUID) -> HttpResponseRedirect:
     """Revoke an own key at once."""
     services.revoke_own_api_key(actor=request.actor, key_id=key_id)
+    return redirect("portal:settings")
+
+
+@page("POST")
+def store_new(request: PortalRequest) -> HttpResponse:
+    """Keep an object store with its keys."""
+    form = ObjectStoreForm(request.POST)
+    status = 400
+    if form.is_valid():
+        try:
+            create_object_store(actor=request.actor, **form.cleaned_data)
+            return redirect("portal:settings")
+        except DomainError as error:
+            add_problems(form, error)
+            status = error.status
+    return show(request, "portal/settings.html", contexts.settings(request.actor, store_form=form), status=status)
+
+
+@page("POST")
+def store_delete(request: PortalRequest, store_id: UUID) -> HttpResponseRedirect:
+    """Forget an object store; what came from it stays."""
+    delete_object_store(actor=request.actor, store=access_object_store(request.actor, store_id))
     return redirect("portal:settings")
 
 
