@@ -14,6 +14,8 @@ from datasets_app.models import DatasetVersion
 from models_app.models import ModelVersion
 
 CREATE_WAYS = ("system", "custom")
+#: How trials that fall behind are found: never, below the median of the others, by successive halving.
+PRUNERS = ("none", "median", "halving")
 
 
 class FineTuneTask(TenantOwned):
@@ -112,6 +114,8 @@ class HyperparameterSearch(TenantOwned):
     num_trials = models.PositiveIntegerField()
     num_parallel = models.PositiveIntegerField(default=1)
     seed = models.PositiveBigIntegerField(default=42)
+    pruner = models.CharField(max_length=10, choices=[(name, name) for name in PRUNERS], default="none")
+    pruning_warmup_steps = models.PositiveIntegerField(default=0)
     message = models.TextField(blank=True, help_text="Why it could not go on.")
     stopped_at = models.DateTimeField(null=True, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
@@ -133,7 +137,7 @@ class HyperparameterSearch(TenantOwned):
 
 
 class SearchTrial(models.Model):
-    """One set of values, and what came of it. ``value`` None after its end: it failed."""
+    """One set of values, and what came of it. ``value`` None after its end: it failed, or was pruned."""
 
     search = models.ForeignKey(HyperparameterSearch, on_delete=models.CASCADE, related_name="trials")
     number = models.PositiveIntegerField()
@@ -141,6 +145,8 @@ class SearchTrial(models.Model):
     task = models.OneToOneField(FineTuneTask, on_delete=models.PROTECT, related_name="search_trial")
     value = models.FloatField(null=True, blank=True)
     message = models.TextField(blank=True)
+    curve = models.JSONField(default=list, editable=False, help_text="[[step, value], ...] of the search's metric.")
+    pruned_at = models.DateTimeField(null=True, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:

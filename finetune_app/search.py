@@ -18,8 +18,9 @@ from clavier.core.errors import Conflict, DomainError, Invalid, quoted
 from clavier.runs.models import Run
 from clavier.runs.services import stop_run
 from clavier.runs.states import RunState
-from finetune_app.models import FineTuneTask, HyperparameterSearch, SearchTrial
-from finetune_app.sampling import Known, checked_space, suggest
+from finetune_app.models import PRUNERS, FineTuneTask, HyperparameterSearch, SearchTrial
+from finetune_app.pruning import curve_of, thinned
+from finetune_app.sampling import Known, checked_space, importances, suggest
 from finetune_app.services import create_fine_tune_task
 from models_app.models import ModelVersion
 from models_app.services import check_model_name
@@ -45,9 +46,13 @@ def create_search(
     metric: str = "eval/loss",
     maximize: bool = False,
     seed: int = 42,
+    pruner: str = "none",
+    pruning_warmup_steps: int = 0,
     **task: Any,
 ) -> HyperparameterSearch:
     """A search, its first trials started. ``task``: what a fine-tuning task takes (``TASK_FIELDS``).
+
+    ``pruner``: how trials that fall behind are found, after ``pruning_warmup_steps`` steps at the earliest.
 
     Raises InvalidFields, Invalid, NotFound, Conflict (``already_exists``), Forbidden, Unprocessable.
     """
@@ -65,6 +70,7 @@ def create_search(
             code="required",
             field="validation_dataset",
         )
+    _require_measured(pruner, metric, task.get("hyperparameters") or {}, space)
     try:
         with transaction.atomic():
             search = HyperparameterSearch.objects.create(
@@ -78,6 +84,8 @@ def create_search(
                 num_trials=num_trials,
                 num_parallel=num_parallel,
                 seed=seed,
+                pruner=pruner,
+                pruning_warmup_steps=pruning_warmup_steps,
             )
             for _ in range(min(num_trials, num_parallel)):
                 start_trial(actor, search)
@@ -144,23 +152,49 @@ def on_trial_finished(task: FineTuneTask, run: Run) -> None:
     # One at a time: two trials that end together must not both start the last one.
     search = _locked(trial.search_id)
     trial.ended_at = timezone.now()
-    trial.value, trial.message = _value_of(run, search.metric)
-    trial.save(update_fields=["ended_at", "value", "message"])
+    trial.curve = thinned(curve_of(run.pk, search.metric))
+    if trial.pruned_at is None or run.state == RunState.COMPLETED:
+        trial.value, trial.message = _value_of(run, search.metric)
+    trial.save(update_fields=["ended_at", "value", "message", "curve"])
     _continue(search)
 
 
 def start_trial(actor: Actor, search: HyperparameterSearch) -> SearchTrial:
     """The next trial with the values that the sampler suggests. Raises as ``create_fine_tune_task`` does."""
-    known = [
-        Known(trial.parameters, trial.value, has_failed=trial.ended_at is not None and trial.value is None)
-        for trial in trials_of(search)
-    ]
+    known = known_trials(search)
     parameters = suggest(search.space, known, maximize=search.maximize, seed=search.seed)
     number = len(known) + 1
     given = dict(search.task)
     given["hyperparameters"] = {**given.get("hyperparameters", {}), **parameters}
     task = create_fine_tune_task(actor=actor, name=f"{search.name}-{number}", output_model_name=search.name, **given)
     return SearchTrial.objects.create(search=search, number=number, parameters=parameters, task=task)
+
+
+def known_trials(search: HyperparameterSearch) -> list[Known]:
+    """What the sampler learns from."""
+    known = []
+    for trial in trials_of(search):
+        has_failed = trial.ended_at is not None and trial.value is None
+        pruned = {int(step): value for step, value in trial.curve} if has_failed and trial.pruned_at else None
+        known.append(Known(trial.parameters, trial.value, has_failed, pruned))
+    return known
+
+
+def importances_of(search: HyperparameterSearch) -> dict[str, float]:
+    """Hyperparameter -> its share of what moves the value, the largest first."""
+    return importances(search.space, known_trials(search))
+
+
+def _require_measured(pruner: str, metric: str, given: Mapping[str, Any], space: Mapping[str, Any]) -> None:
+    """Who prunes must measure on the way. Raises Invalid."""
+    if pruner not in PRUNERS:
+        raise Invalid(f"pruner {quoted(pruner)} is none of {', '.join(PRUNERS)}.", code="not_a_choice", field="pruner")
+    is_measured = (
+        not metric.startswith("eval/") or "eval_steps" in space or given.get("eval_steps") not in (None, 0, "0")
+    )
+    if pruner != "none" and not is_measured:
+        message = f"pruner {pruner} compares {metric} on the way: give hyperparameters.eval_steps, such as 50."
+        raise Invalid(message, code="required", field="hyperparameters.eval_steps")
 
 
 def _continue(search: HyperparameterSearch) -> None:

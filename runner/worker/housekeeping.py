@@ -20,8 +20,27 @@ from clavier.runs.states import FINAL_STATES
 logger = logging.getLogger(__name__)
 
 EVERY_S = 300.0
+WATCH_EVERY_S = 10.0
 #: Nobody writes to it any more: an upload that goes on changes its file all the time.
 ABANDONED_AFTER_S = 45 * 60.0
+
+
+class RunWatches:
+    """Every ten seconds: what domains watch of their live runs."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + WATCH_EVERY_S
+
+    @property
+    def is_due(self) -> bool:
+        """It is time."""
+        return time.monotonic() >= self._next
+
+    def look(self) -> None:
+        """Now."""
+        self._next = time.monotonic() + WATCH_EVERY_S
+        for watch in settings.WATCHES:
+            import_string(watch)()
 
 
 class Housekeeping:

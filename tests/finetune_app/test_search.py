@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import pytest
+from django.utils import timezone
 
 from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, Forbidden, Invalid, InvalidFields, NotFound
 from clavier.runs.models import Attempt
+from clavier.runs.outputs import run_folder
 from finetune_app.models import FineTuneTask, HyperparameterSearch, SearchTrial
-from finetune_app.sampling import Known, checked_space, suggest
+from finetune_app.pruning import prune_trials
+from finetune_app.sampling import Known, checked_space, falls_behind, importances, suggest
 from finetune_app.search import access_search, best_trial, best_version, create_search, delete_search, stop_search
 from finetune_app.services import delete_fine_tune_task
+from runner.contract import folder
 from runner.worker import jobs
 from tests.engine import Engine, assert_consistent, make_engine
 from tests.worlds import FACTS, make_dataset, make_model_version, output_of
@@ -130,6 +135,69 @@ def test_a_trials_task_is_deleted_with_its_search_only(engine: Engine, order: di
     delete_search(actor=alice, search=search)
     delete_fine_tune_task(actor=alice, task=task)
     assert not FineTuneTask.objects.exists()
+
+
+def measure(search: HyperparameterSearch, number: int, losses: list[float]) -> None:
+    """What the program of a trial has written on its way."""
+    events = [{"kind": "metric", "step": step, "train/loss": loss} for step, loss in enumerate(losses, start=1)]
+    run = search.trials.get(number=number).task.run
+    assert run is not None
+    (run_folder(run.pk) / folder.METRICS).write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+def test_a_trial_below_the_median_of_the_others_is_stopped_and_the_search_goes_on(
+    engine: Engine, order: dict[str, Any]
+) -> None:
+    search = create_search(**order, num_trials=4, num_parallel=3, pruner="median")
+    engine.will(runs_for_s=None)
+    step(engine, 2)
+    for number in (1, 2, 3):
+        measure(search, number, [3.0, 2.0 + number, 1.0 + number])
+    assert prune_trials() == 0  # nobody has ended yet
+    SearchTrial.objects.filter(search=search, number__in=(1, 2)).update(
+        ended_at=timezone.now(), value=2.0, curve=[[1, 3.0], [2, 3.0], [3, 2.0]]
+    )
+    assert prune_trials() == 1
+    assert prune_trials() == 0
+    step(engine, 4)
+    trial = search.trials.get(number=3)
+    assert trial.task.run is not None
+    assert (trial.task.run.state, trial.value, trial.curve) == ("STOPPED", None, [[1, 3.0], [2, 5.0], [3, 4.0]])
+    assert trial.pruned_at is not None
+    assert "step 3" in trial.message
+    assert search.trials.filter(number=4).exists()
+    assert_consistent()
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_halving_gives_up_those_that_are_last_at_a_rung(maximize: bool) -> None:
+    sign = -1.0 if maximize else 1.0
+    others = [{1: sign * n, 3: sign * n} for n in (1.0, 2.0, 3.0)]
+    options: Any = {"maximize": maximize, "warmup_steps": 0}
+    assert falls_behind({1: sign * 5.0}, others, "halving", **options)
+    assert not falls_behind({1: sign * 0.5}, others, "halving", **options)
+    assert not falls_behind({1: sign * 5.0}, others, "halving", maximize=maximize, warmup_steps=2)
+
+
+def test_what_is_compared_on_the_way_must_be_measured_there(order: dict[str, Any]) -> None:
+    data = order["train_dataset"]
+    with pytest.raises(Invalid, match="eval_steps") as refused:
+        create_search(**(order | {"metric": "eval/loss", "validation_dataset": data}), num_trials=1, pruner="median")
+    assert refused.value.field == "hyperparameters.eval_steps"
+    with pytest.raises(Invalid, match="none, median, halving"):
+        create_search(**order, num_trials=1, pruner="magic")
+
+
+def test_the_knob_that_moves_the_value_is_the_important_one() -> None:
+    space = checked_space("sft", "lora", RATES | {"lora_r": {"low": 4, "high": 64}})
+    known: list[Known] = []
+    for _ in range(20):
+        parameters = suggest(space, known, maximize=False, seed=3)
+        known.append(Known(parameters, abs(math.log10(parameters["learning_rate"]) + 3)))
+    found = importances(space, known)
+    assert found["learning_rate"] > 0.8
+    assert sum(found.values()) == pytest.approx(1.0)
+    assert importances(space, known[:3]) == {}
 
 
 @pytest.mark.parametrize(

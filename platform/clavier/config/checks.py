@@ -26,6 +26,7 @@ def dotted_names_import(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         for setting in ("RUN_FINISHED_HOOKS", "EXECUTORS", "STORAGE_LEDGERS")
         for name, dotted in getattr(settings, setting).items()
     }
+    named |= {f"WATCHES[{dotted!r}]": dotted for dotted in settings.WATCHES}
     for place, dotted in {**named, "LIVE_ATTEMPTS": settings.LIVE_ATTEMPTS}.items():
         try:
             import_string(dotted)

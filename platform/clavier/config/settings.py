@@ -257,6 +257,8 @@ RUN_FINISHED_HOOKS = {
 LONG_JOBS = {"datasets_app.intake.take_in": 6 * 3600}
 #: Called every few minutes: what a lost wake-up left waiting is woken again.
 SWEEPS = ("datasets_app.intake.wake_waiting",)
+#: Called every few seconds.
+WATCHES = ("finetune_app.pruning.prune_trials",)
 RECONCILE_INTERVAL_S = float(env.str("RECONCILE_INTERVAL_S", default="1.0"))
 #: After so long of failing to start, an attempt is given up and its run tried elsewhere.
 LAUNCH_PATIENCE_S = env_int("LAUNCH_PATIENCE_S", 600, 1, 7 * 24 * 3600)

@@ -24,7 +24,7 @@ from runner.worker.background import Background
 from runner.worker.bells import Bells
 from runner.worker.engines import cool_down, engines_of, executor
 from runner.worker.hands import Hands, ThreadLane
-from runner.worker.housekeeping import Housekeeping
+from runner.worker.housekeeping import Housekeeping, RunWatches
 from runner.worker.invariants import Watch
 from runner.worker.presence import Presence, is_dead, remove_dead
 from runner.worker.reconciler import LEASE_S, Reconciler
@@ -49,6 +49,7 @@ class Command(BaseCommand):
         presence, bells = Presence(presence_folder()), Bells()
         self.do = Background()
         self.reconciler, self.watch, self.housekeeping = Reconciler(Hands(ThreadLane)), Watch(), Housekeeping()
+        self.run_watches = RunWatches()
         self.node: Node | None = None
         while not self.stopping:
             began, used = time.monotonic(), time.process_time()
@@ -82,6 +83,8 @@ class Command(BaseCommand):
             self.do("tidy", self.housekeeping.tidy)
         if self.watch.is_due:
             self.do("look", self.watch.look)
+        if self.run_watches.is_due:
+            self.do("watch", self.run_watches.look)
 
     def scan(self, node: Node) -> None:
         """Read this machine's GPUs. What nvidia-smi can not tell is no reason to stand still."""

@@ -27,7 +27,7 @@ from clavier.api.native.nouns.common import Owned, Reference
 from clavier.api.native.nouns.fine_tune_tasks import METHODS
 from clavier.api.native.schema import operation
 from clavier.api.native.views import NativeView
-from finetune_app.models import HyperparameterSearch
+from finetune_app.models import PRUNERS, HyperparameterSearch
 from finetune_app.search import (
     MAX_PARALLEL,
     MAX_TRIALS,
@@ -36,6 +36,7 @@ from finetune_app.search import (
     best_version,
     create_search,
     delete_search,
+    importances_of,
     stop_search,
     trials_of,
     visible_searches,
@@ -53,7 +54,9 @@ class Trial(serializers.Serializer[Any]):
     parameters = serializers.DictField()
     value = serializers.FloatField(allow_null=True, help_text="null: not yet, or it failed.")
     message = serializers.CharField(help_text="Why it has no value.")
+    curve = serializers.ListField(help_text="`[[step, value], ...]` of the metric; empty until the trial ends.")
     task = Reference()
+    pruned_at = serializers.DateTimeField(allow_null=True, help_text="When it was stopped for falling behind.")
     ended_at = serializers.DateTimeField(allow_null=True)
 
 
@@ -66,6 +69,8 @@ class SearchItem(Owned):
     maximize = serializers.BooleanField()
     num_trials = serializers.IntegerField()
     num_parallel = serializers.IntegerField()
+    pruner = serializers.ChoiceField(PRUNERS)
+    pruning_warmup_steps = serializers.IntegerField()
     message = serializers.CharField(help_text="Why it could not go on.")
     ended_at = serializers.DateTimeField(allow_null=True)
 
@@ -79,6 +84,7 @@ class SearchDetail(SearchItem):
     trials = serializers.SerializerMethodField()
     best = serializers.SerializerMethodField()
     best_version = serializers.SerializerMethodField()
+    importances = serializers.SerializerMethodField()
 
     @extend_schema_field(Trial(many=True))
     def get_trials(self, search: HyperparameterSearch) -> Any:
@@ -97,6 +103,11 @@ class SearchDetail(SearchItem):
         version = best_version(search)
         return Reference(version).data if version else None
 
+    @extend_schema_field(serializers.DictField(child=serializers.FloatField()))
+    def get_importances(self, search: HyperparameterSearch) -> Any:
+        """Hyperparameter -> its share of what moves the value; empty while too few trials ended."""
+        return importances_of(search)
+
 
 class NewSearch(Strict):
     name = Text(max_length=100, help_text="Also of the model whose versions the trials make.")
@@ -113,6 +124,10 @@ class NewSearch(Strict):
     num_trials = WholeNumber(min_value=1, max_value=MAX_TRIALS)
     num_parallel = WholeNumber(min_value=1, max_value=MAX_PARALLEL, default=1)
     seed = WholeNumber(min_value=0, max_value=2**32 - 1, default=42)
+    pruner = Choice(PRUNERS, default="none", help_text="How trials that fall behind are found; they are stopped.")
+    pruning_warmup_steps = WholeNumber(
+        min_value=0, max_value=10**8, default=0, help_text="Before which none is stopped."
+    )
     resources = Resources(required=False, help_text="Of each trial.")
     options = AnyObject(required=False, help_text=OPTIONS_HELP)
     time_limit_s = WholeNumber(min_value=1, max_value=YEAR_S, required=False, help_text="Of each trial, in seconds.")
