@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.contract import folder as names
+from runner.contract.trees import remove_tree
 from runner.executors import control
 from runner.executors.base import ExecutorError, Launch, LaunchRefused, Observation, StoredImage
 from runner.executors.docker_attempt import AttemptFolder, Intent, was_started
@@ -103,7 +103,8 @@ class DockerEngineExecutor:
                 self._bring_up(folder, intent, launch)
         except LaunchRefused:
             if folder.container_id() is None:
-                shutil.rmtree(folder.path, ignore_errors=True)
+                with suppress(OSError):
+                    remove_tree(folder.path)
             raise
         except OSError as error:
             raise ExecutorError(f"Attempt {launch.name} can not be started: {error}") from error
@@ -302,8 +303,8 @@ class DockerEngineExecutor:
         debris = self._control / f".gone-{secrets.token_hex(8)}"
         try:
             folder.path.rename(debris)
-            shutil.rmtree(debris)
-        except (FileNotFoundError, RecursionError):  # the program made thousands of folders in its report folder
+            remove_tree(debris)
+        except FileNotFoundError:
             return
         except OSError as error:
             raise ExecutorError(f"Attempt {folder.path.name} can not be removed: {error}") from error
@@ -347,5 +348,5 @@ def _result_of(launch: Launch) -> dict[str, Any] | None:
 def _forget_debris(entry: os.DirEntry[str]) -> None:
     """What a crash between two steps left behind, once nobody can still be busy with it."""
     if entry.name.startswith((".new-", ".gone-")) and time.time() - entry.stat().st_mtime > _DEBRIS_AGE_S:
-        with suppress(RecursionError):
-            shutil.rmtree(entry.path, ignore_errors=True)
+        with suppress(OSError):
+            remove_tree(entry.path)

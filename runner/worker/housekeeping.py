@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -16,6 +15,7 @@ from django.utils.module_loading import import_string
 from clavier.runs.models import Run
 from clavier.runs.outputs import run_folder
 from clavier.runs.states import FINAL_STATES
+from runner.contract import trees
 
 logger = logging.getLogger(__name__)
 
@@ -64,16 +64,24 @@ class Housekeeping:
 
 def remove_abandoned() -> list[Path]:
     """Remove it now; what was removed. The folder of a live run is its program's own affair."""
-    candidates = list(Path(settings.FILE_UPLOAD_TEMP_DIR).glob("*"))
+    removed = remove_old(Path(settings.FILE_UPLOAD_TEMP_DIR), "", deepest=0)
     lately = timezone.now() - timedelta(days=1)
     for pk in Run.objects.filter(state__in=FINAL_STATES, ended_at__gte=lately).values_list("pk", flat=True):
-        candidates += run_folder(pk).rglob(".tmp*")
+        removed += remove_old(run_folder(pk), ".tmp")
+    return removed
+
+
+def remove_old(root: Path, prefix: str, *, deepest: int | None = None) -> list[Path]:
+    """Remove what has such a name and has not changed for long; what was removed."""
     removed = []
     oldest = time.time() - ABANDONED_AFTER_S
-    for path in candidates:
-        with suppress(FileNotFoundError):
-            if path.lstat().st_mtime < oldest:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-                removed.append(path)
-                logger.info("removed %s, which a killed process had left", path)
+    try:
+        for entry in trees.walk(root, deepest=deepest):
+            with suppress(FileNotFoundError):
+                if entry.name.startswith(prefix) and entry.status().st_mtime < oldest:
+                    trees.remove_tree(entry.name, dir_fd=entry.folder)
+                    removed.append(root / entry.path)
+                    logger.info("removed %s, which a killed process had left", removed[-1])
+    except OSError as error:
+        logger.warning("what was left in %s can not be removed: %s", root, error)
     return removed

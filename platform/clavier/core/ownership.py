@@ -12,12 +12,12 @@ FOLDER_MODE = 0o750
 FILE_MODE = 0o640
 
 
-def share_with_tenant(path: Path, tenant_number: int) -> None:
+def share_with_tenant(path: Path | str, tenant_number: int, *, dir_fd: int | None = None) -> None:
     """Let the tenant's programs read a file or pass a folder; only root gives it to their group. Links are refused.
 
-    Raises OSError.
+    ``path``: relative to the folder behind ``dir_fd``, where one is given. Raises OSError.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         if os.geteuid() == 0:
             os.fchown(descriptor, 0, TENANT_ID_BASE + tenant_number)

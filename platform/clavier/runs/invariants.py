@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -31,6 +32,7 @@ from clavier.runs.admission import placements_of
 from clavier.runs.models import Attempt, Outbox, Run, RunEvent
 from clavier.runs.outputs import check_manifest
 from clavier.runs.states import ACTIVE_STATES, EDGES, RunState
+from runner.contract import trees
 
 FRESH = timedelta(seconds=60)
 OLDEST_TEMPORARY_S = 3600.0
@@ -153,11 +155,7 @@ def attempts(since: datetime | None) -> Iterator[str]:
 def temporaries(since: datetime | None) -> Iterator[str]:
     """I7: no temporary file is older than an hour. With ``since`` only folders of runs that changed are looked at."""
     oldest = time.time() - OLDEST_TEMPORARY_S
-    for path in temporary_paths(since):
-        try:
-            changed_at = path.lstat().st_mtime
-        except FileNotFoundError:
-            continue
+    for path, changed_at in temporary_entries(since):
         if changed_at < oldest:
             yield f"{path} was left behind {(time.time() - changed_at) / 3600:.1f} hours ago"
 
@@ -243,8 +241,8 @@ def tenant_path(model: type[Model] | Any) -> str | None:
     return None
 
 
-def temporary_paths(since: datetime | None) -> Iterator[Path]:
-    """Files and folders in the making: ``.tmp-*``, uploads being read, folders being built."""
+def temporary_entries(since: datetime | None) -> Iterator[tuple[str, float]]:
+    """What is in the making (``.tmp-*``, uploads being read, folders being built), and when it last changed."""
     home = Path(settings.CLAVIER_HOME)
     if since is None:
         roots = [path for path in home.iterdir() if path.is_dir() and path.name not in NOT_DATA]
@@ -255,6 +253,14 @@ def temporary_paths(since: datetime | None) -> Iterator[Path]:
         roots += [Path(settings.CLAVIER_EXECUTOR_FOLDER), Path(settings.FILE_UPLOAD_TEMP_DIR)]
     for root in roots:
         # In a user's own folders any name is legal.
-        yield from root.rglob(".tmp*") if root != Path(settings.CLAVIER_FILES) else ()
-        yield from root.glob(".incoming/*")
-    yield from Path(settings.FILE_UPLOAD_TEMP_DIR).glob("*")
+        if root != Path(settings.CLAVIER_FILES):
+            for entry in trees.walk(root):
+                if entry.name.startswith(".tmp"):
+                    with suppress(FileNotFoundError):
+                        yield f"{root}/{entry.path}", entry.status().st_mtime
+        for path in root.glob(".incoming/*"):
+            with suppress(FileNotFoundError):
+                yield str(path), path.lstat().st_mtime
+    for path in Path(settings.FILE_UPLOAD_TEMP_DIR).glob("*"):
+        with suppress(FileNotFoundError):
+            yield str(path), path.lstat().st_mtime

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from uuid import UUID
 
 from django.conf import settings
 
-from clavier.core.errors import NotFound
+from clavier.core.errors import NotFound, Unprocessable
 from clavier.core.ownership import share_with_tenant
 from clavier.core.paths import open_beneath, parse_path
 from clavier.runs.printed import events_of
-from runner.contract import folder
+from runner.contract import folder, trees
 
 MAX_READ_BYTES = 1024 * 1024
 #: How far before a part of a log its last progress bar is looked for.
@@ -24,6 +24,8 @@ CONTEXT_BYTES = 4096
 MAX_JSON_BYTES = 64 * 1024 * 1024
 #: A manifest made by the platform names no more than these.
 MAX_LISTED_FILES = 100_000
+#: What reads an output later (copies, exports, archives) must get along with its paths.
+MAX_OUTPUT_DEPTH, MAX_OUTPUT_PATH_BYTES = 128, 3000
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,14 +171,7 @@ def make_manifest(run_id: UUID) -> bool:
         return False
     if (root / folder.MANIFEST).exists():
         return True
-    files: list[dict[str, Any]] = []
-    for place, folders, names, descriptor in os.fwalk(root, follow_symlinks=False):
-        folders.sort()
-        inside = Path(place).relative_to(root)
-        for name in sorted(names):
-            status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-            if stat.S_ISREG(status.st_mode) and len(files) < MAX_LISTED_FILES:
-                files.append({"path": str(inside / name), "size": status.st_size})
+    files = [{"path": path, "size": size} for path, size in listed(root)]
     if files:
         folder.write_json_durably(root / folder.MANIFEST, {"kind": "files", "files": files, "facts": {}})
     return bool(files)
@@ -184,16 +179,19 @@ def make_manifest(run_id: UUID) -> bool:
 
 def list_output(run_id: UUID, limit: int) -> list[tuple[str, int]]:
     """(path below ``output/``, bytes) of regular files, those nearest to the top first; at most ``limit``."""
-    root = run_folder(run_id) / folder.OUTPUT
-    found: list[tuple[str, int]] = []
-    for place, folders, names, descriptor in os.fwalk(root, follow_symlinks=False):
-        inside = Path(place).relative_to(root)
-        folders[:] = sorted(folders) if len(found) < MAX_LISTED_FILES else []
-        for name in names:
-            status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-            if stat.S_ISREG(status.st_mode):
-                found.append((str(inside / name), status.st_size))
+    found = listed(run_folder(run_id) / folder.OUTPUT)
     return sorted(found, key=lambda file: (file[0].count("/"), file[0]))[:limit]
+
+
+def listed(output: Path) -> Iterator[tuple[str, int]]:
+    """(path, bytes) of the first regular files by path, as deep as an output may be. Raises OSError."""
+    num_files = 0
+    for entry in trees.walk(output, deepest=MAX_OUTPUT_DEPTH):
+        if entry.is_regular():
+            num_files += 1
+            yield entry.path, entry.status().st_size
+            if num_files == MAX_LISTED_FILES:
+                return
 
 
 def read_output(run_id: UUID, path: str, limit: int) -> bytes:
@@ -203,11 +201,23 @@ def read_output(run_id: UUID, path: str, limit: int) -> bytes:
 
 
 def seal_output(run_id: UUID, tenant_number: int) -> None:
-    """Take the output of a completed run over: later programs of the tenant may read it, never change it."""
+    """Take the output of a completed run over: later programs of the tenant may read it, never change it.
+
+    Raises OSError, Unprocessable (``nested_too_deeply``).
+    """
     root = run_folder(run_id) / folder.OUTPUT
-    for path in [root, *root.rglob("*")]:
-        if not path.is_symlink() and (path.is_dir() or path.is_file()):
-            share_with_tenant(path, tenant_number)
+    if root.is_symlink() or not root.is_dir():
+        return
+    share_with_tenant(root, tenant_number)
+    for entry in trees.walk(root):
+        if entry.depth > MAX_OUTPUT_DEPTH or len(os.fsencode(entry.path)) > MAX_OUTPUT_PATH_BYTES:
+            raise Unprocessable(
+                f"The output is nested too deeply at {entry.path[:60]}...: {MAX_OUTPUT_DEPTH} folders and paths of "
+                f"{MAX_OUTPUT_PATH_BYTES:,} bytes are allowed. Have the program write a flatter one.",
+                code="nested_too_deeply",
+            )
+        if entry.is_folder or entry.is_regular():
+            share_with_tenant(entry.name, tenant_number, dir_fd=entry.folder)
 
 
 def open_regular(run_id: UUID, parts: tuple[str, ...]) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+import logging
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -36,6 +37,9 @@ from clavier.runs.states import (
 )
 from clavier.runs.world import read_world
 from runner.contract.run_spec import RunKind, RunSpec
+from runner.contract.trees import remove_tree
+
+logger = logging.getLogger(__name__)
 
 FIRST_BACK_OFF = timedelta(seconds=2)
 LONGEST_BACK_OFF = timedelta(minutes=5)
@@ -261,7 +265,15 @@ def delete_run(*, run: Run) -> None:
         raise Conflict("The run has not ended; stop it first.", code="in_use")
     folder = run_folder(run.pk)
     run.delete()
-    transaction.on_commit(lambda: shutil.rmtree(folder, ignore_errors=True))
+    transaction.on_commit(lambda: remove_folder(folder))
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove what a run left, however deep; what can not be removed is the operator's to see to."""
+    try:
+        remove_tree(folder)
+    except OSError as error:
+        logger.error("%s of a deleted run can not be removed: %s", folder, error)
 
 
 def require_room_for_all(spec: RunSpec) -> None:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import threading
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from auditlog.models import LogEntry
+from django.test import TestCase
 from django.utils import timezone
 
 from clavier.core.errors import Unprocessable
 from clavier.quotas.services import set_cap
 from clavier.runs.admission import ask_to_leave
+from clavier.runs.invariants import find_all
 from clavier.runs.models import Attempt, Outbox, Run, RunEvent
 from clavier.runs.outputs import run_folder
-from clavier.runs.services import stop_run
+from clavier.runs.services import delete_run, stop_run
 from clavier.runs.waiting import explain
 from runner.contract.run_spec import Limits, Resources
 from runner.executors.base import ExecutorError, Launch, Observation
 from runner.worker import jobs, scheduler
+from runner.worker.housekeeping import remove_abandoned
 from runner.worker.reconciler import Reconciler
+from tests.contract.test_trees import make_deep
 from tests.engine import GOOD_OUTPUT, add_node, assert_consistent, make_engine
 
 pytestmark = pytest.mark.django_db
@@ -331,31 +334,30 @@ def leave_odd_name(output: Path) -> None:
 
 
 def leave_deep_folder(output: Path) -> None:
-    folder = os.open(output, os.O_RDONLY)
-    for _ in range(2000):
-        os.mkdir("d", dir_fd=folder)
-        deeper = os.open("d", os.O_RDONLY, dir_fd=folder)
-        os.close(folder)
-        folder = deeper
-    os.close(folder)
+    make_deep(output, 3000)
 
 
-@pytest.mark.parametrize("leave", [leave_odd_name, leave_deep_folder])
-def test_output_that_can_not_be_read_ends_the_run_all_the_same(engine, alice, leave):
+@pytest.mark.parametrize(
+    ("leave", "words"), [(leave_odd_name, "no UTF-8"), (leave_deep_folder, "nested too deeply at d/d/d")]
+)
+def test_output_that_can_not_be_read_ends_the_run_all_the_same_and_goes_with_it(engine, alice, leave, words):
     engine.will(runs_for_s=None)
     run = engine.submit(alice, program=None, argv=("true",))
     engine.step()
     output = run_folder(run.pk) / "output"
     output.mkdir(exist_ok=True)
     leave(output)
-    try:
-        engine.executor.finish(str(last_attempt(run).pk))
-        engine.step()
-    finally:
-        subprocess.run(["rm", "-rf", str(output)], check=True)
+    engine.executor.finish(str(last_attempt(run).pk))
+    engine.step()
     run.refresh_from_db()
     assert (run.state, run.end_reason) == ("FAILED", "BAD_OUTPUT")
+    assert words in run.message
+    assert find_all() == []
+    assert remove_abandoned() == []
     assert_consistent()
+    with TestCase.captureOnCommitCallbacks(execute=True):
+        delete_run(run=run)
+    assert not output.parent.exists()
 
 
 def test_a_run_that_is_asked_to_leave_while_its_folder_is_laid_out_never_starts(engine, alice, monkeypatch):
