@@ -12,22 +12,35 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from clavier.demo.client import Client
 from runner.contract.images import engine_tag
 from tests.docker_engine import DockerDaemon, compiled, docker_daemon, program_binds, tar_of
 from tests.live.conftest import REPOSITORY, Platform, wait_for
+from tests.programs.tiny_models import write_tiny_model
 
 __all__ = ["docker_daemon"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(300)]
 
-#: Writes a line into the file that its argument names.
-MAKER = """
+#: Copies files of the folder that its first argument names into that of its second.
+COPIER = """
 #include <stdio.h>
 int main(int argc, char **argv) {
-    FILE *file = argc == 2 ? fopen(argv[1], "w") : NULL;
-    return file == NULL || fputs("made\\n", file) < 0 || fclose(file) != 0;
+    char path[4096], piece[65536];
+    for (int number = 3; number < argc; number++) {
+        snprintf(path, sizeof path, "%s/%s", argv[1], argv[number]);
+        FILE *from = fopen(path, "r");
+        snprintf(path, sizeof path, "%s/%s", argv[2], argv[number]);
+        FILE *to = fopen(path, "w");
+        if (from == NULL || to == NULL) return 1;
+        for (size_t size; (size = fread(piece, 1, sizeof piece, from)) > 0;)
+            if (fwrite(piece, 1, size, to) != size) return 1;
+        if (fclose(to) != 0) return 1;
+        printf("%s\\n", argv[number]);
+    }
+    return 0;
 }
 """
 MATERIAL = REPOSITORY / "examples" / "demo"
@@ -92,51 +105,74 @@ def test_the_main_job_goes_through_containers(on_docker: Platform, docker_daemon
     assert "Traceback" not in on_docker.log()
 
 
-def test_an_image_of_a_tenant_is_imported_and_runs_its_command(
+class Legacy:
+    """The platform API of document 001 for one user."""
+
+    def __init__(self, platform: Platform, name: str) -> None:
+        self.origin = platform.origin
+        self.headers = {"Authorization": f"Bearer {platform.create_user(name)['api_key']}", "Accept-Language": "en"}
+
+    def upload(self, file: Path, folder: str) -> None:
+        with open(file, "rb") as stream:
+            answer = requests.post(
+                f"{self.origin}/api/file/file/uploadFolder", headers=self.headers, timeout=60,
+                files={"file": (file.name, stream)}, data={"currentPath": folder},
+            )  # fmt: skip
+        assert answer.json()["success"], answer.text
+
+    def post(self, route: str, body: dict[str, Any] | None = None) -> Any:
+        answer = requests.post(f"{self.origin}{route}", headers=self.headers, json=body or {}, timeout=60)
+        assert answer.json()["success"], answer.text
+        return answer.json().get("data") or answer.json().get("result")
+
+    def detail(self, task: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.post(f"/kernel/fineTune/queryLlmFineTuneTaskDetail?taskId={task}")
+        return found
+
+    def version(self, model: str) -> dict[str, Any]:
+        url = f"{self.origin}/model/aiApplicationVersion/getAiApplicationVersionList?aiApplicationId={model}"
+        [version] = requests.get(url, headers=self.headers, timeout=60).json()["data"]
+        assert isinstance(version, dict)
+        return version
+
+
+def test_own_code_of_an_uploaded_image_makes_a_model_through_document_001(
     on_docker: Platform, docker_daemon: DockerDaemon, tmp_path: Path
 ) -> None:
-    client = on_docker.client_of(on_docker.create_user("emil")["api_key"])
-    maker = docker_daemon.images.import_tar(tar_of({"maker": compiled(MAKER)}), "maker")
-    archive = docker_daemon.images.save("test:maker", tmp_path / "maker.tar")
-    docker_daemon.client.remove_image("test:maker", force=True)
-    with open(archive, "rb") as stream:
-        [file] = client._json("POST", "/api/v1/files", files={"file": ("maker.tar", stream)})["items"]
-    image = client.post("/api/v1/images", {"name": "emil/maker"})
-    version = client.post(f"/api/v1/images/{image['id']}/import-archive", {"tag": "1", "file": file["id"]})
-    path = f"/api/v1/image-versions/{version['id']}"
-    version = wait_for("the import", lambda: (now := client.get(path))["state"] != "importing" and now, 60)
-    assert (version["state"], version["content_id"]) == ("ready", maker), version["message"]
-    task = client.post(
-        "/api/v1/fine-tune-tasks/custom",
-        {"name": "made", "command": "/maker ${output_dir}/made.txt", "image": version["id"]},
-    )
-    client.wait_for_run(f"/api/v1/fine-tune-tasks/{task['id']}", lambda status: None, limit_s=60)
-    [output] = (on_docker.home / "runs").glob("*/output/made.txt")
-    assert output.read_text() == "made\n"
-    tags = docker_daemon.client.inspect_image(maker)["RepoTags"]
-    assert tags == [engine_tag(maker)]
+    user = Legacy(on_docker, "emil")
+    copier = docker_daemon.images.import_tar(tar_of({"copier": compiled(COPIER)}), "copier")
+    archive = docker_daemon.images.save("test:copier", tmp_path / "copier.tar")
+    docker_daemon.client.remove_image("test:copier", force=True)
+    model = write_tiny_model(tmp_path / "tiny", "qwen2")
+    user.upload(archive, "/emil")
+    for file in model.iterdir():
+        user.upload(file, "/tiny")
+    user.post("/docker/image/upload", {"imageName": "emil/copier", "imageLabel": [], "imageDescribe": "copies"})
+    imported = {"imageName": "emil/copier", "imageTag": "1", "fileUrl": "emil/copier.tar"}
+    version = user.post("/docker/image/uploadOld", imported)["imageVersionId"]
+    client = on_docker.client_of(user.headers["Authorization"].removeprefix("Bearer "))
+    path = f"/api/v1/image-versions/{version}"
+    ready = wait_for("the import", lambda: (now := client.get(path))["state"] != "importing" and now, 60)
+    assert (ready["state"], ready["content_id"]) == ("ready", copier), ready["message"]
+    task = user.post("/kernel/fineTune/createLlmFineTuneTask", {
+        "name": "copied", "createWay": "custom", "image": "emil/copier:1", "originModelDir": "/tiny",
+        "command": f"/copier ${{model_dir}} ${{output_dir}} {' '.join(file.name for file in model.iterdir())}",
+        "outputDir": "/made", "resource": [{"nodeType": "master", "numbers": 1, "cpuNumber": 1, "memory": 1}],
+    })["taskId"]  # fmt: skip
+    ended = ("Succeeded", "Failed", "Stopped")
+    found = wait_for("the task", lambda: (now := user.detail(task))["status"] in ended and now, 90)
+    assert (found["status"], found["error"]) == ("Succeeded", ""), found["message"]
+    made = user.post("/model/aiApplication/createAiApplication", {
+        "application": {"name": "copied", "type": "LLM"},
+        "aiApplicationVersionList": [{"version": "0.0.1", "source": 1, "llmFineTuneTaskId": task}],
+    })["application"]["id"]  # fmt: skip
+    registered = wait_for("the model", lambda: (now := user.version(made))["status"] == 2 and now, 90)
+    assert (registered["source"], registered["llmFineTuneTaskId"]) == (1, task)
+    assert int(registered["size"]) > 0
+    [visible] = client.get("/api/v1/files", folder="made", limit=1)["items"]
+    assert visible["path"].startswith("made/")
+    tags = docker_daemon.client.inspect_image(copier)["RepoTags"]
+    assert tags == [engine_tag(copier)]
     collected = on_docker.manage("collect_images", "--dry-run")
     assert collected.returncode == 0, collected.stderr
-    assert maker not in collected.stdout
-
-
-def test_a_training_outlives_its_engine_and_the_platform_waits_for_news(
-    on_docker: Platform, docker_daemon: DockerDaemon
-) -> None:
-    client = on_docker.client_of(on_docker.create_user("frida")["api_key"])
-    corpus = client.upload_dataset("corpus", MATERIAL / "corpus.txt")["newest_version"]["id"]
-    knobs = json.loads((MATERIAL / "pretrain.json").read_text())
-    knobs["hyperparameters"] |= {"max_steps": 60, "save_steps": 60, "logging_steps": 5}
-    task = client.post("/api/v1/fine-tune-tasks", {"name": "survivor", "train_dataset": corpus, **knobs})
-    path = f"/api/v1/fine-tune-tasks/{task['id']}"
-    wait_for("the first step", lambda: "metric" in client.get(f"{path}/status")["progress"], 90)
-    docker_daemon.kill()
-    try:
-        wait_for("the platform notices", lambda: "does not answer" in on_docker.log(), 60)
-        assert client.get(f"{path}/status")["state"] == "RUNNING"
-    finally:
-        docker_daemon.start()
-    client.wait_for_run(path, lambda status: None, limit_s=180)
-    assert "step 60/60" in client.get(f"{path}/log", offset=-4000)["text"]
-    [run] = client.get("/api/v1/runs")["items"]
-    assert len(client.get(f"/api/v1/runs/{run['id']}")["attempts"]) == 1
+    assert copier not in collected.stdout
