@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ ROUNDS, WARM_EACH = 10, 12
 QUICK_ROUNDS, QUICK_WARM_EACH = 3, 4
 PATIENCE_S = 300.0
 PHASES = ("api", "schedule", "launch", "fork", "become", "data", "weights", "step")
-TICKS = os.sysconf("SC_CLK_TCK")
+PARTS = ("up", "front", "web", "queue", "workers", "reconciler")
 OFFLINE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
@@ -109,7 +109,8 @@ class Bench:
         at = time.time()
         place = self.control_folder(run_id)
         started = json.loads((place / "started.json").read_text())
-        cpu = {"platform": self.platform_cpu_s() - cpu_before, "zygote": self.zygote_cpu_s() - helper_before}
+        cpu = {name: used - cpu_before[name] for name, used in self.platform_cpu_s().items()}
+        cpu["zygote"] = self.zygote_cpu_s() - helper_before
         wrapper = started["wrapper"]
         cpu["wrapper"], cpu["program"] = cpu_of([wrapper]), cpu_of(process_tree.descendants(wrapper))
         launched = (place / "launch.json").stat().st_mtime
@@ -166,21 +167,21 @@ class Bench:
         pid = self.zygote()
         return cpu_of([pid]) if pid else 0.0
 
-    def platform_cpu_s(self) -> float:
-        """CPU seconds of all processes of ``up``, ended ones too."""
-        found = 0.0
-        for process in [self._process, *self._process.children(recursive=True)]:
-            try:
-                found += sum(process.cpu_times()[:4])
-            except psutil.NoSuchProcess:
-                continue
+    def platform_cpu_s(self) -> dict[str, float]:
+        """CPU seconds of the parts of ``up``, with all their processes, ended ones too."""
+        found = dict.fromkeys(PARTS, 0.0)
+        for part in [self._process, *self._process.children()]:
+            name = part_of(part.cmdline())
+            for process in [part, *(part.children(recursive=True) if part is not self._process else [])]:
+                with suppress(psutil.NoSuchProcess):
+                    found[name] += sum(process.cpu_times()[:4])
         return found
 
     def idle_cpu_s(self) -> float:
         """CPU seconds a second of a platform that has nothing to do."""
-        before, began = self.platform_cpu_s(), time.monotonic()
+        before, began = sum(self.platform_cpu_s().values()), time.monotonic()
         time.sleep(3)
-        return (self.platform_cpu_s() - before) / (time.monotonic() - began)
+        return (sum(self.platform_cpu_s().values()) - before) / (time.monotonic() - began)
 
     def memory(self) -> dict[str, int]:
         """MiB that are held by ``up`` and by its zygote, shared pages divided (Pss)."""
@@ -306,13 +307,26 @@ def report(
         yield {**facts, "measure": phase, "wall_ms": percentiles(values)}
     yield {**facts, "measure": "cold_submission", "wall_ms": round(cold["total"]), "cpu_s": round(cold["cpu_s"], 2)}
     yield {**facts, "measure": "fresh_process", "wall_ms": percentiles([run["total"] for run in fresh])}
-    parts = ("cpu_s", "cpu_platform", "cpu_zygote", "cpu_wrapper", "cpu_program")
-    cpu = {name: percentiles([run[name] * 1e3 for run in warm]) for name in parts}
-    yield {**facts, "measure": "cpu_ms", **cpu, "fresh": percentiles([run["cpu_s"] * 1e3 for run in fresh])}
+    for part in ("cpu_s", *(f"cpu_{name}" for name in (*PARTS, "zygote", "wrapper", "program"))):
+        values = [run[part] * 1e3 for run in warm]
+        yield {**facts, "measure": part.removesuffix("_s"), "cpu_ms": {**percentiles(values), "mean": mean(values)}}
+    yield {**facts, "measure": "cpu_fresh", "cpu_ms": percentiles([run["cpu_s"] * 1e3 for run in fresh])}
     ratio = statistics.median(run["cpu_s"] for run in fresh) / statistics.median(run["cpu_s"] for run in warm)
     wall_ratio = statistics.median(run["total"] for run in fresh) / statistics.median(run["total"] for run in warm)
     yield {**facts, "measure": "ratio", "cpu": round(ratio, 1), "wall": round(wall_ratio, 1),
            "idle_platform_cpu_s_per_s": round(idle_cpu, 3), "loss": cold["loss"], **memory}  # fmt: skip
+
+
+def part_of(words: list[str]) -> str:
+    """Which part of ``up`` a command line is."""
+    line = " ".join(words)
+    names = {"asgi:application": "front", "wsgi:application": "web", "rqworker": "workers", "reconcile": "reconciler"}
+    return next((name for word, name in names.items() if word in line), "queue" if "unixsocket" in line else "up")
+
+
+def mean(values: list[float]) -> float:
+    """Clock ticks are coarse, their mean is not."""
+    return round(statistics.fmean(values), 1)
 
 
 def percentiles(values: list[float]) -> dict[str, float]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from typing import Any
 
-OURS = (
-    "adapters", "answers", "artifacts", "batches", "bundle", "data", "distributed", "lengths", "model", "ppo",
-    "preferences", "recipe", "render", "rewards", "train_state", "trainers", "training",
+from runner.programs import evaluate, train
+from runner.programs.lib.render import DEFAULT_TEMPLATE, compile_template
+
+#: Imported by programs only once they know that they need it.
+LATE = (
+    "peft", "peft.tuners.lora.bnb", "peft.utils.transformers_weight_conversion", "datasets", "gguf",
+    "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer", "trl.trainer.reward_trainer", "trl.trainer.grpo_trainer",
+    "trl.trainer.rloo_trainer", "trl.experimental.cpo", "trl.experimental.orpo",
+    "runner.programs.lib.attention", "runner.programs.lib.trainers", "runner.programs.models.export_model",
 )  # fmt: skip
-THEIRS = (
-    "peft", "datasets", "gguf", "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer", "trl.trainer.reward_trainer",
-    "trl.trainer.grpo_trainer", "trl.trainer.rloo_trainer", "trl.experimental.cpo", "trl.experimental.orpo",
-)  # fmt: skip
-#: Imported by the library itself only when they are first named.
+#: Imported by the library only when they are first named.
 LAZY = (
     "Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "BitsAndBytesConfig", "Trainer",
     "TrainingArguments", "AutoTokenizer",
@@ -21,18 +24,19 @@ LAZY = (
 
 
 def preload() -> None:
-    """Import, and do no more: no model, no device, no thread. Raises ImportError."""
+    """Import, and fill the caches that are the same for all. No model, no device, no thread. Raises ImportError."""
     # Late: whoever only asks what would be loaded must not load it.
     import transformers
+    from transformers import conversion_mapping
 
     library: Any = transformers
+    patterns: Any = conversion_mapping
     for name in LAZY:
         getattr(library, name)
-    for name in THEIRS:
+    for name in LATE:
         importlib.import_module(name)
-    for name in OURS:
-        importlib.import_module(f"runner.programs.lib.{name}")
-    for name in ("generation", "metrics"):
-        importlib.import_module(f"runner.programs.evaluate.{name}")
-    for name in ("gguf_writer", "modelfile"):
-        importlib.import_module(f"runner.programs.serve.{name}")
+    for package in (train, evaluate):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    patterns.get_checkpoint_conversion_mapping("qwen2")  # compiles hundreds of them, for all models
+    compile_template(DEFAULT_TEMPLATE)

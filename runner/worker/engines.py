@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -12,8 +13,10 @@ from django.conf import settings
 from django.utils.module_loading import import_string
 
 from clavier.quotas.models import Node
-from runner.executors.base import Executor
+from runner.executors.base import Executor, ExecutorError
 from runner.executors.local_process import LocalProcessExecutor
+
+logger = logging.getLogger(__name__)
 
 
 class Engine(NamedTuple):
@@ -34,6 +37,16 @@ def engine_of(node: Node) -> Engine:
 def engines_of(nodes: Iterable[Node]) -> list[Engine]:
     """Those of some nodes, and that of this machine."""
     return sorted({Engine(settings.CLAVIER_EXECUTOR), *map(engine_of, nodes)})
+
+
+def get_ready() -> None:
+    """Find out once, before a worker forks, what each of its jobs would have to find out again."""
+    made = executor(Engine(settings.CLAVIER_EXECUTOR))
+    if isinstance(made, LocalProcessExecutor):
+        try:
+            made.isolation()
+        except ExecutorError as error:  # a job meets it again, and says it to whom it concerns
+            logger.warning("%s", error)
 
 
 def cool_down() -> None:

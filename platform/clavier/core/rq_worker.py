@@ -7,6 +7,8 @@ import os
 import signal
 from typing import Any
 
+from django.conf import settings
+from django.utils.module_loading import import_string
 from rq import Queue, Worker
 from rq.job import Job
 
@@ -28,6 +30,13 @@ class ShortJobWorker(Worker):
         # A worker killed with -9 stays registered for WORKER_TTL_S, and RQ refuses a second one of the same name.
         options.update(worker_ttl=WORKER_TTL_S, job_monitoring_interval=JOB_HEARTBEAT_S)
         super().__init__(queues, name=f"{name or 'worker'}.{os.getpid()}", **options)
+
+    def work(self, *arguments: Any, **options: Any) -> bool:
+        """Import what its jobs need and get ready, before any fork does it for itself."""
+        for job in settings.QUEUE_JOBS:
+            import_string(job)
+        import_string(settings.QUEUE_GET_READY)()
+        return bool(super().work(*arguments, **options))
 
     def main_work_horse(self, job: Job, queue: Queue) -> None:
         """In the fork: end with the worker, or a killed worker's job would run on beside its own retry."""

@@ -89,7 +89,7 @@ class Renderer:
         self._tokenizer = tokenizer
         self._template_text = template
         self._tokens = dict(tokens)
-        self._template = _compile(template)
+        self._template = compile_template(template)
         added = tokenizer.get_added_tokens_decoder().items()
         self._specials: dict[str, int] = {token.content: token_id for token_id, token in added if token.special}
         self.stop_token_ids: list[int] = sorted({*stop_ids, *self._turn_end_ids()})
@@ -339,7 +339,7 @@ def distrusted() -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
-def _compile(template: str) -> jinja2.Template:
+def compile_template(template: str) -> jinja2.Template:
     """The environment in which transformers, vLLM and llama.cpp render chat templates."""
 
     def raise_exception(message: str) -> None:

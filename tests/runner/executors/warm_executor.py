@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from runner.executors.control import Order
 from runner.executors.launching import REPOSITORY
 from runner.executors.local_process import LocalProcessExecutor
 
+#: Importing all that programs need takes long on a busy machine.
+PATIENCE_S = 100.0
 PROBE = "tests.runner.executors.probe"
 #: What programs of the platform have in their environment, and the probe is one.
 MODULES = {"PYTHONPATH": str(REPOSITORY), "PYTHONSAFEPATH": "1"}
@@ -22,8 +25,8 @@ MODULES = {"PYTHONPATH": str(REPOSITORY), "PYTHONSAFEPATH": "1"}
 class WarmExecutor(LocalProcessExecutor):
     """It makes its zygote before the first launch, so that no launch of it is cold by chance."""
 
-    def __init__(self, control_folder: Path, idle_s: float = 60.0, **options: Any) -> None:
-        super().__init__(control_folder, warm_idle_s=idle_s, preload=PROBE, **options)
+    def __init__(self, control_folder: Path, idle_s: float = 60.0, preload: str = PROBE, **options: Any) -> None:
+        super().__init__(control_folder, warm_idle_s=idle_s, preload=preload, **options)
 
     def start(self, launch: Launch) -> None:
         if self._can_be_warm(launch) and not (self._control / warm.FOLDER / warm.SOCKET).exists():
@@ -32,18 +35,19 @@ class WarmExecutor(LocalProcessExecutor):
 
     def make_zygote(self, launch: Launch) -> None:
         """Have a zygote that can serve this launch; returns when it listens."""
-        from tests.runner.executors.bench import wait_for
-
         assert self._zygotes is not None
         self._zygotes.make(self._order(launch).environment)
-        wait_for((self._control / warm.FOLDER / warm.SOCKET).exists, "the zygote")
+        deadline = time.monotonic() + PATIENCE_S
+        while not (self._control / warm.FOLDER / warm.SOCKET).exists():
+            assert time.monotonic() < deadline, (self._control / warm.FOLDER / warm.LOG).read_text()
+            time.sleep(0.02)
 
     def _can_be_warm(self, launch: Launch) -> bool:
-        return launch.spec.argv[:2] == (sys.executable, "-c")
+        return launch.spec.argv[:2] == (sys.executable, "-c") or super()._can_be_warm(launch)
 
     def _order(self, launch: Launch) -> Order:
         order = super()._order(launch)
-        if not self._can_be_warm(launch):
+        if launch.spec.argv[:2] != (sys.executable, "-c"):
             return order
         argv = (sys.executable, "-m", PROBE, *launch.spec.argv[2:])
         return replace(order, argv=argv, environment=order.environment | MODULES)
