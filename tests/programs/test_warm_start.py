@@ -33,7 +33,8 @@ held = [sorted(str(name) for name, value in one.items() if is_strange(value))
 import huggingface_hub.constants as hub
 loaded = [name in sys.modules for name in ("transformers", "trl", "peft")]
 threads = [len(os.listdir("/proc/self/task")), torch.get_num_threads()]
-print(json.dumps({"held": held, "cache": hub.HF_HOME, "loaded": loaded, "threads": threads, "drawn": numpy.random.rand(),
+drawn = numpy.random.rand()
+print(json.dumps({"held": held, "cache": hub.HF_HOME, "loaded": loaded, "threads": threads, "drawn": drawn,
                   "seed": torch.initial_seed(), "temporary": tempfile.gettempdir()}))
 """
 
