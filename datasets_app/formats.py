@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from io import BufferedReader
 from itertools import chain
 from pathlib import PurePath
-from typing import Any
+from typing import Any, BinaryIO
 
 from clavier.core.errors import Invalid, quoted
 from datasets_app.findings import Findings, StopReading
@@ -83,7 +83,11 @@ class JsonLines:
         self._strict = StrictJson()
 
     def __iter__(self) -> Iterator[Item]:
-        for line, raw in raw_lines(self._stream, self._findings):
+        return self.read(self._stream, 0)
+
+    def read(self, stream: BinaryIO, before: int) -> Iterator[Item]:
+        """The rows of a stream that goes on after so many lines."""
+        for line, raw in raw_lines(stream, self._findings, before):
             text = raw.strip(b" \t\r\n")
             if line == 1 and text.startswith(BOM):
                 text = text[3:]
@@ -206,9 +210,8 @@ class PlainText:
         return line, row, encode_row(row).encode()
 
 
-def raw_lines(stream: BufferedReader[Any], findings: Findings) -> Iterator[tuple[int, bytes]]:
-    """(line number, bytes with the newline); a line over 16 MiB is reported and skipped."""
-    line = 0
+def raw_lines(stream: BinaryIO, findings: Findings, line: int = 0) -> Iterator[tuple[int, bytes]]:
+    """(line number, bytes with the newline); a line over 16 MiB is reported and skipped. ``line``: those before."""
     readline, most = stream.readline, MAX_ROW_BYTES + 1
     while raw := readline(most):
         line += 1

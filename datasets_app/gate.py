@@ -6,13 +6,14 @@ import hashlib
 import io
 import os
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
 
+from datasets_app.blocks import BLOCK_BYTES, Block, FastLines
 from datasets_app.findings import Findings, StopReading
 from datasets_app.formats import MIB, Csv, Item, JsonLines, PlainText, refuse_other_content
 from datasets_app.json_array import JsonArray
@@ -85,10 +86,11 @@ def examine(
                 _report_kind(findings, head[0], purpose, reader)
                 raise StopReading
             checks = RowChecks(kind or "table", findings)
-            for line, row, text in chain(head, rows):
-                checks.add(line, row, text)
-                if not findings.errors:
-                    writer.add(text, reader.is_canonical)
+            _take(head, checks, writer, reader, findings)
+            fast = FastLines.for_rows(checks.kind, [row for _, row, _ in head]) if type(reader) is JsonLines else None
+            if fast is not None and isinstance(reader, JsonLines):
+                rows = _rest(stream, head[-1][0], fast, checks, writer, reader, findings)
+            _take(rows, checks, writer, reader, findings)
             checks.finish()
             while stream.read(MIB):  # what a reader of its own file left unread still counts for the digest
                 pass
@@ -99,6 +101,58 @@ def examine(
         if not findings.errors:
             writer.finish(reader.is_canonical)
     return Report(checks.count, digest.hexdigest(), checks.kind, checks.fields(), checks.statistics(), findings, used)
+
+
+def _take(rows: Iterable[Item], checks: RowChecks, writer: RowWriter, reader: Reader, findings: Findings) -> None:
+    """Check rows one by one and write them."""
+    for line, row, text in rows:
+        checks.add(line, row, text)
+        if not findings.errors:
+            writer.add(text, reader.is_canonical)
+
+
+def _rest(
+    stream: io.BufferedReader[Any],
+    line: int,
+    fast: FastLines,
+    checks: RowChecks,
+    writer: RowWriter,
+    reader: JsonLines,
+    findings: Findings,
+) -> Iterator[Item]:
+    """The rows after the first ``line`` lines that need a closer look; blocks that need none are added on the way."""
+    while fast.is_worth_trying and (data := stream.read(BLOCK_BYTES)):
+        data += stream.readline(BLOCK_BYTES)
+        if data[-1:] != b"\n":  # the last line, or a very long one
+            tail = io.BufferedReader(_Joined(data, stream))
+            yield from reader.read(tail, line)
+            return
+        block = fast.passed(data)
+        if block is not None and checks.add_block(line + 1, block.sizes, block.hashes(), fast.signature):
+            if not findings.errors:
+                writer.add_block(block)
+            line += len(block.sizes)
+        else:
+            yield from reader.read(io.BytesIO(data), line)
+            line += data.count(b"\n")
+    yield from reader.read(stream, line)
+
+
+class _Joined(io.RawIOBase):
+    """Bytes that were read already, then the rest of a stream."""
+
+    def __init__(self, data: bytes, stream: BinaryIO) -> None:
+        self._data = data
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._data[: len(buffer)] or self._stream.read(len(buffer))
+        self._data = self._data[len(part) :]
+        buffer[: len(part)] = part
+        return len(part)
 
 
 class _Chained:
@@ -145,6 +199,14 @@ class RowWriter:
             self._copy.write(text)
             self._copy.write(b"\n")
         self._position += len(text) + 1
+
+    def add_block(self, block: Block) -> None:
+        """Append whole lines, which are canonical as they stand."""
+        self._flush_offsets()
+        self._index.write((block.starts + self._position).astype("<u8").tobytes())
+        if self._copy is not None:
+            self._copy.write(block.data)
+        self._position += len(block.data)
 
     def finish(self, original_is_canonical: bool) -> None:
         """Make rows and index durable; for a canonical original the rows are a hard link to it."""

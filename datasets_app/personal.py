@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
+
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
@@ -68,9 +70,42 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("bank_card", re.compile(r"(?<![0-9])[2-6]\d{12,18}(?![0-9])"), "[BANK_CARD]", is_card_number),
     Pattern("phone", re.compile(r"(?<![0-9])(?:\+?86[ -]?)?1[3-9]\d{9}(?![0-9])"), "[PHONE]"),
 )
+_API_KEY = re.compile(PATTERNS[1].expression.pattern.encode())
 KINDS = tuple(pattern.kind for pattern in PATTERNS)
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
-_KEY_MARKS = (b"sk-", b"gh", b"AKIA", b"xox", b"AIza", b"hf_", b"clv_")
+_KEY_MARKS = (
+    *(b"sk-", b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_"),
+    *(b"AKIA", b"xox", b"AIza", b"hf_", b"clv_"),
+)
+
+
+def may_hold_personal_data(data: bytes, bytes_of: Any) -> bool:
+    """Whether some bytes could hold a find of ``kinds_in``; False is certain. ``bytes_of``: them as numpy array."""
+    if b"@" in data:
+        return True
+    # A run of 11 digits has two neighbours among every fifth byte.
+    is_digit = (bytes_of[::5] - 48) < 10
+    if (is_digit[:-1] & is_digit[1:]).any() and b"00000000000" in data.translate(_ZEROS):
+        return True
+    signs = numpy.flatnonzero((bytes_of == ord("-")) | (bytes_of == ord("_")) | (bytes_of == ord("A")))
+    signs = signs[(signs >= 3) & (signs < len(bytes_of) - 4)]
+    is_capital = bytes_of[signs] == ord("A")
+    capitals, ends = signs[is_capital], signs[~is_capital]
+    last, middle, first = (bytes_of[ends - before] for before in (1, 2, 3))
+    has_dashes = ((last == ord("-")) & (middle == ord("-"))).any()
+    if has_dashes and b"PRIVATE KEY" in data:
+        return True
+    # Before the sign: sk, ghp (gho ghu ghs ghr), hf, clv, xox and a letter.
+    marked = (last == ord("k")) & (middle == ord("s"))
+    marked |= (middle == ord("h")) & (first == ord("g"))
+    marked |= (last == ord("f")) & (middle == ord("h"))
+    marked |= (last == ord("v")) & (middle == ord("l"))
+    marked |= (middle == ord("x")) & (first == ord("o"))
+    if any(_API_KEY.search(data, max(0, end - 8), end + 80) for end in ends[marked].tolist()):
+        return True
+    following = bytes_of[capitals + 1]
+    capitals = capitals[(following == ord("K")) | (following == ord("I"))]
+    return any(data[place : place + 4] in (b"AKIA", b"AIza") for place in capitals.tolist())
 
 
 def kinds_in(text: bytes) -> Counter[str]:

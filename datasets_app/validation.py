@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from datasets_app.findings import Findings
@@ -113,6 +114,29 @@ class RowChecks:
             self._labels[str(row.get("label"))] += 1
         self._look_for_warnings(line, row, text)
 
+    def add_block(self, line: int, sizes: Any, hashes: list[int], signature: tuple[tuple[str, type], ...]) -> bool:
+        """Rows that ``FastLines`` passed, the first of them on this line. False: some repeat others; nothing was added.
+
+        ``sizes``: numpy array of the lengths of the rows' JSON; ``hashes``: theirs.
+        """
+        seen, count = self._seen, len(hashes)
+        fresh = dict(zip(hashes, range(line, line + count), strict=True))
+        if len(fresh) != count or not seen.keys().isdisjoint(fresh):
+            return False
+        if len(seen) + count > REMEMBERED_ROWS:
+            fresh = dict(islice(fresh.items(), max(0, REMEMBERED_ROWS - len(seen))))
+        seen.update(fresh)
+        least, most, total = self._bytes
+        smallest = int(sizes.min())
+        self._bytes = (
+            min(least, smallest) if self.count else smallest,
+            max(most, int(sizes.max())),
+            total + int(sizes.sum()),
+        )
+        self.count += count
+        self._signatures[signature] += count
+        return True
+
     def fields(self) -> list[dict[str, Any]]:
         """The columns: ``[{name, type, non_null}]``; a column with several types is ``mixed``."""
         self._fold()
@@ -181,6 +205,11 @@ class RowChecks:
         if most > LABEL_SHARE * self.count:
             message = f"{most:,} of {self.count:,} rows have the label {label[:60]!r}."
             self._findings.warn(0, message, reason="label_imbalance")
+
+
+def checked_texts(kind: str) -> tuple[str, ...]:
+    """Of a kind whose check looks at texts only: which must not be empty. Of every other kind nothing."""
+    return _TEXTS.get(kind, ())
 
 
 def check_messages(row: Row) -> Problem | None:
@@ -325,17 +354,25 @@ def _first_odd(roles: list[Any]) -> Any:
     return next((role for role in roles if role not in ROLES), None)
 
 
+_TEXTS: dict[str, tuple[str, ...]] = {
+    "instruction": ("instruction", "output"),
+    "question_answer": ("question", "answer"),
+    "question_reference": ("question", "reference"),
+    "prompt_completion": ("prompt", "completion"),
+    "source_target": ("source", "target"),
+    "text": ("text",),
+}
 _lawful_orders: set[tuple[Any, ...]] = set()
 _CHECKS: dict[str, Callable[[Row], Problem | None]] = {
     "messages": check_messages,
     "preference": check_preference,
-    "instruction": _pair_check("instruction", "output"),
-    "question_answer": _pair_check("question", "answer"),
-    "question_reference": _pair_check("question", "reference"),
-    "prompt_completion": _pair_check("prompt", "completion"),
+    "instruction": _pair_check(*_TEXTS["instruction"]),
+    "question_answer": _pair_check(*_TEXTS["question_answer"]),
+    "question_reference": _pair_check(*_TEXTS["question_reference"]),
+    "prompt_completion": _pair_check(*_TEXTS["prompt_completion"]),
     "binary_preference": check_binary_preference,
-    "source_target": _pair_check("source", "target"),
+    "source_target": _pair_check(*_TEXTS["source_target"]),
     "prompt": lambda row: _missing(row, ("prompt",)),
     "label": check_label,
-    "text": lambda row: _texts(row, ("text",)),
+    "text": lambda row: _texts(row, _TEXTS["text"]),
 }
