@@ -8,11 +8,13 @@ import pytest
 from django.urls import URLPattern, reverse
 
 from clavier.portal.urls import urlpatterns
+from finetune_app.models import HyperparameterSearch
 from models_app.models import ObjectStore
 
 LISTS = [
     "dashboard", "dashboard_body", "datasets", "dataset_new", "models", "model_rows", "model_new", "tasks", "task_rows",
-    "task_new", "own_task_new", "evaluations", "evaluation_rows", "evaluation_new", "own_evaluation_new", "services",
+    "task_new", "searches", "search_new", "own_task_new",
+    "evaluations", "evaluation_rows", "evaluation_new", "own_evaluation_new", "services",
     "service_rows", "service_new", "files",
     "settings", "data_plugins", "data_plugin_new", "images", "image_rows", "image_new", "resources", "resources_body",
 ]  # fmt: skip
@@ -32,6 +34,7 @@ OBJECTS = {
     "task_metrics": lambda w: [w.live.pk],
     "task_log": lambda w: [w.live.pk],
     "task_log_file": lambda w: [w.live.pk],
+    "search": lambda w: [search_of(w).pk],
     "evaluation": lambda w: [w.evaluation.pk],
     "evaluation_status": lambda w: [w.evaluation.pk],
     "evaluation_log": lambda w: [w.evaluation.pk],
@@ -50,6 +53,13 @@ def store_of(world):
     columns = {"endpoint_url": "https://s3.example", "access_key": "k", "sealed_secret": "s"}
     owner = {"tenant": world.base.tenant, "created_by": world.base.created_by}
     return ObjectStore.objects.get_or_create(name="lake", **owner, defaults=columns)[0]
+
+
+def search_of(world):
+    """A search of Alice's."""
+    columns = {"task": {}, "space": {}, "num_trials": 1}
+    owner = {"tenant": world.base.tenant, "created_by": world.base.created_by}
+    return HyperparameterSearch.objects.get_or_create(name="rates", **owner, defaults=columns)[0]
 
 
 ACTIONS = {
@@ -79,6 +89,8 @@ ACTIONS = {
     "task_remedy": lambda w: [w.done.pk],
     "task_retry": lambda w: [w.done.pk],
     "task_delete": lambda w: [w.done.pk],
+    "search_stop": lambda w: [search_of(w).pk],
+    "search_delete": lambda w: [search_of(w).pk],
     "evaluation_stop": lambda w: [w.evaluation.pk],
     "evaluation_retry": lambda w: [w.evaluation.pk],
     "evaluation_delete": lambda w: [w.evaluation.pk],

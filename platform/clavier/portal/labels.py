@@ -24,6 +24,7 @@ STATES: dict[str, Label] = {
     "COMPLETED": Label(_("Completed"), "good"),
     "FAILED": Label(_("Failed"), "bad"),
     "STOPPED": Label(_("Stopped"), "idle"),
+    "PRUNED": Label(_("Stopped early"), "idle"),
     "DRAFT": Label(_("Draft"), "idle"),
     "CREATING": Label(_("Starting"), "live"),
     "READY": Label(_("Ready"), "good"),
