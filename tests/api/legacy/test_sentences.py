@@ -13,6 +13,7 @@ from django.utils import translation
 from clavier.api.legacy.sentences import CATALOGUE, in_chinese, sentences
 from clavier.api.legacy.words import CHINESE, translated
 from clavier.core import errors
+from clavier.quotas.shortage import Shortage
 
 ROOT = Path(__file__).resolve().parents[3]
 PLATFORM = ROOT / "platform" / "clavier"
@@ -115,3 +116,11 @@ def test_sentences_keep_their_parameters(code: str, english: str, chinese: str) 
         assert translated(code, english) == chinese
     with translation.override("en"):
         assert translated(code, english) == english
+
+
+def test_what_no_node_has_is_said_in_the_words_of_the_language() -> None:
+    shortage = Shortage("node", "gpus", cap=4, used=0, wanted=8, node="a1")
+    whole = f"No node of the resource group 'x' can take this run; the nearest node: {shortage}."
+    chinese = in_chinese(f"{whole} Ask for less, or for another group.")
+    assert chinese is not None
+    assert "最接近的节点 a1 可提供 4/4（GPU），申请了 8" in chinese

@@ -81,7 +81,7 @@ def renamed(problem: FieldProblem, names: dict[str, str]) -> FieldProblem:
         field = names[known] + rest
     elif not field and problem.code == "not_found":
         field = names.get(NOTHING_ELSE, "")
-    message = problem.message
+    message = problem.message.removeprefix(f"{problem.field.partition('.')[0]}{say('：', ': ')}")
     if message.startswith(problem.field) and problem.field:
         message = field + message[len(problem.field) :]
     elif field and field not in message:

@@ -224,6 +224,7 @@ class BodyList(serializers.ListSerializer[Any]):
     """A list of objects."""
 
     default_error_messages = {
+        **_COMMON,
         "not_a_list": said("须为对象列表", "needs a list of objects."),
         "max_length": said("超过 {max_length} 项", "has more than {max_length} items."),
     }

@@ -13,7 +13,11 @@ _PARAMETER = re.compile(r"\{([a-z]+)\}")
 _OURS = frozenset(("advice", "noun", "state", "what", "why"))
 VALUES = {
     "API key": "API 密钥",
+    "CPU cores": "CPU 核",
     "GPU memory": "显存",
+    "GPUs": "GPU",
+    "GiB of memory": "GiB 内存",
+    "MIG devices": "MIG 设备",
     "Use a smaller model or a larger machine.": "请使用更小的模型或更大的机器。",
     "Wait until its import has ended.": "请等待导入结束。",
     "a second line": "第二行",
