@@ -7,9 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Collection, Hashable
 from typing import Protocol
+from uuid import UUID
 
 from django.db import connections
 
+from clavier.runs.folders import count_folder
 from runner.executors.base import ExecutorError
 from runner.worker import jobs
 from runner.worker.engines import Engine, executor
@@ -113,6 +115,10 @@ class Hands:
         """Have an ended container forgotten, whose end stands in the database."""
         self._end(engine, f"remove {name}", lambda: executor(engine).remove(name))
 
+    def count(self, run_id: UUID) -> None:
+        """Charge what a run has left on the disk; walking a large folder takes its time."""
+        self._lane("count").put(run_id, lambda: count_folder(run_id))
+
     def stopped_at(self, name: str) -> float | None:
         """When (on the steady clock) an engine took our last stop of a name; None: it has not."""
         return self._stopped_at.get(name)
@@ -135,5 +141,5 @@ class Hands:
     def _lane(self, what: str, *engines: Engine) -> Lane:
         key = (what, engines)
         if key not in self._lanes:
-            self._lanes[key] = self._make_lane(f"{what} {', '.join(map(str, engines))}")
+            self._lanes[key] = self._make_lane(" ".join([what, *map(str, engines)]))
         return self._lanes[key]

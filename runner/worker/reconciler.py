@@ -227,6 +227,7 @@ class Reconciler:
             self.conclude_later(attempt, error)
         for one in ranks:
             self.forget(one.engine, one.name)
+        self.hands.count(attempt.run_id)
 
     def conclude(self, attempt: Attempt, ranks: Sequence[Rank]) -> None:
         """Find the verdict and write it down. Raises whatever the disk or the domain's hook does."""

@@ -8,7 +8,7 @@ import pytest
 
 from clavier.core.errors import Forbidden, Invalid, InvalidFields, NotFound, Unprocessable
 from clavier.files.models import StorageUsage, StoredFile
-from clavier.runs.models import Run
+from clavier.runs.models import Run, RunFolder
 from clavier.runs.outputs import run_folder
 from finetune_app.custom import create_custom_fine_tune_task
 from finetune_app.models import FineTuneTask
@@ -120,7 +120,9 @@ def test_the_output_becomes_files_of_the_owner_and_is_charged(engine, asked):
     assert task.run.state == "COMPLETED", task.run.message
     assert {"out/lora", "out/lora/adapter.bin", "ckpt/checkpoint-200/state.json"} <= paths_of(alice)
     assert "out/lora/MANIFEST.json" not in paths_of(alice)
-    assert StorageUsage.objects.get(user_id=alice.user_id).bytes_used == before + len("weights") + len("{}")
+    assert StorageUsage.objects.get(user_id=alice.user_id).bytes_used == (
+        before + len("weights") + len("{}") + RunFolder.objects.get().size_bytes
+    )
     assert json.loads((run_folder(task.run_id) / "output/MANIFEST.json").read_text())["files"] == [
         {"path": "adapter.bin", "size": 7}
     ]

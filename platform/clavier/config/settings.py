@@ -259,7 +259,7 @@ RUN_FINISHED_HOOKS = {
 #: Jobs of the queue that may take longer than a minute -> seconds.
 LONG_JOBS = {"datasets_app.intake.take_in": 6 * 3600}
 #: Called every few minutes: what a lost wake-up left waiting is woken again.
-SWEEPS = ("datasets_app.intake.wake_waiting",)
+SWEEPS = ("datasets_app.intake.wake_waiting", "clavier.runs.folders.count_left_out")
 #: Called every few seconds.
 WATCHES = ("finetune_app.pruning.prune_trials",)
 RECONCILE_INTERVAL_S = float(env.str("RECONCILE_INTERVAL_S", default="1.0"))
@@ -307,6 +307,7 @@ STORAGE_LEDGERS = {
     "files": "clavier.files.usage.stored_files",
     "data sets": "datasets_app.queries.stored_versions",
     "images": "clavier.images.queries.stored_images",
+    "runs": "clavier.runs.folders.stored_folders",
 }
 FILE_UPLOAD_HANDLERS = ["django.core.files.uploadhandler.TemporaryFileUploadHandler"]
 FILE_UPLOAD_PERMISSIONS = 0o640

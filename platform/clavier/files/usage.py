@@ -28,6 +28,16 @@ def charge(*, tenant_id: UUID, user_id: UUID, size_bytes: int, inodes: int, fiel
             raise over_limit(row, size_bytes, inodes, field)
 
 
+def charge_anyway(*, tenant_id: UUID, user_id: UUID, size_bytes: int, inodes: int) -> None:
+    """Charge for what lies there already, also over a limit: that keeps out new files only. Call in a transaction."""
+    own, _ = StorageUsage.objects.get_or_create(tenant_id=tenant_id, user_id=user_id)
+    everyone, _ = TenantStorage.objects.get_or_create(tenant_id=tenant_id)
+    for row in (own, everyone):
+        type(row)._default_manager.filter(pk=row.pk).update(
+            bytes_used=F("bytes_used") + size_bytes, inodes_used=F("inodes_used") + inodes
+        )
+
+
 def release(*, tenant_id: UUID, user_id: UUID, size_bytes: int, inodes: int) -> None:
     """Give back storage. Call in the transaction that deletes the row."""
     charge(tenant_id=tenant_id, user_id=user_id, size_bytes=-size_bytes, inodes=-inodes)

@@ -9,7 +9,7 @@ from unfold.admin import TabularInline
 
 from clavier.core.admin import OperatorAdmin, ReadOnly
 from clavier.core.errors import DomainError
-from clavier.runs.models import Attempt, Lease, Outbox, Peer, Run, RunEvent
+from clavier.runs.models import Attempt, Lease, Outbox, Peer, Run, RunEvent, RunFolder
 from clavier.runs.services import announce, stop_run
 from clavier.runs.waiting import explain
 
@@ -80,6 +80,13 @@ class AttemptAdmin(ReadOnly, OperatorAdmin):
     search_fields = ("id", "run__name", "run__id")
     list_select_related = ("run", "node")
     inlines = (PeerInline,)
+
+
+@admin.register(RunFolder)
+class RunFolderAdmin(ReadOnly, OperatorAdmin):
+    list_display = ("run", "size_bytes", "inodes", "counted_at")
+    search_fields = ("run__name", "run__id")
+    list_select_related = ("run",)
 
 
 @admin.register(Peer)

@@ -139,6 +139,18 @@ class Attempt(models.Model):
         return f"attempt {self.number} of {self.run_id}"
 
 
+class RunFolder(models.Model):
+    """What a run's folder took when it was counted last: at the end of each attempt. Its owner is charged for it."""
+
+    run = models.OneToOneField(Run, on_delete=models.CASCADE, primary_key=True, related_name="folder")
+    size_bytes = models.PositiveBigIntegerField(default=0)
+    inodes = models.PositiveBigIntegerField(default=0)
+    counted_at = models.DateTimeField(auto_now=True)
+
+    def __str__(self) -> str:
+        return f"folder of run {self.run_id} with {self.size_bytes} bytes"
+
+
 class Peer(models.Model):
     """A further container of an attempt of several (rank 1 and up); rank 0 is the attempt's own."""
 

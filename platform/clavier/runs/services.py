@@ -23,6 +23,7 @@ from clavier.quotas.services import move_reservations, release
 from clavier.runs import queue
 from clavier.runs.demand import containers_of, scheduling_columns
 from clavier.runs.elsewhere import move_elsewhere, nodes_of
+from clavier.runs.folders import give_back_folder
 from clavier.runs.models import Attempt, Outbox, Peer, Run, RunEvent
 from clavier.runs.outputs import run_folder
 from clavier.runs.placing import place
@@ -264,8 +265,10 @@ def delete_run(*, run: Run) -> None:
     if not run.is_final:
         raise Conflict("The run has not ended; stop it first.", code="in_use")
     folder = run_folder(run.pk)
-    run.delete()
-    transaction.on_commit(lambda: remove_folder(folder))
+    with transaction.atomic():
+        give_back_folder(run)
+        run.delete()
+        transaction.on_commit(lambda: remove_folder(folder))
 
 
 def remove_folder(folder: Path) -> None:

@@ -31,7 +31,7 @@ from clavier.images.services import (
 )
 from clavier.images.store import abandoned_archives, discard_archive, place_archive, store_folder
 from clavier.runs import invariants
-from clavier.runs.models import Run
+from clavier.runs.models import Run, RunFolder
 from clavier.runs.outputs import run_folder
 from runner.contract.run_spec import Image
 from tests.engine import make_engine
@@ -113,7 +113,8 @@ def test_a_failed_import_says_why_and_the_tag_can_be_used_again(engine, alice):
 def test_storage_is_charged_to_who_imported_and_given_back(engine, alice):
     file_bytes = storage_usage(alice)["bytes_used"] + 10
     version = ready(engine, alice)
-    assert storage_usage(alice)["bytes_used"] == file_bytes + len(CONTENT)
+    left = RunFolder.objects.get(run=version.run).size_bytes
+    assert storage_usage(alice)["bytes_used"] == file_bytes + len(CONTENT) + left
     delete_image_version(actor=alice, version=version)
     assert storage_usage(alice)["bytes_used"] == file_bytes
     assert not run_folder(version.run_id).exists()

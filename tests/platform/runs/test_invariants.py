@@ -16,11 +16,14 @@ from django.db.models import F
 from django.utils import timezone
 
 from clavier.accounts.models import Tenant
+from clavier.files.models import StorageUsage, TenantStorage
 from clavier.quotas.models import Gpu, GpuBooking, Reservation, Usage
 from clavier.quotas.services import set_cap
 from clavier.runs import invariants
-from clavier.runs.models import Attempt, Outbox, Run, RunEvent
+from clavier.runs.folders import count_folder, count_left_out
+from clavier.runs.models import Attempt, Outbox, Run, RunEvent, RunFolder
 from clavier.runs.outputs import run_folder
+from clavier.runs.services import delete_run
 from models_app.models import ModelVersion, RegisteredModel
 from runner.contract.run_spec import Resources, Role
 from runner.executors.fake import FakeExecutor
@@ -224,6 +227,29 @@ def test_i7_a_temporary_file_of_long_ago_which_housekeeping_removes(completed, s
     assert found() == [f"I7: {half} was left behind 2.0 hours ago", f"I7: {upload} was left behind 2.0 hours ago"]
     assert remove_abandoned() == [upload, half]
     assert found() == []
+
+
+def test_i2_what_a_run_leaves_is_charged_to_its_owner_counted_anew_and_given_back_with_the_run(completed, home):
+    def used() -> set[tuple[int, int]]:
+        rows = (*StorageUsage.objects.all(), *TenantStorage.objects.all())
+        return {(row.bytes_used, row.inodes_used) for row in rows}
+
+    StorageUsage.objects.update(bytes_limit=1)
+    left = list(run_folder(completed.pk).rglob("*"))
+    num_bytes = sum(path.stat().st_size for path in left if path.is_file())
+    assert num_bytes > 1, "a limit does not keep out what is there"
+    assert used() == {(num_bytes, len(left))}
+    (run_folder(completed.pk) / "log.txt").open("a").write("more")
+    count_folder(completed.pk)
+    assert used() == {(num_bytes + 4, len(left))}
+    RunFolder.objects.all().delete()
+    assert [finding.split(":")[0] for finding in found()] == ["I2", "I2"]
+    StorageUsage.objects.update(bytes_used=0, inodes_used=0)
+    TenantStorage.objects.update(bytes_used=0, inodes_used=0)
+    count_left_out()
+    assert (used(), found()) == ({(num_bytes + 4, len(left))}, [])
+    delete_run(run=completed)
+    assert (used(), found()) == ({(0, 0)}, [])
 
 
 def test_i7_a_user_may_call_a_file_as_she_likes(completed, settings):
