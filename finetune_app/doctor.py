@@ -90,9 +90,11 @@ def _longer(task: FineTuneTask) -> Remedy | None:
 
 
 def _smaller_on_disk(task: FineTuneTask) -> Remedy | None:
-    if task.hyperparameters.get("save_total_limit", 2) <= 2:
-        return None
-    return Remedy(gettext_noop("Keep the two newest checkpoints only."), {"save_total_limit": 2})
+    if task.hyperparameters.get("save_total_limit", 2) > 2:
+        return Remedy(gettext_noop("Keep the two newest checkpoints only."), {"save_total_limit": 2})
+    if task.hyperparameters.get("save_steps"):
+        return Remedy(gettext_noop("Save no checkpoint on the way, only when the run is stopped."), {"save_steps": 0})
+    return None
 
 
 _REMEDIES: dict[str, Callable[[FineTuneTask], Remedy | None]] = {
@@ -102,5 +104,6 @@ _REMEDIES: dict[str, Callable[[FineTuneTask], Remedy | None]] = {
     "time_limit": _longer,
     "disk_full": _smaller_on_disk,
     "preempted": lambda task: Remedy(gettext_noop("The same again.")),
+    "peers_lost": lambda task: Remedy(gettext_noop("The same again.")),
     "infrastructure": lambda task: Remedy(gettext_noop("The same again.")),
 }

@@ -99,9 +99,15 @@ def test_ppo_learns_from_a_reward_model(tiny_model_folder: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["stop", "crash"])
-def test_a_resumed_ppo_run_ends_exactly_like_an_unbroken_one(tiny_model_folder: Path, tmp_path: Path, end: str) -> None:
-    parameters = parameters_of(tiny_model_folder, tmp_path, max_steps=6, save_steps=2, rollout_batch_size=4)
+@pytest.mark.parametrize(
+    ("algorithm", "end"), [("ppo", "stop"), ("ppo", "crash"), ("grpo", "stop"), ("grpo", "crash"), ("rloo", "crash")]
+)
+def test_a_resumed_run_ends_exactly_like_an_unbroken_one(
+    tiny_model_folder: Path, tmp_path: Path, algorithm: str, end: str
+) -> None:
+    """GRPO and RLOO pass twice over their answers and are broken in between."""
+    size: dict[str, Any] = {"max_steps": 6, "save_steps": 2, "rollout_batch_size": 4, "num_generations": 2}
+    parameters = parameters_of(tiny_model_folder, tmp_path, algorithm=algorithm, **size)
     rl.main(make_context(tmp_path / "whole", parameters))
 
     def interrupt() -> None:

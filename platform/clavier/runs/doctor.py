@@ -81,6 +81,7 @@ OF_REASON: dict[str, str] = {
     EndReason.COMMAND_NOT_FOUND: "command_not_found",
     EndReason.IMAGE_UNAVAILABLE: "image_unavailable",
     EndReason.STORAGE_QUOTA: "disk_full",
+    EndReason.PREEMPTED: "preempted",
     EndReason.EXECUTOR_LOST: "infrastructure",
     EndReason.INFRASTRUCTURE: "infrastructure",
     EndReason.NO_OUTPUT: "no_output",

@@ -133,14 +133,21 @@ def sealed(trainer_class: type) -> type:
 
 
 def run_trainer(
-    context: ProgramContext, trainer: Any, knobs: Mapping[str, Any], names: Mapping[str, str] | None = None
+    context: ProgramContext,
+    trainer: Any,
+    knobs: Mapping[str, Any],
+    names: Mapping[str, str] | None = None,
+    whole_every: int = 1,
 ) -> dict[str, float]:
     """Train with a trainer made from ``sealed``; the final metrics. ``names``: more words of the trainer -> ours.
+
+    ``whole_every``: checkpoints are sealed, and a stop is followed, after multiples of so many steps only, because
+    between them the trainer holds what no checkpoint has.
 
     Resumes from the newest sealed checkpoint. Raises Stopped after sealing one on request, and ProgramError with exit
     code DIVERGED where a loss, a gradient or a weight is no number.
     """
-    session = Session(context, trainer, knobs, {**RENAMED, **(names or {})})
+    session = Session(context, trainer, knobs, {**RENAMED, **(names or {})}, whole_every)
     trainer.data_collator = with_rows(trainer.data_collator)
     trainer.session = session
     trainer.add_callback(session)
@@ -172,9 +179,15 @@ class Session(TrainerCallback):
     """One training: what the trainer's callbacks report and decide."""
 
     def __init__(
-        self, context: ProgramContext, trainer: Any, knobs: Mapping[str, Any], names: Mapping[str, str]
+        self,
+        context: ProgramContext,
+        trainer: Any,
+        knobs: Mapping[str, Any],
+        names: Mapping[str, str],
+        whole_every: int,
     ) -> None:
         self.context, self.trainer, self.knobs, self.names = context, trainer, knobs, names
+        self.whole_every, self._is_due = whole_every, False
         self.total_steps = int(trainer.args.max_steps)
         self.trainable = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
         self.optimizer = trainer.optimizer
@@ -200,11 +213,14 @@ class Session(TrainerCallback):
         control.should_log = step == 1 or step % knobs["logging_steps"] == 0 or is_last
         due = bool(knobs.get("eval_steps")) and step % knobs["eval_steps"] == 0
         control.should_evaluate = self.trainer.eval_dataset is not None and (is_last or due)
-        control.should_save = bool(knobs["save_steps"]) and step % knobs["save_steps"] == 0
+        is_whole = is_last or step % self.whole_every == 0
+        self._is_due = self._is_due or (bool(knobs["save_steps"]) and step % knobs["save_steps"] == 0)
+        control.should_save = self._is_due and is_whole
+        self._is_due = self._is_due and not is_whole
         if is_last or time.monotonic() - self._told_at >= PROGRESS_INTERVAL_S:
             self._told_at = time.monotonic()
             self.context.report.progress(step, self.total_steps)
-        if distributed.summed(self.context.should_stop)[0] and not is_last:
+        if distributed.summed(self.context.should_stop)[0] and is_whole and not is_last:
             self.is_stopped = control.should_save = control.should_training_stop = True
         control.should_training_stop = control.should_training_stop or is_last
 

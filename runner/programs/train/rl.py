@@ -45,7 +45,9 @@ def main(context: ProgramContext) -> None:
         # Late: TRL takes seconds to import, and data errors are reported before.
         from runner.programs.lib.trainers import run_trainer
 
-        metrics = run_trainer(context, make_trainer(context, order, package, prompts, reward), knobs, NAMES)
+        trainer = make_trainer(context, order, package, prompts, reward)
+        # The answers that are passed over several times are in no checkpoint, which is therefore made between them.
+        metrics = run_trainer(context, trainer, knobs, NAMES, whole_every=knobs["update_epochs"])
 
     save_package(package, order.method, context.output / "model")
     order.renderer.save(order.base, context.output / "model")

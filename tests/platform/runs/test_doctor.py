@@ -65,4 +65,4 @@ def test_evidence_is_short_even_of_an_endless_log() -> None:
 
 
 def test_every_word_that_can_come_out_has_advice() -> None:
-    assert {*OF_REASON.values(), *OF_CODE.values(), *(kind for kind, _ in SIGNS), "unknown", "preempted"} == set(ADVICE)
+    assert {*OF_REASON.values(), *OF_CODE.values(), *(kind for kind, _ in SIGNS), "unknown"} == set(ADVICE)
