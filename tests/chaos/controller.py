@@ -103,6 +103,7 @@ class Campaign:
     def line(self, told: dict[str, Told | None], found: Judgement, leaked: list[str]) -> dict[str, Any]:
         """The facts that a campaign prints."""
         plan, timeline = self.plan, self.timeline
+        self.say(f"adoptions: {sorted(round(seconds, 1) for seconds in timeline.adoptions_in_service())}")
         rows = [row for row in told.values() if row is not None]
         ends = [
             (row.left_at, row.ended_at) for row in rows if row.state == "COMPLETED" and row.left_at and row.ended_at
@@ -223,10 +224,10 @@ class Campaign:
             time.sleep(0.2)
 
     def is_watched(self) -> bool:
-        """Somebody took the lead after the last one had died, and still has it."""
-        died_at = max(self.timeline.died_at, default=0.0)
+        """Somebody has adopted the runs after the last one had died, and still leads."""
         seen = self.inside.try_to(self.inside.watcher)
-        return seen is not None and seen[1] > max(died_at, time.time() - LEASE_S)
+        is_adopted = not self.timeline.died_at or self.timeline.adopted_at(max(self.timeline.died_at)) is not None
+        return is_adopted and seen is not None and seen[1] > time.time() - LEASE_S
 
     def heal(self, scene: Scene) -> None:
         """Nothing is done to it any more; what was frozen moves, what was killed is there again."""

@@ -95,7 +95,8 @@ def kill_platform(scene: Scene) -> str:
     if not scene.is_watched():
         return ""
     scene.timeline.died_at.append(time.time())
-    scene.platform.kill()
+    with scene.timeline.outage():  # a service manager, too, waits until the last process is gone
+        scene.platform.kill()
     scene.platform.start()
     return "killed the whole platform"
 
