@@ -81,7 +81,8 @@ def documents(number: int) -> Iterator[str]:
 def _files() -> list[Path]:
     """Chinese catalogues and Python sources of the installed packages, mixed."""
     root = Path(site.getsitepackages()[0])
-    chinese = sorted(root.glob("**/locale/zh_Hans/LC_MESSAGES/*.po"))
+    patterns = ("*/locale/zh_Hans/LC_MESSAGES/*.po", "django/**/locale/zh_Hans/LC_MESSAGES/*.po")
+    chinese = sorted({path for pattern in patterns for path in root.glob(pattern)})
     sources = sorted(root.glob("django/**/*.py"))[: 4 * len(chinese)]
     return [path for number, path in enumerate(sources) for path in (path, *chinese[number : number + 1])]
 

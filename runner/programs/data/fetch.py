@@ -50,6 +50,7 @@ class Download:
         self._context = context
         self._outbound = outbound
         self._url = url
+        self._shown = url.partition("?")[0][:500]  # signatures stand in the query
         self._max_bytes = max_bytes
         self._validator = ""
         self._total_bytes = 0
@@ -104,14 +105,14 @@ class Download:
             raise OSError(f"{place} answers {status}")
         if status not in (200, 206):
             code = {401: "access_denied", 403: "access_denied", 404: "not_found", 410: "not_found"}.get(status)
-            raise ProgramError(code or "bad_answer", f"{place} answers {status} to {self._url[:500]}.", "location")
+            raise ProgramError(code or "bad_answer", f"{place} answers {status} to {self._shown}.", "location")
         if answer.headers.get("Content-Encoding", "identity") != "identity":
             raise ProgramError("bad_answer", f"{place} sends the file compressed though it was not asked to.")
 
     def _refuse_size(self, size: int) -> None:
         if size > self._max_bytes:
             raise ProgramError(
-                "file_too_large", f"{self._url[:500]} has {size:,} bytes or more; {self._max_bytes:,} are allowed."
+                "file_too_large", f"{self._shown} has {size:,} bytes or more; {self._max_bytes:,} are allowed."
             )
 
     def _tell(self, arrived: int) -> None:

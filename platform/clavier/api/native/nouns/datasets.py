@@ -24,7 +24,7 @@ from datasets_app.formats import FORMATS
 from datasets_app.mapping import read_mapping
 from datasets_app.models import Dataset
 from datasets_app.preview import MAX_ROWS_AT_ONCE, open_original, read_rows
-from datasets_app.queries import access_dataset, access_dataset_version, search, versions_of
+from datasets_app.queries import access_dataset, access_dataset_version, access_rows_of, search, versions_of
 from datasets_app.services import (
     create_dataset,
     create_dataset_with_file,
@@ -304,7 +304,7 @@ class DatasetRowsView(NativeView):
     @operation("read_dataset_rows", "datasets", "Read rows of a version", query=RowsQuery, answer=Rows, errors=(404,))
     def get(self, request: Request, version_id: UUID) -> Response:
         """Any place of a version of any size is equally near. After 32 MiB an answer ends early."""
-        version = access_dataset_version(self.actor, version_id)
+        version = access_rows_of(self.actor, version_id)
         query = self.query(RowsQuery)
         found = {"start": query["start"], "num_samples": version.num_samples, "items": read_rows(version, **query)}
         return Response(found)
