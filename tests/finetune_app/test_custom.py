@@ -111,6 +111,10 @@ def test_shell_words_in_a_value_reach_the_program_as_one_argument(engine, asked)
     assert task.run.run_spec().argv[:2] == ("train", value)
 
 
+def test_an_own_command_is_never_asked_to_make_room(engine, asked):
+    assert create_custom_fine_tune_task(**asked).run.preemptible is False
+
+
 def test_the_output_becomes_files_of_the_owner_and_is_charged(engine, asked):
     alice = asked["actor"]
     before = StorageUsage.objects.get(user_id=alice.user_id).bytes_used

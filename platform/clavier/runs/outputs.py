@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,16 @@ def listed(output: Path) -> Iterator[tuple[str, int]]:
             yield entry.path, entry.status().st_size
             if num_files == MAX_LISTED_FILES:
                 return
+
+
+def has_sealed_since(run_id: UUID, moment: float) -> bool:
+    """Whether a checkpoint was sealed at or after a moment (epoch seconds): it has its name, so also its manifest."""
+    for entry in trees.walk(run_folder(run_id) / folder.CHECKPOINTS, deepest=1):
+        if entry.name == folder.MANIFEST and entry.above and not entry.above[0].startswith("."):
+            with suppress(FileNotFoundError):
+                if entry.status().st_mtime >= moment:
+                    return True
+    return False
 
 
 def read_output(run_id: UUID, path: str, limit: int) -> bytes:

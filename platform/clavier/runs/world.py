@@ -14,11 +14,12 @@ from django.utils import timezone
 
 from clavier.core import sql
 from clavier.runs.demand import containers_of
-from clavier.runs.models import Attempt
+from clavier.runs.models import Attempt, Run
+from clavier.runs.outputs import has_sealed_since
 from clavier.runs.placing import NOTHING, Amounts, NodeRoom, minus, plus
 from clavier.runs.planner import UNLIMITED, Allowance, Candidate, Group, Holder, Share
 from clavier.runs.selection import COUNTED, FIRST, HELD, Question, Selection, as_uuid, select
-from clavier.runs.states import RunState
+from clavier.runs.states import EndReason, RunState
 
 #: A run that had to make room is left alone for so long.
 COOL_OFF = timedelta(minutes=30)
@@ -155,7 +156,16 @@ def read_holders(group: Group, now: datetime) -> list[Holder]:
             (attempt.started_at or attempt.created_at).timestamp(),
         )
         for attempt in attempts.select_related("run").prefetch_related("peers")
+        if attempt.run.preempted_at is None or not lost_all(attempt.run)
     ]
+
+
+def lost_all(run: Run) -> bool:
+    """When it made room last it sealed no checkpoint within its grace, so it would only lose its work once more."""
+    last = Attempt.objects.filter(run=run, end_reason=EndReason.PREEMPTED).order_by("-number").first()
+    return (
+        last is not None and last.started_at is not None and not has_sealed_since(run.pk, last.started_at.timestamp())
+    )
 
 
 def places_of(attempt: Attempt) -> list[tuple[UUID, Amounts]]:

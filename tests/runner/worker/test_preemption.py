@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 import pytest
@@ -11,6 +12,7 @@ from clavier.quotas.models import Node, ResourceGroup, TenantShare
 from clavier.quotas.services import set_cap
 from clavier.runs.leases import LeaseLost, hold
 from clavier.runs.models import Attempt, Lease, Outbox, Run, RunEvent
+from clavier.runs.outputs import run_folder
 from clavier.runs.services import stop_run
 from clavier.runs.waiting import explain
 from runner.contract.run_spec import Resources
@@ -91,6 +93,35 @@ def test_who_made_room_is_not_asked_again_within_the_cool_off(engine, alice, cha
     Run.objects.filter(tenant_id=charlie.tenant_id).update(preempted_at=timezone.now() - timedelta(minutes=31))
     engine.step(3)
     assert state(mine) == "RUNNING"
+
+
+def test_who_sealed_no_checkpoint_when_it_made_room_is_not_asked_again_until_it_has(engine, alice, charlie):
+    share(alice, 500)
+    run = engine.submit(charlie, resources=Resources(cpu_milli=1000, memory_mib=64), preemptible=True)
+    engine.step(2)
+    first = engine.submit(alice, resources=HALF)
+    engine.step(3)
+    stop_run(run=Run.objects.get(pk=first.pk), actor_name="alice")
+    engine.step(4)
+    assert (state(run), run.attempts.filter(end_reason="PREEMPTED").count()) == ("RUNNING", 1)
+    Run.objects.filter(pk=run.pk).update(preempted_at=timezone.now() - timedelta(minutes=31))
+    again = engine.submit(alice, resources=HALF)
+    engine.step(3)
+    assert (state(again), state(run)) == ("PENDING", "RUNNING")
+    half = run_folder(run.pk) / "checkpoints" / ".tmp-step-00000010" / "MANIFEST.json"
+    half.parent.mkdir(parents=True)
+    half.write_text("{}")
+    engine.step(3)
+    assert state(again) == "PENDING", "that one is not sealed"
+    sealed = half.parent.rename(half.parent.with_name("step-00000010")) / "MANIFEST.json"
+    before = Attempt.objects.get(end_reason="PREEMPTED").started_at.timestamp() - 1
+    os.utime(sealed, (before, before))
+    engine.step(3)
+    assert state(again) == "PENDING", "that one is older than what was lost"
+    sealed.touch()
+    engine.step(3)
+    assert (state(again), state(run)) == ("RUNNING", "PENDING")
+    assert_consistent()
 
 
 def test_the_room_that_is_being_made_is_kept_for_who_asked(engine, alice, charlie):
