@@ -87,4 +87,12 @@ PRETRAIN_KNOBS: tuple[Knob, ...] = (
         unit="tokens",
         recipes=("pretrain",),
     ),
+    Knob(
+        "metadata_filter",
+        "str",
+        "",
+        "Only rows whose metadata is so, such as domain=finance, retention!=drop; empty: all.",
+        "仅使用 metadata 符合条件的行, 例如 domain=finance, retention!=drop; 空表示全部。",
+        recipes=("pretrain",),
+    ),
 )

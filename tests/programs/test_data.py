@@ -144,3 +144,28 @@ def test_prompts_bring_their_references(tmp_path: Path) -> None:
     found = list(data.read_prompts(path))
     assert [messages for _, messages, _ in found] == [ASKED[:1]] * 4
     assert [reference for _, _, reference in found] == [None, "a", "a", "a"]
+
+
+def test_texts_are_chosen_by_their_metadata(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "t.jsonl",
+        {"text": "a", "metadata": {"domain": "finance"}},
+        {"text": "b", "metadata": {"domain": "finance", "retention": "drop"}},
+        {"text": "c", "metadata": {"domain": "law"}},
+        {"text": "d"},
+    )
+
+    def found(text: str) -> str:
+        return "".join(piece.text for piece in data.read_texts([path], data.metadata_conditions(text)))
+
+    assert found("") == "abcd"
+    assert found("domain=finance") == "ab"
+    assert found("domain=finance, retention!=drop") == "a"
+    with pytest.raises(ProgramError, match="no rows that metadata_filter asks for"):
+        found("domain=sport")
+    with pytest.raises(ProgramError, match="neither name=value"):
+        found("finance")
+    plain = tmp_path / "t.txt"
+    plain.write_text("x")
+    with pytest.raises(ProgramError, match="has no metadata"):
+        list(data.read_texts([plain], data.metadata_conditions("a=b")))

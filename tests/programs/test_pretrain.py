@@ -93,6 +93,8 @@ def test_a_resumed_pretraining_ends_exactly_like_an_unbroken_one(corpus: Path, t
     assert values_by_step(broken, "train/loss") == values_by_step(tmp_path / "whole", "train/loss")
     weights = [path / folder.OUTPUT / "model" / "model.safetensors" for path in (broken, tmp_path / "whole")]
     assert hash_file(weights[0]) == hash_file(weights[1])
+    beside = Renderer.from_folder(broken / folder.CHECKPOINTS / "step-00000012" / "tokenizer")
+    assert beside.render_hash == Renderer.from_folder(broken / folder.OUTPUT / "model").render_hash
 
 
 def test_pretraining_goes_on_from_a_base_with_its_tokenizer(

@@ -11,6 +11,8 @@ from typing import Any
 from runner.programs.lib.events import ProgramError
 
 Message = dict[str, str]
+#: (key of ``metadata``, value, it must be this one) of the rows that count.
+Conditions = tuple[tuple[str, str, bool], ...]
 
 ROLES = ("system", "user", "assistant", "tool")
 #: Which keys make a row, tried in this order: (name of the question, name of the answer).
@@ -203,15 +205,32 @@ def adapter_wishes(path: Path | str) -> dict[str, Any]:
     return {knob: value for knob, (value, _) in wishes.items()}
 
 
-def read_texts(paths: Iterable[Path | str]) -> Iterator[TextPiece]:
+def metadata_conditions(text: str) -> Conditions:
+    """What ``domain=finance, retention!=drop`` asks of a row's ``metadata``. Raises ProgramError."""
+    conditions = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = part.partition("=")
+        if not equals or not key.rstrip("!").strip():
+            message = f"metadata_filter {part!r} is neither name=value nor name!=value"
+            raise ProgramError("hyperparameters_invalid", message, "metadata_filter")
+        conditions.append((key.removesuffix("!").strip(), value.strip(), not key.endswith("!")))
+    return tuple(conditions)
+
+
+def read_texts(paths: Iterable[Path | str], wanted: Conditions = ()) -> Iterator[TextPiece]:
     """Yield the documents of pretraining files: a ``.txt`` file is one document, each JSONL row's ``text`` is one.
 
-    Raises ProgramError for a missing, empty or malformed file.
+    ``wanted``: rows whose ``metadata`` is otherwise are passed over. Raises ProgramError for a missing, empty or
+    malformed file, and for a ``.txt`` file, which has no metadata, where some is wanted.
     """
     for path in map(Path, paths):
         if not path.is_file():
             raise ProgramError("data_missing", f"the data file {path} does not exist")
-        yield from _text_file(path) if path.suffix.lower() == ".txt" else _text_rows(path)
+        is_plain = path.suffix.lower() == ".txt"
+        if is_plain and wanted:
+            message = f"{path.name} has no metadata, which metadata_filter asks about; leave one of them out"
+            raise ProgramError("data_invalid", message, "metadata_filter")
+        yield from _text_file(path) if is_plain else _text_rows(path, wanted)
 
 
 def _checked_messages(messages: Any, where: str) -> list[Message]:
@@ -304,16 +323,21 @@ def _text_file(path: Path) -> Iterator[TextPiece]:
     yield TextPiece(f"{path.name} line {start}", "".join(piece), ends_document=True)
 
 
-def _text_rows(path: Path) -> Iterator[TextPiece]:
+def _text_rows(path: Path, wanted: Conditions) -> Iterator[TextPiece]:
     is_empty = True
     for line_number, row in read_rows(path):
         where = f"{path.name} line {line_number}"
         if "text" not in row:
             raise _bad(where, f"has the keys {sorted(row)}; pretraining needs 'text'")
+        metadata = row.get("metadata")
+        known = metadata if isinstance(metadata, dict) else {}
+        if any((str(known.get(key)) == value) is not must_be for key, value, must_be in wanted):
+            continue
         is_empty = False
         yield TextPiece(where, _text(row, "text", where), ends_document=True)
     if is_empty:
-        raise ProgramError("data_empty", f"the data file {path.name} has no rows")
+        what = "no rows that metadata_filter asks for" if wanted else "no rows"
+        raise ProgramError("data_empty", f"the data file {path.name} has {what}")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

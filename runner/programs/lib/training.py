@@ -64,6 +64,8 @@ class Plan:
     steps_per_epoch: int
     validation: Sequence[Batch] = field(default_factory=tuple)
     longest: Batch | None = None
+    #: Puts what else belongs to a checkpoint into its folder.
+    beside: Callable[[Path], None] | None = None
 
 
 def train(
@@ -327,7 +329,13 @@ class _Training:
 
     def _write_checkpoint(self, state: Gathered, known: Mapping[str, float]) -> None:
         progress, folder = self.progress, self.context.checkpoints
-        path = seal_checkpoint(folder, progress.step, lambda target: write_state(target, state, progress), known)
+
+        def write(target: Path) -> None:
+            write_state(target, state, progress)
+            if self.plan.beside is not None:
+                self.plan.beside(target)
+
+        path = seal_checkpoint(folder, progress.step, write, known)
         self.context.report.checkpoint(progress.step, path.relative_to(self.context.run_folder).as_posix(), known)
         best = self._step_folder(progress.best_step) if progress.best_step else None
         prune_checkpoints(folder, self.knobs["save_total_limit"], protected=best)

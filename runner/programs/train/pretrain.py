@@ -17,7 +17,7 @@ import torch
 from runner.contract.knobs import NEW_MODEL_SHAPE
 from runner.programs.lib.artifacts import is_whole, write_manifest
 from runner.programs.lib.batches import epoch_order, steps_per_epoch
-from runner.programs.lib.data import read_texts
+from runner.programs.lib.data import Conditions, metadata_conditions, read_texts
 from runner.programs.lib.events import ProgramContext, ProgramError, require, run_program
 from runner.programs.lib.model import Device, load_causal_model, model_config, quiet_transformers
 from runner.programs.lib.recipe import checked_knobs, finish, open_device
@@ -37,16 +37,23 @@ def main(context: ProgramContext) -> None:
     base_folder = Path(base) if base else None
     shape = _shape(base_folder, knobs)
 
-    tokenizer_folder = base_folder or _new_tokenizer(context, train_data, shape["vocab_size"], knobs["sequence_length"])
+    wanted = metadata_conditions(knobs["metadata_filter"])
+    tokenizer_folder = base_folder or _new_tokenizer(
+        context, train_data, wanted, shape["vocab_size"], knobs["sequence_length"]
+    )
     renderer = Renderer.from_folder(tokenizer_folder)
-    tokens = _tokens_of(context, train_data, renderer, "training")
-    held_out = _tokens_of(context, validation_data, renderer, "validation") if validation_data else torch.empty(0)
+    tokens = _tokens_of(context, train_data, wanted, renderer, "training")
+    held_out = torch.empty(0)
+    if validation_data:
+        held_out = _tokens_of(context, validation_data, wanted, renderer, "validation")
     model = _base_model(base_folder, device) if base_folder else _new_model(shape, renderer, knobs, device)
     if knobs["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     say.phase("model", f"{'base model loaded' if base else 'new model made'}: {model.num_parameters():,} parameters")
 
-    metrics = train(context, model, _plan(tokens, held_out, knobs), knobs, device)
+    plan = _plan(tokens, held_out, knobs)
+    plan.beside = lambda checkpoint: renderer.save(tokenizer_folder, _made(checkpoint / "tokenizer"))
+    metrics = train(context, model, plan, knobs, device)
 
     target = context.output / "model"
     target.mkdir(exist_ok=True)
@@ -111,22 +118,31 @@ def _shape(base: Path | None, knobs: Mapping[str, Any]) -> dict[str, int]:
     return {name: int(config[name]) for name in NEW_MODEL_SHAPE if name in config}
 
 
-def _new_tokenizer(context: ProgramContext, files: Sequence[Path], vocab_size: int, context_tokens: int) -> Path:
+def _made(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _new_tokenizer(
+    context: ProgramContext, files: Sequence[Path], wanted: Conditions, vocab_size: int, context_tokens: int
+) -> Path:
     """The folder of the run's own tokenizer; a restarted run takes the one that it made before."""
     target = context.work / "tokenizer"
     if not is_whole(target):
-        train_tokenizer((piece.text for piece in read_texts(files)), vocab_size, context_tokens, target)
+        train_tokenizer((piece.text for piece in read_texts(files, wanted)), vocab_size, context_tokens, target)
         write_manifest(target, "tokenizer", {"vocab_size": vocab_size}, {})
     context.report.phase("tokenizer", f"tokenizer of {Renderer.from_folder(target).vocabulary_size} tokens ready")
     return target
 
 
-def _tokens_of(context: ProgramContext, files: Sequence[Path], renderer: Renderer, name: str) -> torch.Tensor:
+def _tokens_of(
+    context: ProgramContext, files: Sequence[Path], wanted: Conditions, renderer: Renderer, name: str
+) -> torch.Tensor:
     """All documents as one row of int32 tokens on disk (mapped, not loaded), an end-of-text token after each."""
     path = context.work / f"{name}.tokens"
     num_documents, num_tokens = 0, 0
     with open(path, "wb") as stream:
-        for piece in read_texts(files):
+        for piece in read_texts(files, wanted):
             ids = array("i", renderer.encode_text(piece.text))
             if piece.ends_document:
                 ids.append(renderer.end_of_text_id)
