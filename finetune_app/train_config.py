@@ -33,6 +33,28 @@ NAMES = {
     "per_device_batch_size": "per_device_train_batch_size",
     "peft_target_modules": "target_modules",
 }
+#: The parameters of a parameter group (document 000), in lower case and without "_" -> our name.
+GROUP_NAMES = {
+    "scheduler": "lr_scheduler_type",
+    "optimizer": "optim",
+    "lorar": "lora_r",
+    "loraalpha": "lora_alpha",
+    "loradropout": "lora_dropout",
+    "learningrate": "learning_rate",
+    "epochs": "num_train_epochs",
+    "blocksize": "max_seq_length",
+    "batchsize": "per_device_train_batch_size",
+    "warmupratio": "warmup_ratio",
+    "weightdecay": "weight_decay",
+    "gradaccsteps": "gradient_accumulation_steps",
+    "trainertype": "trainer_type",
+    "peft": "peft",
+    "fp16": "fp16",
+    "int4": "use_4bit",
+    "int8": "use_8bit",
+}
+#: Spellings of optimizers elsewhere.
+OPTIMIZERS = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw", "adamw_bnb_8bit": "adamw_8bit"}
 #: Names of things, and paths below the user's own folder.
 WORDS = ("model_name", "reward_model", "dataset", "validation_dataset", "tokenizer", "deepspeed")
 PATHS = ("dataset", "validation_dataset", "tokenizer", "deepspeed", "reward_model")
@@ -59,16 +81,21 @@ def read_train_config(text: str, *, field: str = "content") -> TrainConfig:
     return _Reader(parse_yaml(text, field=field)).config()
 
 
+def our_name(name: str) -> str:
+    """What a key is called here."""
+    return NAMES.get(name) or GROUP_NAMES.get(name.replace("_", "").lower(), name)
+
+
 class _Reader:
     """Takes the keys out of a mapping; what is left are hyperparameters."""
 
     def __init__(self, given: dict[str, Any]) -> None:
         self.problems: list[FieldProblem] = []
         #: Our name -> the name in the file.
-        self.written = {NAMES.get(name, name): name for name in given}
-        self.left = {NAMES.get(name, name): value for name, value in given.items()}
+        self.written = {our_name(name): name for name in given}
+        self.left = {our_name(name): value for name, value in given.items()}
         if len(self.left) < len(given):
-            double = next(name for name in given if self.written[NAMES.get(name, name)] != name)
+            double = next(name for name in given if self.written[our_name(name)] != name)
             self.add(double, "conflicting_fields", f"{double} is given under another name too; leave one out")
 
     def config(self) -> TrainConfig:
@@ -84,6 +111,7 @@ class _Reader:
         if recipe == "rl" and self.left.get("algorithm") in PREFERENCE_BETAS:
             recipe = "preference"  # rows with chosen and rejected, learned from without answers of the model's own
             self.left["loss_type"] = self.left.pop("algorithm")
+        self.fold_words(recipe)
         self.fold_global_batch(max(1, num_gpus))
         checked = self.check(recipe, method, has_base=recipe != "pretrain")
         if self.problems:
@@ -113,7 +141,11 @@ class _Reader:
         """The method after what the file says of quantization and adapters."""
         if "method" in self.left:
             method = str(self.left.pop("method"))
+        if self.take_flag("peft") and method == "full":
+            method = "lora"
         bits = 0
+        if bool(self.left.get("use_8bit")) and bool(self.left.get("use_4bit")):
+            self.add(self.written["use_8bit"], "conflicting_fields", "a base has 4 or 8 bits; ask for one of them")
         for name, meant in (("use_8bit", 8), ("use_4bit", 4)):
             if self.take_flag(name):
                 bits = meant
@@ -145,6 +177,24 @@ class _Reader:
         if "strategy" in block:
             self.left["distributed_strategy"] = block["strategy"]
         return self.take_whole("training.distributed.num_gpus", block.get("num_gpus", 1), 1, 1024)
+
+    def fold_words(self, recipe: str) -> None:
+        """What other trainers write otherwise."""
+        optimizer = self.left.get("optim")
+        if isinstance(optimizer, str):
+            self.left["optim"] = OPTIMIZERS.get(optimizer.lower(), optimizer.lower())
+        if recipe == "pretrain" and "max_seq_length" in self.left:
+            self.written["sequence_length"] = self.written["max_seq_length"]
+            self.left["sequence_length"] = self.left.pop("max_seq_length")
+        if self.take_flag("fp16"):
+            self.written.setdefault("precision", self.written["fp16"])
+            self.left.setdefault("precision", "fp16")
+        trainer = self.left.pop("trainer_type", "standard")
+        if str(trainer).lower() != "standard":
+            key = self.written["trainer_type"]
+            self.add(
+                key, "not_a_choice", f"{key} {quoted(trainer)} is none of Standard; task_type says what is trained"
+            )
 
     def fold_global_batch(self, num_processes: int) -> None:
         """``global_batch_size`` is the batch of one process times processes times accumulation."""

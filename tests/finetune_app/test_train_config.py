@@ -99,6 +99,26 @@ def test_advanced_options_are_blocks() -> None:
     assert config.search == {"num_trials": 20, "metric": "eval/loss"}
 
 
+def test_the_parameters_of_a_group_mean_hyperparameters() -> None:
+    group = (
+        "task_type: sft\nscheduler: cosine\noptimizer: adamw_torch\nint4: true\nloRA_R: 8\nloRA_Alpha: 16\n"
+        "loRA_Dropout: 0.1\nlearningRate: 5e-5\nepochs: 2\nblockSize: 512\nbatchSize: 4\nwarmupRatio: 0.1\n"
+        "weightDecay: 0.01\ngradAccSteps: 2\ntrainerType: Standard\nPEFT: true\nFP16: false\n"
+    )
+    config = read_train_config(group)
+    assert (config.recipe, config.method) == ("sft", "qlora")
+    wanted = {
+        "lr_scheduler_type": "cosine", "optim": "adamw", "quantization_bits": 4, "lora_r": 8, "lora_alpha": 16.0,
+        "lora_dropout": 0.1, "learning_rate": 5e-5, "num_train_epochs": 2.0, "max_seq_length": 512,
+        "per_device_train_batch_size": 4, "warmup_ratio": 0.1, "weight_decay": 0.01, "gradient_accumulation_steps": 2,
+    }  # fmt: skip
+    assert config.hyperparameters.items() >= wanted.items()
+    assert read_train_config(group.replace("int4: true\n", "")).method == "lora"
+    with pytest.raises(InvalidFields) as caught:
+        read_train_config(group.replace("Standard", "Odd").replace("PEFT", "int8"))
+    assert [problem.field for problem in caught.value.problems] == ["int8", "trainerType"]
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_several_processes_have_a_strategy(strategy: str) -> None:
     block = f"training: {{distributed: {{enabled: true, num_gpus: 2, strategy: {strategy}}}}}\n"
