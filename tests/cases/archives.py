@@ -10,6 +10,7 @@ import tarfile
 import warnings
 import zipfile
 from typing import Any
+from unittest import mock
 
 from django.core.files.uploadedfile import SimpleUploadedFile
 
@@ -144,9 +145,13 @@ for case_id, (file_name, make) in ARCHIVES.items():
 
 @case("ARC-014")
 def too_many_entries(scene: Scene) -> Any:
-    """An archive is unpacked within one request, so it holds 10,000 entries and not a million (decision 0006)."""
-    response = extract("x.tar", tar_of(*(member(str(number)) for number in range(10_001))))(scene)
+    """An archive is unpacked within one request, so it holds 10,000 entries and not a million (decision 0006).
+
+    tests/platform/files sends 10,001; here fewer stand for them, since each is a file on the disk.
+    """
+    with mock.patch("clavier.files.archives.MAX_ENTRIES", 20):
+        response = extract("x.tar", tar_of(*(member(str(number)) for number in range(21))))(scene)
     assert (response.status_code, response.json()["error"]["code"]) == (422, "too_many_entries")
-    assert "10,000" in response.json()["error"]["message"]
+    assert "20 entries" in response.json()["error"]["message"]
     assert not StoredFile.objects.filter(path__startswith="data/").exists()
     return []

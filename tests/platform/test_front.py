@@ -140,7 +140,7 @@ class FrontProcess:
             env={**os.environ, "STAND_IN_WEB_SOCKET": str(web_socket), "PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}"},
             cwd=ROOT,
         )
-        wait_until(lambda: self._accepts(), "the front accepts connections")
+        wait_until(lambda: self._accepts(), "the front accepts connections", 60)
 
     def _accepts(self) -> bool:
         with socket.socket() as probe:
