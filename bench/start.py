@@ -44,7 +44,7 @@ KNOBS = {
     "lora_alpha": 32, "lora_dropout": 0.0, "learning_rate": 2e-4, "lr_scheduler_type": "constant", "warmup_ratio": 0.0,
     "precision": "fp32", "seed": 42, "max_seq_length": 128,
 }  # fmt: skip
-ROUNDS, WARM_EACH = 10, 12
+ROUNDS, WARM_EACH = 5, 8
 QUICK_ROUNDS, QUICK_WARM_EACH = 3, 4
 PATIENCE_S = 300.0
 PHASES = ("api", "schedule", "launch", "fork", "become", "data", "weights", "step")
@@ -275,10 +275,11 @@ def cpu_of(pids: list[int]) -> float:
 
 
 def pss_mib(pid: int) -> int:
-    """MiB of a process, a shared page counted in parts."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) // 1024
+    """MiB of a process, a shared page counted in parts; 0 when it has just ended."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) // 1024
     return 0
 
 

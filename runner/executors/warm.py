@@ -38,6 +38,7 @@ PER_RUN = ("HOME", "TMPDIR", "OMP_NUM_THREADS")
 ONLY_ZYGOTE = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 #: Programs whose start is mostly imports. Servers live long, and transfers import little.
 _WARM = ("runner.programs.train.", "runner.programs.evaluate.", "runner.programs.models.export_model")
+_CODE = ("contract", "executors", "programs")
 ZYGOTE = "runner.executors.zygote"
 TAKEN = b"taken"
 _UNFIT_FOR_S = 600.0
@@ -67,10 +68,10 @@ class Zygotes:
 
     def make(self, environment: Mapping[str, str]) -> None:
         """Start a zygote for the launches to come, unless one is being made or none can be made here."""
-        key = self._key(environment)
         with suppress(OSError):
-            mark = control.read_json(self._folder / MARK)
-            if mark is None or mark["key"] != key or not 0 <= mark["until"] - time.time() <= _UNFIT_FOR_S:
+            key = self._key(environment)
+            known = control.read_json(self._folder / MARK)
+            if known is None or known["key"] != key or not 0 <= known["until"] - time.time() <= _UNFIT_FOR_S:
                 self._make(key, environment)
 
     def end(self) -> None:
@@ -143,9 +144,10 @@ def fingerprint(python: str, environment: Mapping[str, str], preload: str) -> st
     for folder in interpreter_folders(python):
         packages = sorted(Path(folder).glob("lib/python3*/site-packages"))
         facts += [(str(path), path.stat().st_mtime_ns) for path in packages]
-    for folder, folders, files in os.walk(REPOSITORY / "runner"):
-        folders[:] = sorted(name for name in folders if name != "__pycache__")
-        facts += [(name, _facts_of(os.path.join(folder, name))) for name in sorted(files) if name.endswith(".py")]
+    for part in _CODE:
+        for folder, folders, files in os.walk(REPOSITORY / "runner" / part):
+            folders[:] = sorted(name for name in folders if name != "__pycache__")
+            facts += [(name, _facts_of(os.path.join(folder, name))) for name in sorted(files) if name.endswith(".py")]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
