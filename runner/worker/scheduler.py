@@ -27,8 +27,8 @@ LEASE = "scheduler"
 LEASE_S = 10.0
 #: Admissions of one transaction.
 BATCH = 500
-#: Runs that are read at once while many can start, and how many of one tenant.
-MOST, EACH = 2048, 12
+#: Runs that are read at once while more than so few can start, and how many of one tenant.
+FEW, MOST, EACH = 16, 4096, 16
 #: Wake-ups that one statement removes.
 WAKE_UPS = 5000
 #: A pass reads again at most so often; the next pass does the rest.
@@ -91,8 +91,7 @@ def go_round(fence: Fence, holder: str, begun: list[UUID]) -> list[int]:
         # The plan has taken what it gave from the world, so this asks for what is left.
         if not is_refused and (is_all or not made.admissions or is_exhausted(world)):
             break
-        first = min(max(FIRST, 8 * len(made.admissions)), MOST)
-        each = EACH if first > FIRST else None
+        first, each = (MOST, EACH) if len(made.admissions) > FEW else (FIRST, None)
     return list(seen)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from clavier.runs.placing import NOTHING, Amounts, NodeRoom, fits, minus, missing, place, plus, total, weight
@@ -59,15 +59,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Behind this candidate there may be others that nobody has read, of its tenant or of any.
+    """Behind this candidate there may be others that nobody has read: later in the order than it was when it was read.
 
-    ``is_fixed``: all of them come later in the order than it did when it was read. Else they are of its tenant, later
-    than it at any time: as its tenant gets more, they move back with it. ``is_of_head``: none of them fits, so that
-    they matter only while the head of the line is not known.
+    ``least``: they are of its tenant, and none wants less than that of anything. So they move back with it as the
+    tenant gets more. ``is_of_head``: none of them fits; they matter only while the head of the line is not known.
     """
 
     candidate: Candidate
-    is_fixed: bool = False
+    least: Amounts | None = None
     is_of_head: bool = False
 
 
@@ -198,7 +197,7 @@ def plan(
     while waiting:
         before, number, candidate, end = heapq.heappop(waiting)
         group = by_name[candidate.group]
-        now = before if end is not None and end.is_fixed else order_of(candidate, group)
+        now = order_of(candidate, group) if end is None else order_of_end(end, group, before)
         if now != before:  # its tenant got something meanwhile; an order only ever becomes later
             heapq.heappush(waiting, (now, number, candidate, end))
             continue
@@ -231,13 +230,23 @@ def in_order(candidates: Iterable[Candidate], ends: Iterable[End], groups: dict[
         for candidate in candidates
         if candidate.group in groups
     ]
-    for number, end in enumerate(ends, 1):
-        order = order_of(end.candidate, groups[end.candidate.group])
-        # What a tenant has within its share may stay there when this one no longer does.
-        is_fixed = end.is_fixed or not order[1]
-        waiting.append((order, number, end.candidate, replace(end, is_fixed=is_fixed)))
+    waiting += [
+        (order_of(end.candidate, groups[end.candidate.group]), number, end.candidate, end)
+        for number, end in enumerate(ends, 1)
+    ]
     heapq.heapify(waiting)
     return waiting
+
+
+def order_of_end(end: End, group: Group, before: Order) -> Order:
+    """The first place that somebody behind the end could have now; ``before``: when that was last asked."""
+    tenant = end.candidate.tenant
+    share = group.shares.get(tenant)
+    if end.least is None:
+        return before
+    if not before[1] and share is not None and fits(plus(group.used_by(tenant), end.least), share.nominal):
+        return before  # somebody smaller may still be within the share when this one no longer is
+    return order_of(end.candidate, group)
 
 
 def order_of(candidate: Candidate, group: Group) -> Order:

@@ -17,10 +17,11 @@ from uuid import UUID
 from django.db import connection
 from django.utils import timezone
 
+from clavier.core import sql
 from clavier.core.sql import prepared
 from clavier.runs.demand import SPECIAL, containers_of
 from clavier.runs.models import Run
-from clavier.runs.placing import Amounts, fits, total
+from clavier.runs.placing import NOTHING, Amounts, fits, total
 from clavier.runs.planner import UNLIMITED, Candidate, End, Group
 from runner.contract.run_spec import RunSpec
 
@@ -97,6 +98,9 @@ EACH = """(
         PARTITION BY tenant_id ORDER BY is_urgent DESC, standing, priority DESC, created_at, id
     ) AS place FROM waiting
 ) AS ranked WHERE place <= {each}"""
+LEAST = """
+    SELECT MIN(cpu_milli), MIN(memory_mib), MIN(gpus) FROM runs_run WHERE state = 'PENDING' AND resource_group = %s
+"""
 NOMINAL = (
     "run.cpu_milli <= owner.nominal_cpu_milli AND run.memory_mib <= owner.nominal_memory_mib"
     " AND run.gpus <= owner.nominal_gpus"
@@ -129,15 +133,17 @@ def select(question: Question, *, first: int = FIRST, each: int | None = None, h
     fitting = question.ask("{fits}", first, each=each)
     selection = Selection(fitting)
     if len(fitting) == first:
-        selection.ends.append(End(fitting[-1], is_fixed=True))
+        selection.ends.append(End(fitting[-1]))
     if each is not None:
         number = Counter(candidate.tenant for candidate in fitting)
         last = {candidate.tenant: candidate for candidate in fitting}
-        selection.ends += [End(last[tenant]) for tenant, count in number.items() if count == each]
+        ends = [last[tenant] for tenant, count in number.items() if count == each]
+        least = least_wanted(group) if ends else NOTHING
+        selection.ends += [End(candidate, least) for candidate in ends]
     if fitting and not group.has_head:
         most = max(BLOCKED, 2 * len(group.passed))
         blocked = question.ask(f"NOT {{fits}} AND {OLD}", most)
-        ends = [End(blocked[-1], is_fixed=True, is_of_head=True)] if len(blocked) == most else []
+        ends = [End(blocked[-1], is_of_head=True)] if len(blocked) == most else []
         selection.add(Selection(blocked, ends))
     if has_claims:
         selection.add(Selection(question.ask(f"NOT {{fits}} AND {NOMINAL}", CLAIMANTS)))
@@ -186,6 +192,12 @@ def without(column: str, name: str, values: Collection[UUID | str], parameters: 
     names = [f"{name}_{number}" for number in range(len(values))]
     parameters.update(zip(names, map(prepared, values), strict=True))
     return f" AND {column} NOT IN ({', '.join(f'%({name})s' for name in names)})"
+
+
+def least_wanted(group: Group) -> Amounts:
+    """No waiting run of the group wants less of anything."""
+    ((cpu_milli, memory_mib, gpus),) = sql.select(LEAST, group.name)
+    return (cpu_milli or 0, memory_mib or 0, gpus or 0)
 
 
 def share_of_held(group: Group, parameters: dict[str, Any]) -> str:
