@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +10,8 @@ from django.db.models import Count
 
 from clavier.core.actor import Actor
 from clavier.core.errors import FieldProblem, InvalidFields, Unprocessable, quoted
-from clavier.quotas.gpus import choose, usable
+from clavier.core.sql import select
+from clavier.quotas.gpus import choose, is_share, usable
 from clavier.quotas.models import AMOUNTS, Gpu, Node, ResourceGroup, Usage
 from clavier.quotas.queries import access_group
 from clavier.quotas.services import amounts_of
@@ -28,6 +29,25 @@ BOUNDS = {
 }
 DEFAULTS = Resources(cpu_milli=1000, memory_mib=4096)
 ALWAYS = ("cpu_milli", "memory_mib", "gpus")
+
+#: A node whose caps are large enough and, unless a cluster counts its own, whose whole and working GPUs are as many.
+ROOM_EMPTY = """
+    SELECT 1 FROM quotas_node AS node
+    WHERE node.resource_group_id = %s
+      AND NOT EXISTS (
+          SELECT 1 FROM quotas_usage AS cap
+          WHERE cap.scope = 'node' AND cap.scope_id = node.id
+            AND cap.cap < CASE cap.resource WHEN 'cpu_milli' THEN %s WHEN 'memory_mib' THEN %s WHEN 'gpus' THEN %s
+                               ELSE 0 END
+      )
+      AND %s <= CASE WHEN node.assigns_gpus THEN 1000000 ELSE (
+          SELECT COUNT(*) FROM quotas_gpu AS gpu
+          WHERE gpu.node_id = node.id AND gpu.is_healthy AND gpu.is_present AND gpu.mig_profile = ''
+            AND NOT EXISTS (SELECT 1 FROM quotas_gpu AS part WHERE part.node_id = node.id
+                                                               AND part.parent_uuid = gpu.uuid)
+      ) END
+    LIMIT 1
+"""
 
 
 def checked_resources(given: Mapping[str, Any], *, resource_group: str = "") -> dict[str, Any]:
@@ -72,6 +92,12 @@ def require_schedulable(*, actor: Actor, spec: RunSpec) -> None:
     if not group.is_active:
         message = f"The resource group {quoted(group.name)} takes no new runs. Choose another, or ask an operator."
         problems.append(FieldProblem("resource_group", "group_inactive", message))
+    wanted = {"resources": spec.resources} if not spec.roles else {}
+    wanted |= {f"roles.{number}.resources": role.resources for number, role in enumerate(spec.roles)}
+    if group.is_active and not spec.node_names and all(has_room_empty(group, one) for one in set(wanted.values())):
+        problems = [problem for field, resources in wanted.items() for problem in over_limits(group, resources, field)]
+        refuse(problems)
+        return
     has_gpu = any(role.resources.has_gpu for role in spec.containers())
     nodes = list(Node.objects.filter(resource_group=group).prefetch_related(*["gpu_devices"] * has_gpu))
     known = {node.name for node in nodes}
@@ -80,17 +106,28 @@ def require_schedulable(*, actor: Actor, spec: RunSpec) -> None:
             message = f"node_names: {quoted(name)} is no node of the resource group {quoted(group.name)}."
             problems.append(FieldProblem("node_names", "not_found", message))
     allowed = [node for node in nodes if not spec.node_names or node.name in spec.node_names]
-    wanted = {"resources": spec.resources} if not spec.roles else {}
-    wanted |= {f"roles.{number}.resources": role.resources for number, role in enumerate(spec.roles)}
     for field, resources in wanted.items():
         problems += over_limits(group, resources, field)
         problems += without_node(group, allowed, resources, field)
+    refuse(problems)
+
+
+def refuse(problems: Sequence[FieldProblem]) -> None:
+    """Raises Unprocessable when there are any."""
     if problems:
         refusal = Unprocessable(
             " ".join(problem.message for problem in problems), code=problems[0].code, field=problems[0].field
         )
         refusal.problems = tuple(problems)
         raise refusal
+
+
+def has_room_empty(group: ResourceGroup, resources: Resources) -> bool:
+    """A node of the group, were it empty, is certain to take the container. False: one has to look more closely."""
+    if is_share(resources) or resources.mig_devices:
+        return False
+    amounts = (resources.cpu_milli, resources.memory_mib, resources.gpus)
+    return bool(select(ROOM_EMPTY, group.pk, *amounts, resources.gpus))
 
 
 def default_resources(resource_group: str, given: Mapping[str, Any]) -> dict[str, int]:

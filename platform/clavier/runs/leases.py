@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from django.db import IntegrityError, transaction
-from django.db.models import Case, ExpressionWrapper, F, Q, When
+from django.db import IntegrityError, connection, transaction
 from django.db.models import DateTimeField as DateTime
+from django.db.models import ExpressionWrapper
 from django.db.models.functions import Now
 
+from clavier.core import sql
 from clavier.runs.models import Lease
 
 LONG_AGO = datetime(1970, 1, 2, tzinfo=UTC)
@@ -47,29 +48,31 @@ class Fence:
 
 def hold(name: str, holder: str, *, for_s: float) -> Fence | None:
     """Take, keep or take over a lease; None while somebody else holds it."""
-    length = timedelta(seconds=for_s)
-    until = ExpressionWrapper(Now() + length, output_field=DateTime())
-    is_kept = Q(holder=holder, expires_at__gt=Now())
-    # Nobody asks for that long: it was written before the database's clock was set back.
-    is_of_another_clock = Q(expires_at__gt=ExpressionWrapper(Now() + 2 * length, output_field=DateTime()))
-    free = Lease.objects.filter(Q(holder=holder) | Q(expires_at__lte=Now()) | is_of_another_clock, name=name)
-    epoch = Case(When(is_kept, then=F("epoch")), default=F("epoch") + 1)
-    if free.update(holder=holder, epoch=epoch, renewed_at=Now(), expires_at=until):
-        return fence_of(name, holder)
+    now, until, too_late = (in_seconds(seconds) for seconds in (0, for_s, 2 * for_s))
+    kept = f"CASE WHEN holder = %s AND expires_at > {now} THEN epoch ELSE epoch + 1 END"
+    # Nobody asks for as long as too_late: it was written before the database's clock was set back.
+    is_free = f"(holder = %s OR expires_at <= {now} OR expires_at > {too_late})"
+    taken = sql.select(
+        f"UPDATE runs_lease SET epoch = {kept}, holder = %s, renewed_at = {now}, expires_at = {until} "
+        f"WHERE name = %s AND {is_free} RETURNING epoch",
+        *(holder, holder, name, holder),
+    )
+    if taken:
+        return Fence(name, taken[0][0])
+    first = {"holder": holder, "epoch": 1, "renewed_at": Now(), "expires_at": Now() + timedelta(seconds=for_s)}
     try:
         with transaction.atomic():
-            _, created = Lease.objects.get_or_create(
-                name=name, defaults={"holder": holder, "epoch": 1, "renewed_at": Now(), "expires_at": until}
-            )
+            _, created = Lease.objects.get_or_create(name=name, defaults=first)
     except IntegrityError:
         return None
     return Fence(name, 1) if created else None
 
 
-def fence_of(name: str, holder: str) -> Fence | None:
-    """The holder's present term."""
-    epoch = Lease.objects.filter(name=name, holder=holder).values_list("epoch", flat=True).first()
-    return None if epoch is None else Fence(name, epoch)
+def in_seconds(seconds: float) -> str:
+    """A moment on the database's clock, as an expression."""
+    if connection.vendor == "postgresql":
+        return f"(STATEMENT_TIMESTAMP() + INTERVAL '{float(seconds)} seconds')"
+    return f"STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW', '{float(seconds)} seconds')"
 
 
 def give_up(name: str, holder: str) -> None:

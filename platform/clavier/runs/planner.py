@@ -105,7 +105,8 @@ NO_SHARE = Share(NOTHING)
 class Group:
     """A resource group now. ``used``: what each tenant's live runs hold; ``leaving``: which part of that will go.
 
-    ``hopeless``: shapes that do not fit any more. ``passed``: candidates that were looked at and do not start.
+    ``can_shrink``: some of what runs may be asked to leave. ``hopeless``: shapes that do not fit any more. ``passed``:
+    candidates that were looked at and do not start.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Group:
     leaving: dict[UUID, Amounts] = field(default_factory=dict)
     holders: list[Holder] = field(default_factory=list)
     id: UUID | None = None
+    can_shrink: bool = False
     claims: int = 0
     has_head: bool = False
     hopeless: set[str] = field(default_factory=set)

@@ -37,10 +37,11 @@ MAX_GAPS = 40
 
 COUNTED = ("cpu_milli", "memory_mib", "gpus")
 
-#: What each tenant of a group holds. The states stand in it as they do in the partial index that covers it.
+#: What each tenant of a group holds, and whether some of it may be asked to leave. The states stand in it as they do in
+#: the partial index that covers it.
 HELD = """
     SELECT tenant_id, CAST(SUM(cpu_milli) AS BIGINT) AS cpu_milli, CAST(SUM(memory_mib) AS BIGINT) AS memory_mib,
-           CAST(SUM(gpus) AS BIGINT) AS gpus
+           CAST(SUM(gpus) AS BIGINT) AS gpus, MAX(CASE WHEN preemptible THEN 1 ELSE 0 END) AS preemptible
     FROM runs_run
     WHERE state IN ('PREPARING', 'RUNNING', 'STOPPING') AND resource_group = %(group)s
     GROUP BY tenant_id
@@ -73,7 +74,8 @@ WITH held AS MATERIALIZED ({held}), allowed AS MATERIALIZED (
 ), waiting AS (
     SELECT run.id, run.tenant_id, run.created_by_id, run.is_urgent, run.priority, run.created_at,
            CASE WHEN {old} THEN 1 ELSE 0 END AS may_reserve, run.cpu_milli, run.memory_mib, run.gpus, run.shape,
-           CASE WHEN {nominal} THEN -1.0 ELSE owner.dominant_share END AS standing
+           CASE WHEN {nominal} THEN -1.0 ELSE owner.dominant_share END AS standing,
+           CASE WHEN {fits} THEN 1 ELSE 0 END AS is_fit
     FROM runs_run AS run
     JOIN owner ON owner.id = run.tenant_id
     LEFT JOIN allowed AS person ON person.scope_id = run.created_by_id
@@ -87,9 +89,10 @@ WITH held AS MATERIALIZED ({held}), allowed AS MATERIALIZED (
                  AND COALESCE(person.memory_mib, run.memory_mib) >= run.memory_mib
                  AND COALESCE(person.gpus, run.gpus) >= run.gpus THEN TRUE ELSE FALSE END)
 )
-SELECT id, tenant_id, created_by_id, is_urgent, priority, created_at, may_reserve, cpu_milli, memory_mib, gpus, shape
+SELECT id, tenant_id, created_by_id, is_urgent, priority, created_at, may_reserve, cpu_milli, memory_mib, gpus, shape,
+       is_fit
 FROM {ranked}
-ORDER BY is_urgent DESC, standing, priority DESC, created_at, id
+ORDER BY is_fit DESC, is_urgent DESC, standing, priority DESC, created_at, id
 LIMIT {limit}
 """
 #: A few of each tenant: all others of it come later in the order, whatever the tenant gets meanwhile.
@@ -130,19 +133,24 @@ def select(question: Question, *, first: int = FIRST, each: int | None = None, h
     plan over what was read, it gives what fits beside what that plan holds.
     """
     group = question.group
-    fitting = question.ask("{fits}", first, each=each)
+    most = max(BLOCKED, 2 * len(group.passed))
+    blocked: list[Candidate] | None = None
+    if each is None and not group.has_head:
+        fitting, blocked = question.ask_both(first, most)
+    else:
+        fitting = question.ask("{fits}", first, each=each)
     selection = Selection(fitting)
     if len(fitting) == first:
         selection.ends.append(End(fitting[-1]))
     if each is not None:
         number = Counter(candidate.tenant for candidate in fitting)
         last = {candidate.tenant: candidate for candidate in fitting}
-        ends = [last[tenant] for tenant, count in number.items() if count == each]
-        least = least_wanted(group) if ends else NOTHING
-        selection.ends += [End(candidate, least) for candidate in ends]
+        cut = [last[tenant] for tenant, count in number.items() if count == each]
+        least = least_wanted(group) if cut else NOTHING
+        selection.ends += [End(candidate, least) for candidate in cut]
     if fitting and not group.has_head:
-        most = max(BLOCKED, 2 * len(group.passed))
-        blocked = question.ask(f"NOT {{fits}} AND {OLD}", most)
+        if blocked is None:
+            blocked = question.ask(f"NOT {{fits}} AND {OLD}", most)
         ends = [End(blocked[-1], is_of_head=True)] if len(blocked) == most else []
         selection.add(Selection(blocked, ends))
     if has_claims:
@@ -160,13 +168,28 @@ class Question:
 
     def ask(self, chosen: str, limit: int, *, each: int | None = None) -> list[Candidate]:
         """The first runs for which ``chosen`` holds; ``{fits}`` in it: could be placed now. ``each``: of one tenant."""
+        return to_candidates(self.group, self.rows(chosen, limit, each))
+
+    def ask_both(self, first: int, most: int) -> tuple[list[Candidate], list[Candidate] | None]:
+        """The first runs that fit, and the first that do not and may hold nodes; None: so many fit that none was read.
+
+        One statement, since it is dear to look at every waiting run.
+        """
+        rows = self.rows(f"({{fits}} OR ({OLD}))", first + most, None)
+        number = sum(row[-1] for row in rows)
+        fitting = to_candidates(self.group, rows[: min(number, first)])
+        return fitting, to_candidates(self.group, rows[number : number + most]) if number <= first else None
+
+    def rows(self, chosen: str, limit: int, each: int | None) -> list[tuple[Any, ...]]:
+        """What the statement answers."""
         parameters: dict[str, Any] = {
             "group": self.group.name,
             "group_id": prepared(self.group.id),
             "now": prepared(self.now),
             "old": prepared(self.now - RESERVE_AFTER),
         }
-        where = chosen.replace("{fits}", fits_somewhere(self.group, parameters))
+        fits = fits_somewhere(self.group, parameters)
+        where = chosen.replace("{fits}", fits)
         where += without("run.id", "refused", self.refused, parameters)
         where += without("run.tenant_id", "shut", self.shut, parameters)
         where += without("run.created_by_id", "shut", self.shut, parameters)
@@ -174,6 +197,7 @@ class Question:
             held=HELD,
             dominant_share=share_of_held(self.group, parameters),
             chosen=where,
+            fits=fits,
             old=OLD,
             nominal=NOMINAL,
             ranked="waiting" if each is None else EACH.format(each=int(each)),
@@ -182,7 +206,8 @@ class Question:
         )
         with connection.cursor() as cursor:
             cursor.execute(statement, parameters)
-            return to_candidates(self.group, cursor.fetchall())
+            found: list[tuple[Any, ...]] = cursor.fetchall()
+            return found
 
 
 def without(column: str, name: str, values: Collection[UUID | str], parameters: dict[str, Any]) -> str:
@@ -237,9 +262,9 @@ def largest_gaps(gaps: Iterable[Amounts]) -> list[Amounts]:
 
 def to_candidates(group: Group, rows: Sequence[Sequence[Any]]) -> list[Candidate]:
     """For the planner; only special specs are read."""
-    special = specs_of([as_uuid(row[0]) for row in rows if row[-1].startswith(SPECIAL)])
+    special = specs_of([as_uuid(row[0]) for row in rows if row[-2].startswith(SPECIAL)])
     candidates = []
-    for pk, tenant, user, is_urgent, priority, created_at, may_reserve, cpu_milli, memory_mib, gpus, shape in rows:
+    for pk, tenant, user, is_urgent, priority, created_at, may_reserve, cpu_milli, memory_mib, gpus, shape, _ in rows:
         spec = special.get(as_uuid(pk))
         candidates.append(
             Candidate(

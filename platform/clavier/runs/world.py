@@ -23,12 +23,6 @@ from clavier.runs.states import EndReason, RunState
 
 #: A run that had to make room is left alone for so long.
 COOL_OFF = timedelta(minutes=30)
-#: Answered from the partial index on what runs hold.
-ANY_PREEMPTIBLE = """
-    SELECT 1 FROM runs_run
-    WHERE state IN ('PREPARING', 'RUNNING', 'STOPPING') AND resource_group = %(group)s AND preemptible LIMIT 1
-"""
-
 NODES = """
     SELECT node.id, node.name, executor, engine_url, engine_network, pool.name, pool.id
     FROM quotas_node AS node JOIN quotas_resourcegroup AS pool ON pool.id = node.resource_group_id
@@ -72,7 +66,8 @@ def read_world(group_name: str | None = None, *, is_open: bool = True) -> World:
         by_group[group, as_uuid(group_id)].append(room_of(node_id, name, reach, rows.get(node_id, {})))
     for name, group_id in sorted(by_group):
         rooms, shares = by_group[name, group_id], nominal_shares(group_id)
-        world.groups.append(Group(name, rooms, shares, used_by_tenant(name), id=group_id))
+        used, can_shrink = holdings(name)
+        world.groups.append(Group(name, rooms, shares, used, id=group_id, can_shrink=can_shrink))
     read_leaving(world)
     shut = sql.select(
         "SELECT scope_id FROM quotas_quotawindow WHERE valid_from > %s OR valid_until <= %s", *[world.now] * 2
@@ -100,11 +95,13 @@ def room_of(node_id: UUID, name: str, reach: str, rows: dict[str, tuple[int, int
     return NodeRoom(node_id, name, free if runs_used < runs_cap else (-1, -1, -1), capacity, reach)
 
 
-def used_by_tenant(group: str) -> dict[UUID, Amounts]:
-    """Tenant -> what its live runs hold of a group."""
+def holdings(group: str) -> tuple[dict[UUID, Amounts], bool]:
+    """Tenant -> what its live runs hold of a group, and whether any of them may be asked to make room."""
     with connection.cursor() as cursor:
         cursor.execute(HELD, {"group": group})
-        return {as_uuid(tenant): (int(cpu), int(memory), int(gpus)) for tenant, cpu, memory, gpus in cursor.fetchall()}
+        rows = cursor.fetchall()
+    used = {as_uuid(tenant): (int(cpu), int(memory), int(gpus)) for tenant, cpu, memory, gpus, _ in rows}
+    return used, any(preemptible for *_, preemptible in rows)
 
 
 def nominal_shares(group_id: UUID) -> dict[UUID, Share]:
@@ -132,10 +129,6 @@ def read_leaving(world: World) -> None:
 
 def read_holders(group: Group, now: datetime) -> list[Holder]:
     """Running runs of the group that may be asked to make room."""
-    with connection.cursor() as cursor:
-        cursor.execute(ANY_PREEMPTIBLE, {"group": group.name})
-        if cursor.fetchone() is None:
-            return []
     rested = Q(run__preempted_at=None) | Q(run__preempted_at__lt=now - COOL_OFF)
     attempts = Attempt.objects.filter(
         rested,
@@ -215,7 +208,7 @@ def read_candidates(
     """
     found = Selection()
     for group in world.groups:
-        if group.shares and not group.passed and could_claim(group):
+        if group.can_shrink and group.shares and not group.passed and could_claim(group):
             group.holders = read_holders(group, world.now)
         has_claims = bool(group.holders or group.leaving)
         question = Question(group, world.now, world.shut, refused)
