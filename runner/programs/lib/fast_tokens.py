@@ -10,6 +10,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import tiktoken
@@ -45,13 +46,16 @@ class FastTokens:
             _require(odd is None, f"the token {odd!r} is never made by its merges")
         _require(all(name in vocabulary for name in names), "a merge makes a token that its vocabulary lacks")
         self._ids = [vocabulary[name] for name in names]
-        self._is_same_id = self._ids == list(range(len(names)))
+        # Only the order of what merges make counts; where ids have that order too, they are the ranks.
+        made = self._ids[len(byte_of) :]
+        self._is_same_id = all(first < second for first, second in pairwise(made))
+        ranks = self._ids if self._is_same_id else range(len(names))
         pieces = [bytes(byte_of[character] for character in name) for name in names]
         self.byte_lengths = {token_id: len(piece) for token_id, piece in zip(self._ids, pieces, strict=True)}
         self._apart = _cut_out(tokenizer)
         try:
             self._encoding = tiktoken.Encoding(
-                "twin", pat_str=words, mergeable_ranks={piece: rank for rank, piece in enumerate(pieces)},
+                "twin", pat_str=words, mergeable_ranks=dict(zip(pieces, ranks, strict=True)),
                 special_tokens={},
             )  # fmt: skip
         except Exception as fault:  # the regular expression's engine has no exception class of its own
