@@ -153,9 +153,9 @@ KNOBS: tuple[Knob, ...] = (
         "precision",
         "str",
         "auto",
-        "auto: bf16 where the device has it, else fp32.",
-        "计算精度; auto: 设备支持时用 bf16, 否则用 fp32。",
-        choices=("auto", "fp32", "bf16"),
+        "auto: bf16 where the device multiplies it, else fp32; fp16 needs a GPU.",
+        "计算精度; auto: 设备支持 bf16 运算时用 bf16, 否则用 fp32; fp16 需要 GPU。",
+        choices=("auto", "fp32", "bf16", "fp16"),
     ),
     Knob(
         "gradient_checkpointing",

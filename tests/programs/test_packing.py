@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from runner.programs.lib import head_loss
+from runner.programs.lib import head_loss, recipe, training
+from runner.programs.lib import precision as precisions
 from runner.programs.lib.adapters import add_lora
 from runner.programs.lib.attention import sample_by_sample
 from runner.programs.lib.batches import Packed, Sample, pack, pad
+from runner.programs.lib.events import ProgramError
 from runner.programs.lib.fast_lora import quicken_lora
 from runner.programs.lib.head_loss import linear_cross_entropy
 from runner.programs.lib.model import Device, load_causal_model
@@ -169,3 +171,54 @@ def parameters_of(base: Path, tmp_path: Path, **knobs: Any) -> dict[str, Any]:
         "validation_data": data,
         "hyperparameters": {**fixed, "max_seq_length": 64, "precision": "fp32", "max_predict_samples": 0, **knobs},
     }
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "width", "expected", "word"),
+    [
+        ("flags : avx512f avx512_bf16", "auto", 1024, torch.bfloat16, "multiplies"),
+        ("flags : avx512f avx512_bf16", "auto", 64, None, "pays from a width"),
+        ("flags : avx512f", "auto", 1024, None, "does not multiply bf16"),
+        ("flags : avx512f", "bf16", 1024, torch.bfloat16, "emulates"),
+        ("flags : avx512_bf16", "fp32", 1024, None, "as asked"),
+    ],
+)
+def test_a_cpu_computes_in_bf16_where_it_multiplies_it(
+    flags: str,
+    precision: str,
+    width: int,
+    expected: torch.dtype | None,
+    word: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}\n", encoding="utf-8")
+    monkeypatch.setattr(precisions, "CPU_FLAGS", tmp_path / "cpuinfo")
+    dtype, reason = precisions.choose_dtype(precision, "cpu", width)
+    assert dtype == expected
+    assert word in reason
+
+
+def test_fp16_is_refused_on_a_cpu_with_the_reason(tiny_model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ProgramError, match=r"ten times slower.*use bf16, fp32 or auto") as caught:
+        sft.main(make_context(tmp_path / "run", parameters_of(tiny_model_folder, tmp_path, precision="fp16")))
+    assert caught.value.field == "precision"
+
+
+def test_fp16_scales_the_loss_and_outlives_an_overflow(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = Device(torch.device("cpu"), "a stand-in for a GPU", torch.float16)
+    monkeypatch.setattr(recipe, "choose_device", lambda *_: half)
+    monkeypatch.setattr(training, "FIRST_LOSS_SCALE", 2.0**40)
+    monkeypatch.setattr(training, "STEPS_TO_DOUBLE", 3)
+    sft.main(make_context(tmp_path / "run", parameters_of(tiny_model_folder, tmp_path, max_steps=60, save_steps=60)))
+    told = events_of(tmp_path / "run", "metric")
+    norms = {event["step"]: event["train/grad_norm"] for event in told if "train/grad_norm" in event}
+    skipped = [step for step, norm in norms.items() if norm is None]
+    assert 1 in skipped
+    assert len(skipped) < 50
+    state = json.loads((tmp_path / "run/checkpoints/step-00000060/state.json").read_text(encoding="utf-8"))
+    assert 1 < state["progress"]["loss_scale"] < 2.0**40
+    losses = values_by_step(tmp_path / "run", "train/loss")
+    assert losses[60] < losses[1]

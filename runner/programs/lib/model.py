@@ -16,6 +16,7 @@ import torch
 
 from runner.programs.lib.events import ProgramError
 from runner.programs.lib.head_loss import linear_cross_entropy
+from runner.programs.lib.precision import choose_dtype
 
 #: Architectures whose logits are ``lm_head(hidden)`` and nothing else, so that the head runs on chosen positions only.
 PLAIN_HEADS = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM")
@@ -23,11 +24,12 @@ PLAIN_HEADS = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "Mist
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where a program computes. ``autocast_dtype`` None: everything in float32."""
+    """Where a program computes. ``autocast_dtype`` None: everything in float32; ``reason``: why this format."""
 
     device: torch.device
     name: str
     autocast_dtype: torch.dtype | None
+    reason: str = ""
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which forward passes run."""
@@ -42,17 +44,14 @@ class Device:
         return {"memory/peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
 
 
-def choose_device(precision: str) -> Device:
-    """The GPU where there is one, else the CPU. ``precision``: ``auto``, ``fp32`` or ``bf16``."""
+def choose_device(precision: str, width: int = 0) -> Device:
+    """The GPU where there is one, else the CPU. ``precision`` and ``width`` as in ``choose_dtype``, which raises."""
     if torch.cuda.is_available():
-        has_bf16 = torch.cuda.is_bf16_supported()
-        if precision == "bf16" and not has_bf16:
-            raise ProgramError("precision_unsupported", "this GPU has no bf16; use precision fp32", "precision")
-        dtype = torch.bfloat16 if has_bf16 and precision != "fp32" else None
         number = int(os.environ.get("LOCAL_RANK", "0"))  # of the processes that torchrun starts each has a GPU
-        return Device(torch.device("cuda", number), torch.cuda.get_device_name(number), dtype)
-    dtype = torch.bfloat16 if precision == "bf16" else None
-    return Device(torch.device("cpu"), f"CPU, {torch.get_num_threads()} of {os.cpu_count()} cores", dtype)
+        name = torch.cuda.get_device_name(number)
+        return Device(torch.device("cuda", number), name, *choose_dtype(precision, "cuda", width))
+    name = f"CPU, {torch.get_num_threads()} of {os.cpu_count()} cores"
+    return Device(torch.device("cpu"), name, *choose_dtype(precision, "cpu", width))
 
 
 def load_causal_model(folder: Path, dtype: torch.dtype, device: torch.device, quantized: Any = None) -> Any:

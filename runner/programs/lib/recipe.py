@@ -15,7 +15,7 @@ from runner.programs.lib.bundle import write_bundle, write_model_card
 from runner.programs.lib.data import adapter_wishes
 from runner.programs.lib.events import ProgramContext, ProgramError, Reporter, require
 from runner.programs.lib.lengths import longest_sample
-from runner.programs.lib.model import Device, choose_device
+from runner.programs.lib.model import Device, choose_device, model_config
 from runner.programs.lib.render import Renderer
 
 
@@ -61,7 +61,7 @@ def read_order(context: ProgramContext, recipe: str) -> Order:
         train_data=train_data,
         validation_data=validation_data,
         knobs=knobs,
-        device=open_device(say, knobs),
+        device=open_device(say, knobs, int(model_config(base).get("hidden_size") or 0)),
         renderer=Renderer.from_folder(base),
         max_tokens=longest_sample(base, knobs, say),
     )
@@ -81,12 +81,12 @@ def checked_knobs(
     return knobs
 
 
-def open_device(say: Reporter, knobs: Mapping[str, Any]) -> Device:
+def open_device(say: Reporter, knobs: Mapping[str, Any], width: int) -> Device:
     """Choose the device and say which; every random choice from here on follows from the seed."""
     torch.manual_seed(knobs["seed"])
-    device = choose_device(knobs["precision"])
+    device = choose_device(knobs["precision"], width)
     kind = "float32" if device.autocast_dtype is None else str(device.autocast_dtype).removeprefix("torch.")
-    say.phase("device", f"device: {device.name}, {kind}")
+    say.phase("device", f"device: {device.name}, {kind}: {device.reason}")
     return device
 
 

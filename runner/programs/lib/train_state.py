@@ -22,7 +22,8 @@ NESTED = "/"
 @dataclass(slots=True)
 class Progress:
     """Where a training stands. Losses: nats per labelled token; ``loss_sum``, ``clipped_count``: of the steps since
-    the last log; ``mean_loss``: of the last steps, newer ones weigh more."""
+    the last log; ``mean_loss``: of the last steps, newer ones weigh more; ``loss_scale``: of fp16, with the steps since
+    it was too large."""
 
     step: int = 0
     loss_sum: float = 0.0
@@ -35,6 +36,8 @@ class Progress:
     first_loss: float | None = None
     mean_loss: float = 0.0
     clipped_count: int = 0
+    loss_scale: float = 1.0
+    finite_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,9 @@ from runner.programs.lib.train_state import (
 )
 
 PROGRESS_INTERVAL_S = 1.0
+#: fp16 has no small gradients, so losses are scaled up by a power of two that follows what the gradients bear.
+FIRST_LOSS_SCALE = 2.0**16
+STEPS_TO_DOUBLE = 2000
 #: A loss so many times the mean of the last steps, and twice the first one, is a training that has gone off.
 SPIKE = 5.0
 SPIKE_OF_FIRST = 2.0
@@ -146,7 +149,7 @@ class _Training:
         self.optimizer = make_optimizer(self.trainable.items(), knobs)
         self.total_steps = knobs["max_steps"] or max(1, round(knobs["num_train_epochs"] * plan.steps_per_epoch))
         self.warmup_steps = math.ceil(knobs["warmup_ratio"] * self.total_steps)
-        self.progress = Progress()
+        self.progress = Progress(loss_scale=FIRST_LOSS_SCALE if device.autocast_dtype == torch.float16 else 1.0)
         self.log_started = time.monotonic()
         self.log_tokens = 0
         self.progress_told = 0.0
@@ -195,7 +198,8 @@ class _Training:
         loss = self._gradients(step, batches)
         self._look_for_a_spike(step, loss, batches)
         norm = self._clip(step, batches)
-        self.optimizer.step()
+        if math.isfinite(norm):  # else it was too large for fp16, and the next step is scaled less
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step = step
         self.progress.loss_sum += loss
@@ -212,7 +216,7 @@ class _Training:
             value = loss.item()
             if not math.isfinite(value) and distributed.num_processes() == 1:
                 raise self._diverged(f"the loss of step {step} is {value}", [batch])
-            loss.backward()  # type: ignore[no-untyped-call]
+            (loss * self.progress.loss_scale).backward()  # type: ignore[no-untyped-call]
             total += value
         (total,) = distributed.summed(total)
         if not math.isfinite(total):  # of any process: all of them end here, and the first one tells
@@ -223,11 +227,27 @@ class _Training:
 
     def _clip(self, step: int, batches: Sequence[Batch]) -> float:
         limit = self.knobs["max_grad_norm"] or math.inf
+        scale = self.progress.loss_scale
+        if scale != 1.0:
+            torch._foreach_div_([p.grad for p in self.trainable.values() if p.grad is not None], scale)
         norm = float(sharding.whole(torch.nn.utils.clip_grad_norm_(self.trainable.values(), limit)))
-        if not math.isfinite(norm) or (step == 1 and norm == 0.0):
+        self._rescale(is_finite=math.isfinite(norm))
+        is_overflow = not math.isfinite(norm) and scale > 1.0
+        if (not math.isfinite(norm) and not is_overflow) or (step == 1 and norm == 0.0):
             raise self._diverged(f"the gradient of step {step} is {norm}", batches)
         self.progress.clipped_count += norm > limit
         return norm
+
+    def _rescale(self, *, is_finite: bool) -> None:
+        """fp16: half the scale where gradients overflowed, twice where they have not for long."""
+        progress = self.progress
+        if progress.loss_scale == 1.0:
+            return
+        progress.finite_steps = progress.finite_steps + 1 if is_finite else 0
+        if not is_finite:
+            progress.loss_scale = max(1.0, progress.loss_scale / 2)
+        elif progress.finite_steps % STEPS_TO_DOUBLE == 0:
+            progress.loss_scale *= 2
 
     def _look_for_a_spike(self, step: int, loss: float, batches: Sequence[Batch]) -> None:
         """Raises ProgramError where the loss has left what it was before by far."""

@@ -33,9 +33,9 @@ def main(context: ProgramContext) -> None:
     validation_data = [Path(path) for path in [context.parameters.get("validation_data")] if path]
     given = require(context.parameters, "hyperparameters")
     knobs = checked_knobs("pretrain", "full", given, has_base=bool(base), has_validation=bool(validation_data))
-    device = open_device(say, knobs)
     base_folder = Path(base) if base else None
     shape = _shape(base_folder, knobs)
+    device = open_device(say, knobs, shape.get("hidden_size", 0))
 
     wanted = metadata_conditions(knobs["metadata_filter"])
     tokenizer_folder = base_folder or _new_tokenizer(
