@@ -19,7 +19,10 @@ from runner.programs.lib.batches import Packed, Sample, pack, pad
 from runner.programs.lib.events import ProgramError
 from runner.programs.lib.fast_lora import quicken_lora
 from runner.programs.lib.head_loss import linear_cross_entropy
+from runner.programs.lib.lengths import LengthPolicy
 from runner.programs.lib.model import Device, load_causal_model
+from runner.programs.lib.render import Renderer
+from runner.programs.lib.token_cache import TokenCache
 from runner.programs.lib.training import Batch, _loss_sum
 from runner.programs.train import sft
 from tests.programs.recipes import QUESTIONS, events_of, make_context, values_by_step, write_rows
@@ -222,3 +225,34 @@ def test_fp16_scales_the_loss_and_outlives_an_overflow(
     assert 1 < state["progress"]["loss_scale"] < 2.0**40
     losses = values_by_step(tmp_path / "run", "train/loss")
     assert losses[60] < losses[1]
+
+
+def test_a_second_start_does_not_tokenize_again_and_learns_the_same(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("tokenized again")
+
+    data = write_rows(tmp_path / "train.jsonl", [*QUESTIONS, {"question": "Long?", "answer": "Very long. " * 60}])
+    renderer = Renderer.from_folder(tiny_model_folder)
+    cache, report = TokenCache(tmp_path / "tokens"), make_context(tmp_path / "run", {}).report
+
+    def read(max_tokens: int) -> tuple[list[Sample], list[int]]:
+        lengths = LengthPolicy(max_tokens, "split")
+        return sft.read_samples(Path(data), renderer, lengths, report, cache), lengths.counts
+
+    first, counts = read(64)
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "tokenize", never)
+        second, counts_again = read(64)
+        with pytest.raises(AssertionError, match="tokenized again"):
+            read(63)
+    assert counts_again == counts
+    assert counts[0] == 1
+    assert [sample.row for sample in second] == [sample.row for sample in first]
+    for left, right in zip(first, second, strict=True):
+        assert torch.equal(left.token_ids, right.token_ids)
+        assert torch.equal(left.is_label, right.is_label)
+    for max_tokens in range(50, 56):
+        read(max_tokens)
+    assert len(list((tmp_path / "tokens").iterdir())) == 4

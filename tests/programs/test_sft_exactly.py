@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from runner.contract import folder
 from runner.programs.lib.artifacts import hash_file
 from runner.programs.lib.batches import Padded, shuffled_batches
+from runner.programs.lib.lengths import LengthPolicy
 from runner.programs.lib.render import Renderer
 from runner.programs.train import sft
 from tests.programs.recipes import (
@@ -68,7 +69,7 @@ def test_the_losses_are_those_of_trl_on_the_same_batches(tiny_model_folder: Path
     context = make_context(tmp_path / "ours", parameters_of(tiny_model_folder, tmp_path, "full", max_steps=20))
     sft.main(context)
     renderer = Renderer.from_folder(tiny_model_folder)
-    samples = sft.read_samples(tmp_path / "train.jsonl", renderer, 64, "truncate", context.report)
+    samples = sft.tokenize(tmp_path / "train.jsonl", renderer, LengthPolicy(64, "truncate"), context.report)
     batches_of = shuffled_batches(samples, 2, 42, Padded(2))
     of_row = {sample.row: sample for sample in samples}
     rows = [

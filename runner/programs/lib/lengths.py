@@ -15,7 +15,7 @@ class LengthPolicy:
 
     def __init__(self, max_tokens: int, policy: str) -> None:
         self.max_tokens = max_tokens
-        self._policy = policy
+        self.policy = policy
         self._num_long = 0
         self._num_labels = 0
         self._num_lost = 0
@@ -23,10 +23,10 @@ class LengthPolicy:
     def spans(self, is_label: Sequence[bool]) -> list[tuple[int, int]]:
         """Which parts of a sample are kept, as (start, end); parts without a label are left out."""
         size, limit = len(is_label), self.max_tokens
-        if size <= limit or self._policy == "split":
+        if size <= limit or self.policy == "split":
             spans = [(start, min(start + limit, size)) for start in range(0, size, limit)]
         else:
-            spans = [(0, limit)] if self._policy == "truncate" else []
+            spans = [(0, limit)] if self.policy == "truncate" else []
         # The first token of a part has nothing before it and is never learned.
         kept = [(start, end) for start, end in spans if any(is_label[start + 1 : end])]
         self._count(sum(is_label), sum(sum(is_label[start:end]) for start, end in kept), is_long=size > limit)
@@ -36,7 +36,7 @@ class LengthPolicy:
         """How many tokens of each reply to a prompt are kept; None where the sample is dropped."""
         room = self.max_tokens - prompt_size
         is_long = max(sizes) > room
-        kept = [min(size, room) for size in sizes] if not is_long or self._policy != "drop" else []
+        kept = [min(size, room) for size in sizes] if not is_long or self.policy != "drop" else []
         kept = kept if kept and min(kept) > 0 else []
         self._count(sum(sizes), sum(kept), is_long=is_long)
         return kept or None
@@ -47,10 +47,19 @@ class LengthPolicy:
         say.phase("data", f"{source}: {num_samples} samples, {num_tokens} tokens, {num_kept} of them learned")
         if self._num_long:
             say.warning(
-                f"{self._num_long} samples are longer than {self.max_tokens} tokens ({self._policy}): "
+                f"{self._num_long} samples are longer than {self.max_tokens} tokens ({self.policy}): "
                 f"{self._num_lost / max(1, self._num_labels):.1%} of the answer tokens are lost",
                 "samples_too_long",
             )
+
+    @property
+    def counts(self) -> list[int]:
+        """What was counted, to be kept: long samples, answer tokens, lost ones of them."""
+        return [self._num_long, self._num_labels, self._num_lost]
+
+    @counts.setter
+    def counts(self, counts: Sequence[int]) -> None:
+        self._num_long, self._num_labels, self._num_lost = counts
 
     @property
     def num_long(self) -> int:

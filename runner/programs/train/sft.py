@@ -19,12 +19,13 @@ from runner.programs.lib.answers import answer_scores, questions_of
 from runner.programs.lib.attention import sample_by_sample, why_not_packed
 from runner.programs.lib.batches import Packed, Padded, Sample, pack, pad, shuffled_batches, steps_per_epoch
 from runner.programs.lib.data import read_messages
-from runner.programs.lib.distributed import is_first, num_processes, run_in_processes
+from runner.programs.lib.distributed import first_then_others, is_first, num_processes, run_in_processes
 from runner.programs.lib.events import ProgramContext, ProgramError, Reporter
 from runner.programs.lib.lengths import LengthPolicy
 from runner.programs.lib.recipe import Order, finish_order, read_order
 from runner.programs.lib.render import Renderer
 from runner.programs.lib.sharding import shard
+from runner.programs.lib.token_cache import TokenCache
 from runner.programs.lib.training import Plan, train
 
 
@@ -39,10 +40,13 @@ def main(context: ProgramContext) -> None:
 def tune(context: ProgramContext, order: Order) -> dict[str, float]:
     """Train on conversations, save the weights and return the final metrics."""
     knobs, say = order.knobs, context.report
-    samples = read_samples(order.train_data, order.renderer, order.max_tokens, knobs["length_policy"], say)
+    cache = TokenCache(context.work / "tokens")
+    lengths = LengthPolicy(order.max_tokens, knobs["length_policy"])
+    samples = read_samples(order.train_data, order.renderer, lengths, say, cache)
     held_out: list[Sample] = []
     if order.validation_data:
-        held_out = read_samples(order.validation_data, order.renderer, order.max_tokens, "drop", say)
+        lengths = LengthPolicy(order.max_tokens, "drop")
+        held_out = read_samples(order.validation_data, order.renderer, lengths, say, cache)
     model, package = load_trainable(order, say)
     packed = is_packed(order, model, say)
     if knobs.get("distributed_strategy") == "fsdp" and num_processes() > 1:
@@ -98,10 +102,29 @@ def score_validation(context: ProgramContext, order: Order, model: Any) -> dict[
     return answer_scores(model, order.renderer, questions, max_new_tokens, order.device, context.report)
 
 
-def read_samples(path: Path, renderer: Renderer, max_tokens: int, policy: str, say: Reporter) -> list[Sample]:
+def read_samples(
+    path: Path, renderer: Renderer, lengths: LengthPolicy, say: Reporter, cache: TokenCache | None = None
+) -> list[Sample]:
+    """The conversations of a file as tokens, from the cache if there are any. Raises ProgramError with the line."""
+    if cache is None or not path.is_file():
+        return tokenize(path, renderer, lengths, say)
+    key = cache.key(path, renderer, lengths)
+
+    def read() -> list[Sample]:
+        found = cache.load(key, lengths)
+        if found is None:
+            made = tokenize(path, renderer, lengths, say)
+            cache.store(key, path.name, made, lengths)
+            return made
+        say.phase("data", f"{path.name}: {len(found)} samples, tokenized before")
+        return found
+
+    return first_then_others(read)
+
+
+def tokenize(path: Path, renderer: Renderer, lengths: LengthPolicy, say: Reporter) -> list[Sample]:
     """Tokenize the conversations of a file; longer ones go by the policy. Raises ProgramError with the line."""
     samples: list[Sample] = []
-    lengths = LengthPolicy(max_tokens, policy)
     for line_number, messages in read_messages(path):
         where = f"{path.name} line {line_number}"
         rendered = renderer.encode_conversation(messages)
@@ -114,7 +137,7 @@ def read_samples(path: Path, renderer: Renderer, max_tokens: int, policy: str, s
         raise ProgramError(
             "no_usable_rows",
             f"no row of {path.name} is left to learn from: {lengths.num_long} are longer than max_seq_length "
-            f"({max_tokens} tokens). Raise max_seq_length, or set length_policy to truncate or split.",
+            f"({lengths.max_tokens} tokens). Raise max_seq_length, or set length_policy to truncate or split.",
             "max_seq_length",
         )
     lengths.tell(say, path.name, len(samples), sum(len(sample.token_ids) for sample in samples))
