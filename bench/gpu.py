@@ -216,11 +216,11 @@ def plain(name: str, samples: list[list[Sample]], device: Device) -> dict[str, A
         trainer = SFTTrainer(
             model=package,
             args=SFTConfig(
-                output_dir=folder, max_steps=len(samples), per_device_train_batch_size=1,
-                bf16=bool(device.autocast_dtype), gradient_checkpointing=False, learning_rate=LEARNING_RATE, lr_scheduler_type="cosine", adam_beta2=0.95,
-                optim="adamw_torch_fused", logging_steps=1, report_to=[], save_strategy="no", disable_tqdm=True,
-                train_sampling_strategy="sequential", dataset_kwargs={"skip_prepare_dataset": True},
-                remove_unused_columns=False, use_cpu=device.device.type == "cpu", max_length=None,
+                output_dir=folder, max_steps=len(samples), per_device_train_batch_size=1, disable_tqdm=True,
+                bf16=bool(device.autocast_dtype), gradient_checkpointing=False, learning_rate=LEARNING_RATE,
+                lr_scheduler_type="cosine", adam_beta2=0.95, optim="adamw_torch_fused", logging_steps=1, report_to=[],
+                save_strategy="no", train_sampling_strategy="sequential", remove_unused_columns=False, max_length=None,
+                dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=device.device.type == "cpu",
             ),
             train_dataset=Dataset.from_list(rows),
             data_collator=lambda batch: flattened(samples[batch[0]["steps"]]),
