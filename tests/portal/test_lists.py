@@ -20,10 +20,11 @@ SIGN_IN = 3
         ("/models", SIGN_IN + 2),
         ("/images", SIGN_IN + 2),
         ("/tasks", SIGN_IN + 1),
+        ("/tasks/searches", SIGN_IN + 1),
         ("/evaluations", SIGN_IN + 2),
         ("/services", SIGN_IN + 3),
         ("/files", SIGN_IN + 2),
-        ("/settings", SIGN_IN + 4),
+        ("/settings", SIGN_IN + 5),
     ],
 )
 def test_a_list_costs_the_same_queries_however_long_it_is(
