@@ -47,7 +47,7 @@ def test_an_engine_that_hangs_keeps_no_other_engine_and_no_start_waiting(monkeyp
     monkeypatch.setattr(broken, "stop", hanging)
     monkeypatch.setattr(hands, "executor", {HERE: good, THERE: broken}.__getitem__)
     launched, stopped = threading.Semaphore(0), threading.Semaphore(0)
-    monkeypatch.setattr(jobs, "launch", lambda attempt_id: launched.release())
+    monkeypatch.setattr(jobs, "launch", lambda attempt_id, is_due: launched.release())
     monkeypatch.setattr(good, "stop", lambda name, grace_s: stopped.release())
     made = Hands(ThreadLane)
     for number in range(THREADS + 3):
