@@ -88,6 +88,7 @@ REFUSED: dict[str, tuple[str, str, bytes | Callable[[], bytes]]] = {
     "DATA-039": ("x.parquet", "", footer_past_the_file),
     "DATA-041": ("x.xlsx", "", lambda: workbook(["question"], ["q"], parts={"xl/sharedStrings.xml": BOMB})),
     "DATA-042": ("x.xlsm", "", lambda: workbook(["question"], ["q"])),
+    "FILE-032": ("data.jsonl", "", b"\x89PNG\r\n\x1a\n\0\0"),
 }  # fmt: skip
 
 

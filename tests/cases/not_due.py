@@ -10,9 +10,7 @@ AREAS = {
 }
 #: Cases of other areas whose route is not of the platform API.
 CASES = {
-    "PAGE-012": "training dialect (document 003)",
     "FILE-025": "resumable uploads: no route /api/v1/uploads yet",
-    "FILE-032": "training dialect (document 003)",
     "DATA-035": "the 50 MiB are a limit of documents 003 and 004: training dialect",
     "DATA-043": "files of a split are named in a configuration of document 003: training dialect",
 }

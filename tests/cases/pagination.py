@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from typing import Any
 
-from tests.cases.registry import Scene, case
+from clavier.runs.models import Run
+from finetune_app.models import FineTuneTask
+from tests.cases.registry import ENGLISH, Scene, case
 
 CREATE, LIST = "/kernel/fineTune/createLlmFineTuneTask", "/kernel/fineTune/listLlmFineTuneTask"
 
@@ -57,3 +61,21 @@ def rows_inserted_while_paging(scene: Scene) -> Any:
     seen = [row["taskId"] for response in (first, second) for row in response.json()["data"]["rows"]]
     assert seen == old
     return second
+
+
+def forged(value: Any) -> str:
+    """A cursor of one's own making."""
+    return base64.b64encode(json.dumps(value, separators=(",", ":")).encode()).decode()
+
+
+@case("PAGE-012")
+def a_forged_cursor(scene: Scene) -> Any:
+    """In every kind of list; one that names a stranger's row in the list's own form moves nobody to the stranger."""
+    own, theirs = FineTuneTask.objects.get(name="there"), FineTuneTask.objects.get(name=scene.victims["task_name"])
+    own_runs = set(map(str, Run.objects.filter(tenant_id=scene.alice.tenant_id).values_list("pk", flat=True)))
+    for place in ([0, "2999-01-01T00:00:00Z", str(theirs.run_id)], [1, "1999-01-01T00:00:00Z", str(theirs.run_id)]):
+        page = scene.client.get("/api/v1/runs", {"cursor": forged(place)}).json()
+        assert {item["id"] for item in page["items"]} == own_runs
+    cursor = {"cursor": forged({"id": 1, "tenant": 2})}
+    lists = ("runs", f"runs/{own.run_id}/events", "fine-tune-tasks", f"fine-tune-tasks/{own.pk}/events", "files")
+    return [scene.client.get(f"/api/v1/{path}", cursor, **ENGLISH) for path in lists]
