@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.train import make_base, say, spread
 from runner.contract import folder
-from runner.contract.run_spec import Limits, Resources, RunSpec
+from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
 from runner.executors.base import Launch
 from runner.executors.local_process import LocalProcessExecutor
 
@@ -68,6 +68,7 @@ def make_run(run_folder: Path, home: Path) -> RunSpec:
     spec = RunSpec(
         "fine_tune", "runner.programs.train.sft", parameters, resources=Resources(1000, 8192),
         limits=Limits(time_limit_s=int(PATIENCE_S)),
+        mounts=(Mount(str(home / "base")), Mount(str(home / "train.jsonl"))),
     )  # fmt: skip
     (run_folder / folder.SPEC).write_text(json.dumps(spec.to_json()), encoding="utf-8")
     return spec
