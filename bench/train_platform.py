@@ -29,6 +29,7 @@ def measure_platform(rounds: int) -> None:
         home = Path(place)
         make_base(home, "small")
         write_rows(home / "train.jsonl")
+        (home / "base/model.safetensors").chmod(0o644)  # read by the program's own user
         executor = LocalProcessExecutor(home / "control", environment={"OMP_NUM_THREADS": "1"})
         walls: dict[str, list[float]] = {"by_hand": [], "platform": []}
         for number in range(rounds):
