@@ -259,7 +259,11 @@ RUN_FINISHED_HOOKS = {
 #: Jobs of the queue that may take longer than a minute -> seconds.
 LONG_JOBS = {"datasets_app.intake.take_in": 6 * 3600}
 #: Called every few minutes: what a lost wake-up left waiting is woken again.
-SWEEPS = ("datasets_app.intake.wake_waiting", "clavier.runs.folders.count_left_out")
+SWEEPS = (
+    "datasets_app.intake.wake_waiting",
+    "clavier.runs.folders.count_left_out",
+    "clavier.files.uploads.remove_expired",
+)
 #: Called every few seconds.
 WATCHES = ("finetune_app.pruning.prune_trials",)
 RECONCILE_INTERVAL_S = float(env.str("RECONCILE_INTERVAL_S", default="1.0"))
@@ -300,11 +304,16 @@ HF_ENDPOINT = env.str("HF_ENDPOINT", default="https://huggingface.co")
 MAX_UPLOAD_MIB = env_int("MAX_UPLOAD_MIB", 50 * 1024, 1, 10**9)
 DEFAULT_STORAGE_MIB = env_int("DEFAULT_STORAGE_MIB", 100 * 1024, 1, 10**9)
 DEFAULT_STORAGE_INODES = env_int("DEFAULT_STORAGE_INODES", 1_000_000, 1, 10**12)
+#: A resumable upload to which nothing has come for so long is removed.
+RESUMABLE_KEPT_S = env_int("RESUMABLE_KEPT_S", 7 * 24 * 3600, 60, 366 * 24 * 3600)
+#: Resumable uploads that one user may have open at once.
+MAX_OPEN_UPLOADS = env_int("MAX_OPEN_UPLOADS", 1000, 1, 10**6)
 #: (scope, id of a tenant or user) -> its live attempts and what each of their containers holds.
 LIVE_ATTEMPTS = "clavier.runs.queries.live_attempts_of"
 #: What is charged for -> a function that yields (tenant, user, bytes, inodes) of it; the auditor adds them up.
 STORAGE_LEDGERS = {
     "files": "clavier.files.usage.stored_files",
+    "uploads": "clavier.files.uploads.open_uploads",
     "data sets": "datasets_app.queries.stored_versions",
     "images": "clavier.images.queries.stored_images",
     "runs": "clavier.runs.folders.stored_folders",

@@ -4,7 +4,7 @@ from django.contrib import admin
 from django.http import HttpRequest
 
 from clavier.core.admin import OperatorAdmin, ReadOnly
-from clavier.files.models import StorageUsage, StoredFile, TenantStorage
+from clavier.files.models import ResumableUpload, StorageUsage, StoredFile, TenantStorage
 
 
 @admin.register(StoredFile)
@@ -14,6 +14,16 @@ class StoredFileAdmin(ReadOnly, OperatorAdmin):
     list_display = ("name", "area", "parent", "is_folder", "size_bytes", "tenant", "created_by", "created_at")
     list_filter = ("area", "is_folder")
     search_fields = ("path", "sha256", "tenant__name", "created_by__username")
+    list_select_related = ("tenant", "created_by")
+
+
+@admin.register(ResumableUpload)
+class ResumableUploadAdmin(ReadOnly, OperatorAdmin):
+    """Read only: its rows, its bytes and what they are charged change together, through the services."""
+
+    list_display = ("path", "area", "received_bytes", "size_bytes", "tenant", "created_by", "created_at", "expires_at")
+    list_filter = ("area",)
+    search_fields = ("path", "tenant__name", "created_by__username")
     list_select_related = ("tenant", "created_by")
 
 

@@ -6,13 +6,14 @@ from typing import ClassVar
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 from django.utils import timezone
 
 from clavier.core.models import TenantOwned
 
 AREAS = ("private", "public")
 MIB = 2**20
+MAX_METADATA_CHARACTERS = 8192
 
 
 def default_bytes_limit() -> int:
@@ -51,6 +52,32 @@ class StoredFile(TenantOwned):
 
     def __str__(self) -> str:
         return f"{self.area}/{self.path}"
+
+
+class ResumableUpload(TenantOwned):
+    """A file that its creator is sending in parts; it counts against the storage quota with its whole length."""
+
+    area = models.CharField(max_length=7, choices=[(area, area) for area in AREAS])
+    path = models.CharField(max_length=4096, help_text="Where the file goes, relative to the area.")
+    overwrite = models.BooleanField(default=False)
+    size_bytes = models.BigIntegerField(help_text="Of the whole file.")
+    received_bytes = models.BigIntegerField(default=0, help_text="Are durable.")
+    sha256 = models.CharField(max_length=64, blank=True, help_text="That the file shall have; empty: not told.")
+    metadata = models.CharField(max_length=MAX_METADATA_CHARACTERS, blank=True, help_text="As the client sent it.")
+    expires_at = models.DateTimeField(db_index=True)
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "id"]
+        constraints: ClassVar = [
+            models.CheckConstraint(condition=Q(area__in=AREAS), name="resumable_upload_area_known"),
+            models.CheckConstraint(
+                condition=Q(received_bytes__gte=0, received_bytes__lte=F("size_bytes")),
+                name="resumable_upload_in_bounds",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.area}/{self.path}: {self.received_bytes}/{self.size_bytes} bytes"
 
 
 class StorageUsage(models.Model):

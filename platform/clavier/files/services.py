@@ -81,7 +81,7 @@ def upload_files(
             )
         base = parse_user_path(folder, field="folder")
         targets = upload_folder_paths(base, [path for path, _ in uploads])
-        _refuse_taken(actor, area, targets, overwrite)
+        refuse_taken(actor, area, targets, overwrite)
         number = own_tenant(actor).number
         incoming = []
         for parts, (_, upload) in zip(targets, uploads, strict=True):
@@ -185,7 +185,7 @@ def _file_path(path: str) -> Parts:
     return (*parts[:-1], parse_file_name(parts[-1], field="name"))
 
 
-def _refuse_taken(actor: Actor, area: str, targets: list[Parts], overwrite: bool) -> None:
+def refuse_taken(actor: Actor, area: str, targets: list[Parts], overwrite: bool) -> None:
     """Refuse early what the transaction would refuse anyway, before the bytes are read."""
     for parts in targets[:100]:
         existing = row_at(actor.tenant_id, actor.user_id, area, parts)

@@ -14,8 +14,8 @@ from clavier.management.backup.manifest import HOME, Entry, copy_hashed, hash_of
 LEFT_OUT = frozenset({"run", "logs", "static", "queue", "uploads", "executors"})
 #: Files at the top of a home that are data.
 TOP_FILES = ("secret_key",)
-#: Deleted by crashed processes' successors anyway.
-SHORT_LIVED = frozenset({".trash", ".incoming"})
+#: Deleted by crashed processes' successors anyway, or (parts of resumable uploads) changed in place and sent again.
+SHORT_LIVED = frozenset({".trash", ".incoming", ".resumable"})
 #: A program's scratch space in a run folder; a new attempt makes its own.
 SCRATCH = frozenset({"work", ".room"})
 
