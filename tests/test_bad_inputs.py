@@ -38,6 +38,7 @@ from tests.cases import (  # noqa: F401  (they register)
     own_code,
     pagination,
     quota,
+    resumable_uploads,
 )
 from tests.cases.registry import DECIDED_OTHERWISE, IMPLEMENTED, Later, Scene, catalogue
 from tests.conftest import left_behind
@@ -149,8 +150,8 @@ def agrees(expect: dict[str, Any], code: str | None, message: str) -> None:
 
 
 def with_database(case: dict[str, Any]) -> Any:
-    """Servers read the database in threads of their own, so their cases need what was written to be committed."""
-    is_of_servers = case["id"] in ("AUTH-003", "FILE-022", "FILE-023")
+    """Servers, and processes that are killed, have connections of their own: for them all must be committed."""
+    is_of_servers = case["id"] in ("AUTH-003", "FILE-022", "FILE-023", "UPL-010", "UPL-013")
     return pytest.param(case, id=case["id"], marks=pytest.mark.django_db(transaction=is_of_servers))
 
 

@@ -12,8 +12,9 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from clavier.core.actor import Actor
-from clavier.files.models import StoredFile
+from clavier.files.models import ResumableUpload, StoredFile
 from clavier.files.services import create_folder, upload_file
+from clavier.files.uploads import create_upload
 from clavier.images.models import ImageVersion
 from clavier.runs.models import Run
 from clavier.runs.outputs import run_folder
@@ -40,6 +41,7 @@ class World:
 
     folder: StoredFile
     file: StoredFile
+    upload: ResumableUpload
     dataset_version: DatasetVersion
     base: ModelVersion
     image: ImageVersion
@@ -138,6 +140,7 @@ def world(alice: Actor, node: None) -> World:
         file=upload_file(
             actor=alice, area="private", folder="data", name="训练.txt", upload=SimpleUploadedFile("x", b"0123456789")
         ),
+        upload=create_upload(actor=alice, size_bytes=5, area="private", folder="data", name="part.bin"),
         dataset_version=data,
         base=base,
         image=make_image_version(alice),

@@ -23,11 +23,15 @@ _SAID = {
     403: "You may see it but not do this.",
     404: "There is no such object for you.",
     409: "The state of the object, or what refers to it, stands against it.",
+    410: "It is no more.",
+    412: "Another version of the protocol is asked for.",
     413: "The body is too large.",
     415: "The body is of another type.",
     416: "The range lies outside the file.",
     422: "This installation can not do it.",
+    423: "Another request is writing to it.",
     429: "A limit is reached.",
+    460: "The bytes are not those of the checksum.",
     507: "The disk or the storage quota is full.",
 }
 _PAGE_PARAMETERS = [
@@ -80,6 +84,7 @@ def operation(
     status: int = 200,
     body: Any = None,
     form: Any = None,
+    raw: str | None = None,
     query: Any = None,
     page_of: type[serializers.BaseSerializer[Any]] | None = None,
     media_type: str = "application/json",
@@ -90,8 +95,9 @@ def operation(
 ) -> Callable[[Handler], Handler]:
     """Document a handler; its docstring becomes the description.
 
-    ``answer``, ``body`` (JSON), ``form`` (multipart), ``query``: serializers; ``page_of``: the answer is a page of
-    these; ``errors``: statuses besides those that follow from the rest; ``is_public``: no credentials are needed.
+    ``answer``, ``body`` (JSON), ``form`` (multipart), ``query``: serializers; ``raw``: type of a body that is bytes;
+    ``page_of``: the answer is a page of these; ``errors``: statuses besides those that follow from the rest;
+    ``is_public``: no credentials are needed.
     """
 
     def decorate(handler: Handler) -> Handler:
@@ -104,7 +110,7 @@ def operation(
             tags=[tag],
             summary=summary,
             parameters=[*named, *([_IDEMPOTENCY] if is_idempotent else [])],
-            request=_request(body, form),
+            request=_request(body, form, raw),
             responses=_responses(status, media_type, page_of, answer, {401, 403, *statuses}),
             examples=list(examples) or None,
             auth=[] if is_public else None,
@@ -125,8 +131,8 @@ def _responses(status: int, media_type: str, page_of: Any, answer: Any, errors: 
     return {status if content is None else (status, media_type): done, **failures}
 
 
-def _request(body: Any, form: Any) -> Any:
-    given = {"application/json": body, "multipart/form-data": form}
+def _request(body: Any, form: Any, raw: str | None) -> Any:
+    given = {"application/json": body, "multipart/form-data": form, **({raw: BINARY} if raw else {})}
     return {media_type: fields for media_type, fields in given.items() if fields} or None
 
 

@@ -20,6 +20,7 @@ from clavier.api.native.nouns import (
     runs,
     searches,
     services,
+    uploads,
 )
 
 urlpatterns = [
@@ -42,6 +43,9 @@ urlpatterns = [
     path("files/<uuid:file_id>/content", files.FileContentView.as_view()),
     path("files/<uuid:file_id>/move", files.FileMoveView.as_view()),
     path("files/<uuid:file_id>/extract", files.FileExtractView.as_view()),
+    path("uploads", uploads.UploadsView.as_view()),
+    path("uploads/<uuid:upload_id>", uploads.UploadView.as_view()),
+    path("uploads/<uuid:upload_id>/complete", uploads.CompleteUploadView.as_view()),
     path("datasets", datasets.DatasetsView.as_view()),
     path("datasets/<uuid:dataset_id>", datasets.DatasetView.as_view()),
     path("datasets/<uuid:dataset_id>/versions", datasets.DatasetVersionsView.as_view()),
