@@ -108,9 +108,9 @@ def remove_member(*, actor: Actor, username: str) -> None:
         require_grantable(actor, cast(Role, membership.role))
         if membership.role == "owner":
             require_other_owner(membership)
-        ApiKey.objects.filter(tenant=membership.tenant, user=membership.user, revoked_at=None).update(
-            revoked_at=timezone.now()
-        )
+        for key in ApiKey.objects.filter(tenant=membership.tenant, user=membership.user, revoked_at=None):
+            key.revoked_at = timezone.now()
+            key.save(update_fields=["revoked_at"])  # one by one: the audit log tells of each
         membership.delete()
 
 

@@ -41,6 +41,24 @@ def tenant_storage_usage(actor: Actor) -> dict[str, Any]:
     return _facts(TenantStorage.objects.filter(tenant_id=actor.tenant_id).first() or TenantStorage())
 
 
+def storage_left(actor: Actor) -> dict[str, Any]:
+    """``bytes`` and ``inodes`` that the actor may still store, by its own and its tenant's limits; None: no limit."""
+    both = (storage_usage(actor), tenant_storage_usage(actor))
+    known = {
+        what: [facts[f"{what}_remaining"] for facts in both if facts[f"{what}_remaining"] is not None]
+        for what in ("bytes", "inodes")
+    }
+    return {what: min(amounts, default=None) for what, amounts in known.items()}
+
+
+def has_default_limits(actor: Actor) -> bool:
+    """Whether nobody ever set a limit of the actor's or its tenant's storage."""
+    own, everyone = storage_usage(actor), tenant_storage_usage(actor)
+    mine = (own["bytes_limit"], own["inodes_limit"])
+    theirs = (everyone["bytes_limit"], everyone["inodes_limit"])
+    return mine == (default_bytes_limit(), default_inodes_limit()) and theirs == (None, None)
+
+
 def row_at(
     tenant_id: UUID, user_id: UUID, area: str, parts: tuple[str, ...], *, lock: bool = False
 ) -> StoredFile | None:

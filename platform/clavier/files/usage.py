@@ -10,6 +10,7 @@ from django.conf import settings
 from django.db.models import Count, F, Q, QuerySet, Sum
 from django.utils.module_loading import import_string
 
+from clavier.audit.records import CHANGE, record
 from clavier.core.errors import StorageFull
 from clavier.files.models import MIB, StorageUsage, StoredFile, TenantStorage
 
@@ -74,9 +75,13 @@ def set_storage_limits(
         row, _ = StorageUsage.objects.get_or_create(tenant_id=tenant_id, user_id=user_id)
     limits = {"bytes_limit": bytes_limit, "inodes_limit": inodes_limit}
     limits = {name: limit for name, limit in limits.items() if limit is not None}
-    if limits:
+    changes = {
+        name: [str(getattr(row, name)), str(limit)] for name, limit in limits.items() if getattr(row, name) != limit
+    }
+    if changes:
         type(row)._default_manager.filter(pk=row.pk).update(**limits)
         row.refresh_from_db()
+        record(row, "set_quota", action=CHANGE, changes=changes)
     return row
 
 

@@ -6,10 +6,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from auditlog.models import LogEntry
 from rest_framework.test import APIClient
 
 from clavier.accounts.models import User
 from clavier.core.actor import Actor
+from clavier.files.usage import set_storage_limits
 from clavier.quotas.models import QuotaWindow
 from clavier.quotas.services import set_cap
 from tests.api.legacy.conftest import ENGLISH, failure, form, payload
@@ -50,7 +52,15 @@ def test_storage_is_told_in_texts(alice_client: APIClient, spelling: str) -> Non
     found = ask(alice_client, QUOTA, userId="alice", **{spelling: 2004})
     assert (found["inodeQuota"], found["inodeUsed"], found["inodeRemain"]) == ("1000000", "2", "999998")
     assert (found["blockQuota"], found["blockUsed"]) == ("100.00GiB", "0.00GiB")
-    assert (found["startTime"], found["endTime"], found["initConfig"]) == ("无限制", "无限制", False)
+    assert (found["startTime"], found["endTime"], found["initConfig"]) == ("无限制", "无限制", True)
+
+
+def test_a_limit_of_the_tenant_counts_and_is_told_of(alice_client: APIClient, alice: Actor) -> None:
+    set_storage_limits(tenant_id=alice.tenant_id, bytes_limit=3 << 29, inodes_limit=7)
+    found = ask(alice_client, QUOTA)
+    assert (found["inodeRemain"], found["blockRemain"], found["initConfig"]) == ("7", "1.50GiB", False)
+    told = LogEntry.objects.get(additional_data__event="set_quota")
+    assert told.changes == {"bytes_limit": ["None", str(3 << 29)], "inodes_limit": ["None", "7"]}
 
 
 def test_messages_are_those_of_the_document(alice_client: APIClient) -> None:

@@ -15,7 +15,7 @@ from clavier.api.legacy.schema import operation
 from clavier.api.legacy.times import time_of
 from clavier.api.legacy.views import LegacyView
 from clavier.api.legacy.words import say
-from clavier.files.queries import storage_usage
+from clavier.files.queries import has_default_limits, storage_left, storage_usage
 from clavier.quotas.queries import left_for, remaining, window_of
 
 TAG = "8 剩余资源查询"
@@ -27,7 +27,7 @@ class RemainBody(Body):
 
 
 class QuotaBody(RemainBody):
-    uId = Id(help_text="linux用户的uid / the Linux uid")
+    uId = Id(help_text="linux用户的uid（不使用）/ the Linux uid, which is not used: storage is the user's")
     uid = Id(help_text="同 uId / the same as uId")
 
 
@@ -57,7 +57,7 @@ class StorageQuota(serializers.Serializer[Any]):
     blockRemain = serializers.CharField()
     startTime = serializers.CharField()
     endTime = serializers.CharField()
-    initConfig = serializers.BooleanField()
+    initConfig = serializers.BooleanField(help_text="是否为初始配置（未设置过配额）/ no quota was ever set")
 
 
 class RemainView(LegacyView):
@@ -90,20 +90,20 @@ class StorageQuotaView(LegacyView):
 
     @operation("getQuotaRemainResource", TAG, "8.2 查询用户存储配额", RESOURCES, body=QuotaBody, data=StorageQuota())
     def post(self, request: Request) -> Response:
-        """What the caller's files and data sets take up."""
+        """What the caller's files and data sets take up, and what its own and its tenant's limit leave."""
         self.read(QuotaBody)
-        usage = storage_usage(self.actor)
+        usage, left = storage_usage(self.actor), storage_left(self.actor)
         start, end = window_of(self.actor)
         found = {
             "inodeQuota": str(usage["inodes_limit"]),
             "inodeUsed": str(usage["inodes_used"]),
-            "inodeRemain": str(usage["inodes_remaining"]),
+            "inodeRemain": str(left["inodes"]),
             "blockQuota": in_gib(usage["bytes_limit"]),
             "blockUsed": in_gib(usage["bytes_used"]),
-            "blockRemain": in_gib(usage["bytes_remaining"]),
+            "blockRemain": in_gib(left["bytes"]),
             "startTime": limit_of(start),
             "endTime": limit_of(end),
-            "initConfig": usage["bytes_used"] == 0 and usage["inodes_used"] == 0,
+            "initConfig": has_default_limits(self.actor) and start is None and end is None,
         }
         return self.answer(found, say("查询成功", "This is the storage quota."))
 
