@@ -11,9 +11,12 @@ import pytest
 from django.utils import translation
 
 from clavier.api.legacy.sentences import CATALOGUE, in_chinese, sentences
+from clavier.api.legacy.shapes.ends import WORDS, end_of, said_of
 from clavier.api.legacy.words import CHINESE, translated
 from clavier.core import errors
 from clavier.quotas.shortage import Shortage
+from clavier.runs.models import Run
+from clavier.runs.states import EndReason, RunState
 
 ROOT = Path(__file__).resolve().parents[3]
 PLATFORM = ROOT / "platform" / "clavier"
@@ -22,8 +25,8 @@ REACHED = [
     *(PLATFORM / "accounts" / name for name in ("access.py", "auth.py")),
     *(PLATFORM / "api" / "common").glob("*.py"),
     *(PLATFORM / "core" / name for name in ("names.py", "paths.py", "references.py", "secrets.py")),
-    *(PLATFORM / "files" / name for name in ("access.py", "folders.py", "names.py", "queries.py", "services.py",
-                                             "storage.py")),
+    *(PLATFORM / "files" / name for name in ("access.py", "adoption.py", "folders.py", "names.py", "queries.py",
+                                             "services.py", "storage.py")),
     *(PLATFORM / "images" / name for name in ("access.py", "references.py", "services.py")),
     *(PLATFORM / "quotas" / name for name in ("requests.py",)),
     *(PLATFORM / "runs" / name for name in ("commands.py", "options.py", "own_code.py", "services.py")),
@@ -108,6 +111,14 @@ def test_entries_are_pairs_with_the_same_parameters() -> None:
         ("", "The program ended with exit code 1: no. It reached the process limit of a run: start fewer workers.",
          "程序以退出码 1 结束：no. 已达到单个运行的进程数上限，请减少工作进程。"),
         ("too_many_files", "Nobody has said this.", "文件过多：Nobody has said this."),
+        ("exit_code", "6 tokens make no sequence of 512; lower sequence_length",
+         "6 个 token 不足以构成长度为 512 的序列，请减小 sequence_length"),
+        ("command_not_found", "The command could not be executed (exit code 1): command not run: x: Permission denied",
+         "命令无法执行（退出码 1）：x 没有执行权限"),
+        ("bad_layout", "inputDir private/x must hold the folders train, validate, test and nothing else: test missing.",
+         "inputDir private/x 须且只能包含目录 train, validate, test：缺少 test。"),
+        ("unschedulable", "The resource group 'x' has no MIG devices '7g'; it has no MIG devices.",
+         "资源组 'x' 没有任何 MIG 设备，因此没有 '7g'。"),
         ("bad_value", "a: b\nc is a file; a folder is needed.", "a: b\nc 是文件，须为目录。"),
     ],
 )  # fmt: skip
@@ -124,3 +135,18 @@ def test_what_no_node_has_is_said_in_the_words_of_the_language() -> None:
     chinese = in_chinese(f"{whole} Ask for less, or for another group.")
     assert chinese is not None
     assert "最接近的节点 a1 可提供 4/4（GPU），申请了 8" in chinese
+    share = Shortage("node", "vgpus", cap=0, used=0, wanted=1, node="a1", detail=" with 50 % and 2048 MiB")
+    chinese = in_chinese(f"{whole.replace(str(shortage), str(share))} Ask for less, or for another group.")
+    assert chinese is not None
+    assert "0/0 个 50 % 算力与 2048 MiB 显存的 GPU 份额" in chinese
+
+
+def test_how_a_run_ended_is_said_with_a_chinese_label_where_it_has_no_sentence() -> None:
+    run = Run(state=RunState.FAILED, end_reason=EndReason.EXIT_NONZERO, message="Nobody has said this.")
+    with translation.override("zh-hans"):
+        assert end_of(run) == {"message": "程序失败：Nobody has said this.", "error": "exit_code"}
+        assert said_of(Run(state=RunState.RUNNING, message="Nobody.")) == "说明：Nobody."
+        assert said_of(Run(state=RunState.RUNNING)) == said_of(None) == ""
+    with translation.override("en"):
+        assert said_of(run) == run.message
+    assert {*WORDS.values(), "command_not_executable"} - {""} <= set(CHINESE)

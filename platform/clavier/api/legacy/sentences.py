@@ -37,6 +37,7 @@ VALUES = {
     "object store": "对象存储",
     "run": "运行",
     "service": "服务",
+    "shares of GPUs": "GPU 份额",
     "task": "任务",
     "this run has none: give its folder or version": "该任务没有：请填写其目录或版本",
     "volumes at paths of their own": "挂载到自定义路径的卷",

@@ -6,8 +6,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-from clavier.api.legacy.sentences import in_chinese
-from clavier.api.legacy.words import say
+from clavier.api.legacy.words import translated
 from clavier.runs.models import Run
 from clavier.runs.states import EndReason, RunState
 
@@ -43,8 +42,12 @@ class End(serializers.Serializer[Any]):
 
 def end_of(run: Run | None) -> dict[str, str]:
     """The two fields; empty while it has not ended."""
-    message = run.message if run else ""
-    return {"message": say(in_chinese(message) or message, message), "error": error_of(run)}
+    return {"message": said_of(run), "error": error_of(run)}
+
+
+def said_of(run: Run | None) -> str:
+    """What the platform or the program said last, in the language of the request; empty when it said nothing."""
+    return translated(error_of(run) or "note", run.message) if run and run.message else ""
 
 
 def error_of(run: Run | None) -> str:

@@ -8,6 +8,7 @@ from rest_framework import serializers
 
 from clavier.api.legacy.fields import as_text
 from clavier.api.legacy.groups import names_of
+from clavier.api.legacy.shapes.ends import said_of
 from clavier.api.legacy.shapes.tuning import MIB
 from clavier.api.legacy.states import WORDS
 from clavier.api.legacy.times import time_of
@@ -185,7 +186,7 @@ def instance_of(replica: Replica) -> dict[str, Any]:
         "index": facts["index"],
         "instanceId": str(facts["run_id"]) if facts["run_id"] else None,
         "status": WORDS[RunState(facts["state"])] if facts["state"] else "Created",
-        "message": facts["message"] or facts["why"],
+        "message": said_of(replica.run) or facts["why"],
         "restarts": facts["restarts"],
         "engine": facts["engine"],
         "startTime": time_of(facts["started_at"]),
