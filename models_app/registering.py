@@ -116,11 +116,15 @@ def add_version(actor: Actor, model: RegisteredModel, wanted: NewVersion) -> Mod
 
 
 def share_files(version: ModelVersion, made: ModelVersion) -> None:
-    """The version is what a training has made, under another name; the files stay where they are."""
+    """The version is what a training has made, under another name; the files stay where they are.
+
+    Its own declarations count where it has any.
+    """
     require_usable(made, field="location")
     version.location, version.shares_files_with = str(made), made
     for column in (
         "folder", "format", "task", "base_version", "dataset_version", "architecture", "num_parameters", "size_bytes",
-        "fingerprint", "render_hash", "facts", "metrics", "declarations", "image_version",
+        "fingerprint", "render_hash", "facts", "metrics", "image_version",
     ):  # fmt: skip
         setattr(version, column, getattr(made, column))
+    version.declarations = version.declarations or made.declarations
