@@ -103,6 +103,10 @@ def checked_version(actor: Actor, given: Mapping[str, Any]) -> dict[str, Any]:
     }
     if columns["volume_path"]:
         problems.check(own_folder, actor, columns["volume_path"], field="volume_path")
+    for name in ("volumes", "volume_path"):
+        if columns[name] and not own_code.get("command"):
+            message = "Mounted folders reach own servers only; the platform's servers read their model alone."
+            problems.add(name, "not_honoured", message)
     if values and not own_code.get("command"):
         message = "hyperparameters reach own servers only; the platform's take context_tokens and parallel."
         problems.add("hyperparameters", "not_honoured", message)

@@ -122,11 +122,14 @@ def test_charlie_and_bob_do_not_change_the_service_of_alice(engine, two, bob, ch
         ({"environment": {"LD_PRELOAD": "x"}}, "reserved_name", "environment.LD_PRELOAD"),
         ({"volumes": [{"src": "private/none"}]}, "wrong_type", "volumes[0]"),
         ({"hyperparameters": {"temperature": 1}}, "not_honoured", "hyperparameters"),
+        ({"volumes": [{"src": "private/lightgbm", "dst": "/dd"}]}, "not_honoured", "volumes"),
+        ({"volume_path": "private/lightgbm"}, "not_honoured", "volume_path"),
         ({"model_version": None}, "required", "model_version"),
         ({"colour": "red"}, "unknown_field", "colour"),
     ],
 )
-def test_a_bad_field_is_named(engine, alice, change, code, field):
+def test_a_bad_field_is_named(engine, alice, spooled, change, code, field):
+    put_tree(alice, spooled, {"lightgbm/a.txt": "x"})
     given = {"model_version": make_model_version(alice).pk} | change
     with pytest.raises(InvalidFields) as refusal:
         create_service(actor=alice, name="bad", **given)

@@ -64,7 +64,11 @@ def test_a_service_is_saved_without_being_started(alice_client: APIClient, body:
     payload(alice_client.post("/file/file/uploadFolder", **form("x", b"x", currentPath="/lightgbm")))
     version = body["modelServerVersions"][0]
     version |= {"volumes": '[{"src":"/lightgbm","dst":"/dd"}]', "envs": [{"API_KEY": "k"}, {"eee": "tess"}]}
+    version["volumePath"] = "/lightgbm"
     del version["predictMaxReplicas"], version["metric"]
+    refused = failure(post(alice_client, SAVE, body), 400, "not_honoured", "modelServerVersions[0].volumes")
+    assert "modelServerVersions[0].volumePath：挂载的目录只对自定义服务程序有效" in refused
+    version["command"] = "serve"
     made = payload(post(alice_client, SAVE, body))
     assert made["modelServer"]["status"] == "Draft"
     found = made["modelServerVersions"][0]
