@@ -52,9 +52,10 @@ def test_the_same_name_twice_is_a_conflict(alice_client: APIClient, image: str) 
     failure(post(alice_client, REGISTER, imageName="dzq/45"), 409, "already_exists", "imageName")
 
 
-@pytest.mark.parametrize("by", ["id", "name", "names"])
+@pytest.mark.parametrize("by", ["id", "name", "names", "both"])
 def test_an_import_starts_and_is_answered_at_once(alice_client: APIClient, image: str, by: str) -> None:
-    which = {"id": {"imageId": image}, "name": {"imageName": "dzq/45"}, "names": {"imageName": ["dzq/45"]}}[by]
+    named = {"id": {"imageId": image}, "name": {"imageName": "dzq/45"}, "names": {"imageName": ["dzq/45"]}}
+    which = {**named, "both": named["id"] | named["name"]}[by]
     response = post(alice_client, IMPORT, fileUrl="dzq/aios-busybox.tar", imageTag="1.0", **which)
     started = payload(response)
     assert response.json()["message"] == "镜像开始上传"
@@ -67,6 +68,9 @@ def test_an_import_names_what_is_wrong(alice_client: APIClient, image: str) -> N
     failure(post(alice_client, IMPORT, fileUrl="dzq/aios-busybox.tar"), 400, "required", "imageId")
     failure(post(alice_client, IMPORT, fileUrl="none.tar", imageId=image), 404, "not_found", "fileUrl")
     failure(post(alice_client, IMPORT, fileUrl="../../etc/passwd", imageId=image), 400, "path_outside_root", "fileUrl")
+    for other in ("dzq/47", ["dzq/45", "dzq/47"]):
+        two = post(alice_client, IMPORT, fileUrl="dzq/aios-busybox.tar", imageId=image, imageName=other)
+        failure(two, 400, "conflicting_fields", "imageName")
     bad_tag = post(alice_client, IMPORT, fileUrl="dzq/aios-busybox.tar", imageId=image, imageTag="1.0 latest")
     failure(bad_tag, 400, "bad_name", "imageTag")
 

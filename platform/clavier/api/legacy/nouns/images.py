@@ -38,7 +38,7 @@ class NewImage(Body):
 class ImportBody(Body):
     fileUrl = Place(required=True, help_text="个人文件中镜像包的路径，例如 dzq/aios-busybox.tar")
     imageId = Id(help_text="镜像ID；或填写 imageName")
-    imageName = Words(help_text="镜像名称（字符串或列表）；与 imageId 二选一")
+    imageName = Words(help_text="镜像名称（字符串或列表）；与 imageId 二选一，同时填写时须一致")
     imageTag = Word(default="latest", max_length=128, help_text="镜像标签，默认 latest")
     userId = UserIs(help_text="用户ID；不填为本人")
 
@@ -104,9 +104,16 @@ class ImportImageView(ImageView):
 
 def image_of(actor: Actor, values: dict[str, Any]) -> ContainerImage:
     """The image by its id or name. Raises Invalid, NotFound."""
-    if values.get("imageId"):
-        return access_image(actor, values["imageId"], field="imageId")
     names = values.get("imageName") or []
+    if values.get("imageId"):
+        image = access_image(actor, values["imageId"], field="imageId")
+        if names and names != [image.name]:
+            message = say(
+                f"imageName 与 imageId 不一致，该镜像的名称是 {image.name}；只填写其中之一即可",
+                f"imageName is not the name of imageId, which is {image.name}; one of the two is enough.",
+            )
+            raise spoken(Invalid(message, code="conflicting_fields", field="imageName"))
+        return image
     if len(names) != 1:
         message = say("imageId 与 imageName 须填写一个", "imageId: give the image's id, or its name as imageName.")
         raise spoken(Invalid(message, code="required", field="imageId"))
