@@ -155,6 +155,16 @@ def test_a_model_and_its_versions_are_made_all_or_none(alice_client: APIClient, 
     failure(alice_client.post(CREATE, body, format="json"), 409, "already_exists", "application.name")
 
 
+@pytest.mark.parametrize("others", [("0.0.1", "0.0.1"), ("2", "")])
+def test_two_versions_of_a_model_have_two_names(
+    alice_client: APIClient, body: dict[str, Any], others: tuple[str, str]
+) -> None:
+    (first,) = body["aiApplicationVersionList"]
+    body["aiApplicationVersionList"] = [{**first, "version": name} for name in others]
+    response = alice_client.post(CREATE, body, format="json")
+    failure(response, 409, "already_exists", "aiApplicationVersionList[1].version")
+
+
 def test_a_result_of_training_becomes_a_version_without_a_copy(
     alice_client: APIClient, alice: Actor, version: ModelVersion, body: dict[str, Any]
 ) -> None:
@@ -164,6 +174,7 @@ def test_a_result_of_training_becomes_a_version_without_a_copy(
     assert (found["source"], found["status"], found["size"]) == (1, 2, 2.0)
     shared = ModelVersion.objects.get(pk=found["id"])
     assert (shared.path, shared.shares_files_with) == (version.path, version)
+    assert [(one["name"], one["range"]) for one in shared.declarations] == [("top_p", [0, 1])]
     in_use = alice_client.delete(f"/api/v1/model-versions/{version.pk}")
     assert (in_use.status_code, in_use.json()["error"]["code"]) == (409, "in_use")
 
@@ -250,13 +261,20 @@ def test_own_code_that_left_no_model_is_told_what_a_model_is(
         ({"saveType": 1, "savePath": "s3://none/bucket/qwen"}, 400, "bad_value", "savePath"),
         ({"saveType": 1, "savePath": "s3://"}, 400, "required", "savePath"),
         ({"configSaveType": 1, "configPath": "s3://none/bucket/config"}, 400, "bad_value", "configPath"),
+        ({"configPath": "/none.json"}, 404, "not_found", "configPath"),
+        ({"applicationName": "OTHER"}, 400, "conflicting_fields", "applicationName"),
+        ({"llmFineTuneTaskId": "1"}, 400, "conflicting_fields", "llmFineTuneTaskId"),
+        ({"source": 2, "trainTaskVersionId": "1"}, 400, "conflicting_fields", "trainTaskVersionId"),
+        ({"source": 1, "trainTaskVersionId": "1", "llmFineTuneTaskId": "2"}, 400, "conflicting_fields",
+         "trainTaskVersionId"),
         ({"source": 2}, 400, "required", "image"),
+        ({"source": 2, "image": "platform"}, 400, "required", "image"),
         ({"source": 2, "image": "none:1"}, 404, "not_found", "image"),
         ({"source": 1}, 400, "required", "llmFineTuneTaskId"),
         ({"source": 1, "llmFineTuneTaskId": "1"}, 404, "not_found", "llmFineTuneTaskId"),
         ({"source": 4}, 400, "out_of_range", "source"),
     ],
-)
+)  # fmt: skip
 def test_what_is_wrong_with_a_version_is_named(
     alice_client: APIClient, body: dict[str, Any], change: dict[str, Any], status: int, error: str, field: str
 ) -> None:

@@ -12,7 +12,8 @@ from clavier.api.legacy.requests import Value, image_argument
 from clavier.api.legacy.shapes.models import FROM_FILES, FROM_IMAGE, FROM_TRAINING, LOCAL_STORAGE, OBJECT_STORAGE
 from clavier.api.legacy.words import say
 from clavier.core.actor import Actor
-from clavier.core.errors import DomainError, Invalid
+from clavier.core.errors import Conflict, DomainError, Invalid, quoted
+from clavier.files.folders import own_row
 from finetune_app.registration import version_from_task
 from finetune_app.services import access_fine_tune_task
 from models_app.object_stores import store_at
@@ -91,8 +92,10 @@ def arguments_of(actor: Actor, values: dict[str, Any]) -> tuple[dict[str, Any], 
     """
     versions, names = [], {"name": "application.name"}
     declarations, places = declarations_of(values.get("hyperParameterList") or [])
+    check_version_names(values.get("aiApplicationVersionList") or [])
     for number, version in enumerate(values.get("aiApplicationVersionList") or []):
         place = f"aiApplicationVersionList[{number}]"
+        check_application_name(version, values["application"], place)
         wanted, field = new_version(actor, version, place)
         versions.append(replace(wanted, declarations=declarations))
         names[f"versions.{number}.location"] = f"{place}.{field}"
@@ -128,15 +131,42 @@ def declarations_of(given: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
     return found, places
 
 
+def check_version_names(versions: list[dict[str, Any]]) -> None:
+    """Each version of a model can be told by its name, or its number where it has none. Raises Conflict."""
+    taken: set[str] = set()
+    for number, version in enumerate(versions):
+        name = version.get("version") or str(number + 1)
+        if name in taken:
+            field = f"aiApplicationVersionList[{number}].version"
+            message = say(
+                f"{field}: 该模型已有版本 {quoted(name)}，请换一个名称",
+                f"{field}: the model has a version {quoted(name)} already; choose another name.",
+            )
+            raise spoken(Conflict(message, code="already_exists", field=field))
+        taken.add(name)
+
+
+def check_application_name(values: dict[str, Any], application: dict[str, Any], place: str) -> None:
+    """A version belongs to the model of its request. Raises Invalid (``conflicting_fields``)."""
+    if values.get("applicationName", "") in ("", application["name"]):
+        return
+    field = f"{place}.applicationName"
+    message = say(
+        f"{field} 与 application.name {quoted(application['name'])} 不一致",
+        f"{field} is not application.name, {quoted(application['name'])}.",
+    )
+    raise spoken(Invalid(message, code="conflicting_fields", field=field))
+
+
 def new_version(actor: Actor, values: dict[str, Any], place: str) -> tuple[NewVersion, str]:
     """What a version is made from, and the field that says it. Raises Invalid, NotFound, Conflict, Unprocessable."""
     source = values.get("source") or FROM_FILES
     check_config_place(actor, values, f"{place}.configPath")
+    check_training_fields(values, source, place)
     kept = without_person(values)
     if source == FROM_IMAGE:
-        name = values.get("image") or missing(f"{place}.image")
-        version = image_argument(actor, name, field=f"{place}.image")
-        return NewVersion("image", str(version), submitted=kept), "image"
+        version = image_argument(actor, values.get("image") or "", field=f"{place}.image")
+        return NewVersion("image", str(version or missing(f"{place}.image")), submitted=kept), "image"
     if source == FROM_TRAINING:
         return replace(trained(actor, values, place), submitted=kept), training_field(values)
     if values.get("saveType") == OBJECT_STORAGE:
@@ -147,12 +177,28 @@ def new_version(actor: Actor, values: dict[str, Any], place: str) -> tuple[NewVe
 
 
 def check_config_place(actor: Actor, values: dict[str, Any], field: str) -> None:
-    """The configuration lies where ``configSaveType`` says. Raises Invalid, Unprocessable (``host_not_allowed``)."""
+    """The configuration lies where ``configSaveType`` says; whether there is one in a store, its import finds out.
+
+    Raises Invalid, NotFound, Unprocessable (``host_not_allowed``).
+    """
     path = values.get("configPath") or ""
     if path and values.get("configSaveType") == OBJECT_STORAGE:
         store_at(actor, in_object_store(path), field=field)
-    else:
-        location_of(path, field=field)
+    elif location := location_of(path, field=field):
+        own_row(actor, location, field=field)
+
+
+def check_training_fields(values: dict[str, Any], source: int, place: str) -> None:
+    """One training names what source 1 takes, and nothing else has one. Raises Invalid (``conflicting_fields``)."""
+    given = [name for name in ("trainTaskVersionId", "llmFineTuneTaskId") if values.get(name)]
+    if not given or (source == FROM_TRAINING and len(given) == 1):
+        return
+    field = f"{place}.{given[0]}"
+    message = say(
+        f"{field}: 仅 source=1 时可填，且 trainTaskVersionId 与 llmFineTuneTaskId 只能填写一个",
+        f"{field}: it goes with source 1 only, and with one of trainTaskVersionId and llmFineTuneTaskId.",
+    )
+    raise spoken(Invalid(message, code="conflicting_fields", field=field))
 
 
 def in_object_store(path: str) -> str:
