@@ -78,7 +78,12 @@ def test_data_sets_and_model_versions_are_judged_too(
         made = payload(post(alice_client, CREATE, {**body, **shared, **which, "name": name}))
         task = EvaluationTask.objects.get(pk=made["id"])
         assert (task.dataset_version, task.model_version) == (data, model)
+    for field, wrong in (("datasetName", "none"), ("aiAppVersionName", "none"), ("storageMedium", "1203")):
+        both = {**body, **shared, "datasetId": str(data.pk), "name": "d", field: wrong}
+        failure(post(alice_client, CREATE, both), 400, "conflicting_fields", field)
     found = payload(alice_client.get(DETAIL + made["id"]))
+    named = {name: found[name] for name in ("datasetId", "datasetName", "aiAppVersionName")}
+    payload(post(alice_client, CREATE, {**body, **shared, **named, "name": "e"}))
     assert (found["datasetName"], found["aiAppVersionName"], found["modelType"]) == ("faq", "base@1", "aiApp")
 
 
@@ -98,6 +103,9 @@ def test_the_documents_empty_sample_misses_its_required_fields(alice_client: API
         ({"outputDirr": "/x"}, 400, "unknown_field", "outputDirr"),
         ({"datasetId": "1"}, 400, "conflicting_fields", "inputType"),
         ({"aiAppVersionId": "1"}, 400, "conflicting_fields", "modelType"),
+        ({"inputType": "", "datasetName": "faq"}, 400, "conflicting_fields", "inputType"),
+        ({"inputType": "dataset", "inputDir": ""}, 400, "required", "datasetId"),
+        ({"modelType": "aiApp", "modelDir": "", "aiAppVersionName": "none"}, 400, "required", "aiAppVersionId"),
         ({"image": "none:1"}, 404, "not_found", "image"),
         ({"workDir": "../../etc"}, 400, "path_outside_root", "workDir"),
         ({"command": "run ${model_dirr}"}, 400, "unknown_placeholder", "command"),

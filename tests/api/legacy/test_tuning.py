@@ -192,6 +192,7 @@ def test_a_refused_hyperparameter_is_named_where_it_was_written(alice_client: AP
 
 def test_a_field_that_can_not_be_honoured_is_refused(alice_client: APIClient, body: dict[str, Any]) -> None:
     failure(post(alice_client, CREATE, {**body, "rdma": "YES"}), 422, "unprocessable", "rdma")
+    failure(post(alice_client, CREATE, {**body, "type": "TensorFlow"}), 422, "unprocessable", "type")
     stored = post(alice_client, CREATE, {**body, "storageMedium": 1203}, **ENGLISH)
     assert "createWay=custom" in failure(stored, 422, "unprocessable", "storageMedium")
 
@@ -289,6 +290,16 @@ def test_several_nodes_become_roles(alice_client: APIClient, custom: dict[str, A
         ({"command": ""}, 400, "required", "command"),
         ({"command": "a\0b"}, 400, "bad_value", "command"),
         ({"command": "echo", "algorithmId": "sft"}, 400, "conflicting_fields", "command"),
+        ({"mpiCommand": "echo"}, 400, "conflicting_fields", "command"),
+        ({"command": "", "commands": ["echo"], "mpiCommand": "echo"}, 400, "conflicting_fields", "commands"),
+        ({"command": "", "commands": ["echo"], "algorithmId": "sft"}, 400, "conflicting_fields", "commands"),
+        ({"datasetVersionId": "1"}, 400, "conflicting_fields", "inputType"),
+        ({"inputType": "", "dataSetName": "faq"}, 400, "conflicting_fields", "inputType"),
+        ({"inputType": "dataset"}, 400, "conflicting_fields", "inputType"),
+        ({"inputType": "dataset", "inputDir": ""}, 400, "required", "datasetVersionId"),
+        ({"modelVersion": "1"}, 400, "required", "modelId"),
+        ({"fineTuneHyperParameters": [{"name": "learning_rate"}]}, 400, "duplicate_key", "fineTuneHyperParameters[0]"),
+        ({"resourceType": "什么"}, 400, "not_a_choice", "resourceType"),
         ({"variable": [{"": "x"}]}, 400, "bad_name", "variable"),
         ({"variable": ["A=B"]}, 400, "wrong_type", "variable"),
         ({"inputDir": "/none"}, 404, "not_found", "inputDir"),
@@ -311,6 +322,33 @@ def test_what_is_wrong_with_own_code_is_named(
 @pytest.mark.parametrize("name", ["outputDir", "workingDir", "originModelDir", "image"])
 def test_a_recipe_refuses_what_only_own_code_has(alice_client: APIClient, body: dict[str, Any], name: str) -> None:
     failure(post(alice_client, CREATE, {**body, name: "/x"}), 422, "unprocessable", name)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "error", "field"),
+    [
+        ({"gpuShare": "share", "gpuNum": 4}, "required", "gpuCores"),
+        ({"gpuShare": "vgpu", "gpuCores": 50}, "required", "gpuMem"),
+        ({"gpuShare": "share", "gpuCores": 50, "gpuMem": 8, "gpuNum": 4}, "conflicting_fields", "gpuNum"),
+        ({"gpuShare": "share", "gpuCores": 50, "gpuMem": 8, "migRes": "1g.10gb"}, "conflicting_fields", "migRes"),
+        ({"gpuShare": "mig", "gpuNum": 1}, "required", "migRes"),
+        ({"gpuCores": 50}, "conflicting_fields", "gpuCores"),
+    ],
+)
+def test_gpus_that_are_neither_whole_nor_shared_nor_sliced_are_refused(
+    alice_client: APIClient, body: dict[str, Any], gpus: dict[str, Any], error: str, field: str
+) -> None:
+    body["resource"][0]["gpuResource"] = gpus
+    failure(post(alice_client, CREATE, body), 400, error, f"resource[0].gpuResource.{field}")
+
+
+def test_names_beside_ids_are_those_of_their_objects(alice_client: APIClient, body: dict[str, Any]) -> None:
+    right = payload(post(alice_client, CREATE, {**body, "dataSetName": "faq", "modelVersion": "1"}))
+    base = FineTuneTask.objects.get(pk=right["taskId"]).base_version
+    assert base
+    payload(post(alice_client, CREATE, {**body, "name": "again", "modelId": str(base.model_id)}))
+    for field, wrong in (("dataSetName", "none"), ("modelVersion", "2"), ("modelId", body["modelVersionId"])):
+        failure(post(alice_client, CREATE, {**body, "name": "c", field: wrong}), 400, "conflicting_fields", field)
 
 
 def test_a_profile_gives_what_the_request_leaves_out(alice_client: APIClient, body: dict[str, Any]) -> None:

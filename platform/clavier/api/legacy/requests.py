@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +15,7 @@ from clavier.api.legacy.fields import Body, Number, OneOf, Structure, Word
 from clavier.api.legacy.paths import place_of
 from clavier.api.legacy.words import said, say
 from clavier.core.actor import Actor
-from clavier.core.errors import Invalid, Unprocessable
+from clavier.core.errors import Invalid, Unprocessable, quoted
 from clavier.images.access import access_image_version, find_image_version, parse_id
 from clavier.quotas.requests import BOUNDS
 from clavier.runs.own_code import STORED
@@ -26,6 +26,7 @@ MASK = "***"
 PLATFORM_IMAGE = "platform"
 #: storageMedium: the user's files, object storage.
 LOCAL_MEDIUM, OBJECT_MEDIUM = "1201", "1203"
+_DATA_SETS = ("datasetVersionId", "dataSetName", "datasetId", "datasetName")
 #: A service's name of an amount -> the document's, and how many of the service's units are one of the document's.
 DOCUMENT_NAMES = {
     "cpu_milli": ("cpuNumber", 1000),
@@ -81,15 +82,61 @@ class GpuResource(Body):
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         """Raises ValidationError for fields that do not go together."""
-        shares = attrs.get("gpuShare") in ("share", "vgpu")
-        for name in ("gpuCores", "gpuMem"):
-            if attrs.get(name) and not shares:
-                message = say(f"{name} 需要 gpuShare=share", f"{name} needs gpuShare=share.")
-                raise serializers.ValidationError({name: message}, code="conflicting_fields")
-        if attrs.get("migRes") and shares:
-            message = say("migRes 与 gpuShare=share 冲突", "migRes and gpuShare=share contradict each other.")
-            raise serializers.ValidationError({"migRes": message}, code="conflicting_fields")
+        refuse_gpus_that_are_none(attrs, count="gpuNum")
         return attrs
+
+
+def refuse_gpus_that_are_none(values: Mapping[str, Any], *, count: str) -> None:
+    """Raises ValidationError for GPU fields that do not go together; ``count`` is the one of whole GPUs."""
+    way = values.get("gpuShare")
+    shares = way in ("share", "vgpu")
+    for name in ("gpuCores", "gpuMem"):
+        if values.get(name) and not shares:
+            message = say(f"{name} 需要 gpuShare=share", f"{name} needs gpuShare=share.")
+            raise serializers.ValidationError({name: message}, code="conflicting_fields")
+        if shares and not values.get(name):
+            message = say(f"gpuShare={way} 时必填，且大于 0", f"gpuShare={way} needs it, above 0.")
+            raise serializers.ValidationError({name: message}, code="required")
+    if shares and (values.get(count) or 0) > 1:
+        message = say(
+            f"与 gpuShare={way} 冲突：共享只用一块卡的一部分", f"gpuShare={way} is a part of one GPU; send 1."
+        )
+        raise serializers.ValidationError({count: message}, code="conflicting_fields")
+    if shares and values.get("migRes"):
+        message = say(f"migRes 与 gpuShare={way} 冲突", f"migRes and gpuShare={way} contradict each other.")
+        raise serializers.ValidationError({"migRes": message}, code="conflicting_fields")
+    if way == "mig" and not values.get("migRes"):
+        message = say("gpuShare=mig 时必填，例如 1g.10gb", "gpuShare=mig needs it, such as 1g.10gb.")
+        raise serializers.ValidationError({"migRes": message}, code="required")
+
+
+def refuse_two_origins(values: Mapping[str, Any], kind: str, folder: str, objects: Sequence[str]) -> None:
+    """Raises ValidationError for what is given as a folder and as an object, or in another way than ``kind`` says.
+
+    ``objects``: the field of its id, then those of its names. Files of one's own may be left out, an object may not.
+    """
+    wanted = values.get(kind) or ""
+    shared = [name for name in objects if values.get(name)]
+    own = [folder] if values.get(folder) else []
+    wrong = [*own, *shared] if own and shared else shared if wanted == "local" else own if wanted else []
+    if wrong:
+        names = ", ".join(wrong)
+        message = say(
+            f"与 {names} 冲突：目录与平台对象只能选一个", f"contradicts {names}: choose a folder or an object."
+        )
+        raise serializers.ValidationError({kind: message}, code="conflicting_fields")
+    if wanted not in ("", "local") and not shared:
+        message = say(f"{kind} 为 {wanted} 时必填", f"{kind} {wanted} needs it.")
+        raise serializers.ValidationError({objects[0]: message}, code="required")
+
+
+def differs(field: str, given: str, other: str, real: str) -> Invalid:
+    """The refusal of a name that is not that of the object that ``other`` names."""
+    message = say(
+        f"{field}: {quoted(given, 60)} 与 {other} 不一致，后者为 {quoted(real, 60)}",
+        f"{field}: {quoted(given, 60)} is not what {other} names; that is {quoted(real, 60)}.",
+    )
+    return spoken(Invalid(message, code="conflicting_fields", field=field))
 
 
 class ContainerResource(Body):
@@ -178,6 +225,12 @@ def data_place(values: Mapping[str, Any]) -> str:
     Raises Invalid (``conflicting_fields``, ``required``).
     """
     text, medium = values.get("inputDir") or "", values.get("storageMedium")
+    if medium == OBJECT_MEDIUM and any(values.get(name) for name in _DATA_SETS):
+        message = say(
+            "storageMedium 1203 说明 inputDir 的位置，与平台数据集冲突；请留空",
+            "storageMedium 1203 is about inputDir and contradicts a data set of the platform; leave it out.",
+        )
+        raise spoken(Invalid(message, code="conflicting_fields", field="storageMedium"))
     if medium == OBJECT_MEDIUM and not text:
         message = say(
             "inputDir: storageMedium 为 1203 时必填，格式为 s3://存储名/桶/前缀",

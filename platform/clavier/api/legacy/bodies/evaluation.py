@@ -13,8 +13,10 @@ from clavier.api.legacy.requests import (
     ContainerResource,
     Variables,
     data_place,
+    differs,
     environment_of,
     image_argument,
+    refuse_two_origins,
     resource_names,
     resources_of,
     without_secrets,
@@ -22,6 +24,7 @@ from clavier.api.legacy.requests import (
 from clavier.api.legacy.words import say
 from clavier.core.actor import Actor
 from datasets_app.queries import newest_version_named, version_or_newest
+from models_app.services import access_model_version
 
 MAX_COMMAND = 100_000
 FIELD_NAMES = {
@@ -76,23 +79,12 @@ class NewEvaluation(Body):
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         """Raises ValidationError for data or a model that is given twice, or in another way than was said."""
-        for kind, own, shared in (
-            ("inputType", "inputDir", "datasetId"), ("modelType", "modelDir", "aiAppVersionId"),
-        ):  # fmt: skip
-            wanted = attrs.get(kind) or ""
-            if attrs.get(own) and attrs.get(shared):
-                raise conflict(kind, f"{own}, {shared}")
-            if wanted == "local" and attrs.get(shared):
-                raise conflict(kind, shared)
-            if wanted not in ("", "local") and attrs.get(own):
-                raise conflict(kind, own)
+        refuse_two_origins(attrs, "inputType", "inputDir", ("datasetId", "datasetName"))
+        refuse_two_origins(attrs, "modelType", "modelDir", ("aiAppVersionId", "aiAppVersionName"))
+        if attrs.get("aiAppVersionName") and not attrs.get("aiAppVersionId"):
+            message = say("填写 aiAppVersionName 时必填", "aiAppVersionName is only shown; the version needs its id.")
+            raise serializers.ValidationError({"aiAppVersionId": message}, code="required")
         return attrs
-
-
-def conflict(kind: str, names: str) -> serializers.ValidationError:
-    """The refusal of fields that contradict each other."""
-    message = say(f"与 {names} 冲突：目录与平台对象只能选一个", f"contradicts {names}: choose a folder or an object.")
-    return serializers.ValidationError({kind: message}, code="conflicting_fields")
 
 
 def arguments_of(actor: Actor, values: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +101,7 @@ def arguments_of(actor: Actor, values: dict[str, Any]) -> dict[str, Any]:
         "image": image_argument(actor, values["image"]),
         "environment": environment_of(values.get("env") or []),
         "dataset_version": dataset_of(actor, values),
-        "model_version": values.get("aiAppVersionId") or None,
+        "model_version": model_of(actor, values),
         "resources": resources_of(values["resource"]),
         "options": {"resource_group": group} if group else {},
         "submitted": submitted_of(values),
@@ -117,12 +109,27 @@ def arguments_of(actor: Actor, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def dataset_of(actor: Actor, values: dict[str, Any]) -> str | None:
-    """The data set version: of an id of either kind, or the newest one of a name. Raises NotFound."""
+    """The data set version: of an id of either kind, or the newest one of a name. Raises NotFound, Invalid."""
+    name = values.get("datasetName")
     if values.get("datasetId"):
-        return str(version_or_newest(actor, values["datasetId"], field="datasetId").pk)
-    if values.get("datasetName") and not values.get("inputDir"):
-        return str(newest_version_named(actor, values["datasetName"], field="datasetName").pk)
+        version = version_or_newest(actor, values["datasetId"], field="datasetId")
+        if name and name != version.dataset.name:
+            raise differs("datasetName", name, "datasetId", version.dataset.name)
+        return str(version.pk)
+    if name:
+        return str(newest_version_named(actor, name, field="datasetName").pk)
     return None
+
+
+def model_of(actor: Actor, values: dict[str, Any]) -> str | None:
+    """The id of the model version. Raises NotFound; Invalid where the name beside it is not that model's."""
+    version_id, name = values.get("aiAppVersionId"), values.get("aiAppVersionName")
+    if version_id and name:
+        version = access_model_version(actor, version_id, field="aiAppVersionId")
+        # The document has no grammar for "name and version", so the name must be in it and the rest is free.
+        if version.model.name not in name:
+            raise differs("aiAppVersionName", name, "aiAppVersionId", str(version))
+    return version_id or None
 
 
 def submitted_of(values: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from clavier.api.legacy.requests import (
     Variables,
     environment_of,
     image_argument,
+    refuse_gpus_that_are_none,
     resources_of,
     without_secrets,
 )
@@ -93,7 +94,7 @@ class ServerVersionBody(Body):
     userName = Word(max_length=150, help_text="服务创建人")
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        """Raises ValidationError for a range of replicas that is none."""
+        """Raises ValidationError for a range of replicas that is none, and for GPU fields that do not go together."""
         fewest, most = attrs.get("predictMinReplicas"), attrs.get("predictMaxReplicas")
         if fewest is not None and most is not None and fewest > most:
             message = say(
@@ -101,6 +102,7 @@ class ServerVersionBody(Body):
                 f"predictMinReplicas {fewest} is more than predictMaxReplicas {most}.",
             )
             raise serializers.ValidationError({"predictMinReplicas": message}, code="out_of_range")
+        refuse_gpus_that_are_none(attrs, count="gpu")
         return attrs
 
 

@@ -17,8 +17,10 @@ from clavier.api.legacy.requests import (
     NodeResource,
     Variables,
     data_place,
+    differs,
     environment_of,
     image_argument,
+    refuse_two_origins,
     resource_names,
     resources_of,
     without_secrets,
@@ -26,9 +28,11 @@ from clavier.api.legacy.requests import (
 from clavier.api.legacy.words import say
 from clavier.core.actor import Actor
 from clavier.core.errors import Invalid, Unprocessable, quoted
-from datasets_app.queries import newest_version_named
+from clavier.images.access import parse_id
+from datasets_app.queries import access_dataset_version, newest_version_named
 from finetune_app.profile import METHOD_OF_STRATEGY, read_profile
 from models_app.queries import version_named
+from models_app.services import access_model_version
 
 METHODS = METHOD_OF_STRATEGY
 MAX_COMMAND = 100_000
@@ -63,6 +67,11 @@ FIELD_NAMES = {
 _CUSTOM_ONLY = (
     "originModelDir", "inputDir", "outputDir", "checkPointDir", "workingDir", "image", "commands", "mpiCommand",
     "variable",
+)  # fmt: skip
+#: A program is written once, and a recipe has its own.
+_EXCLUDE_EACH_OTHER = (
+    ("command", "algorithmId"), ("commands", "algorithmId"), ("mpiCommand", "algorithmId"),
+    ("command", "commands"), ("command", "mpiCommand"), ("commands", "mpiCommand"),
 )  # fmt: skip
 _FOLDERS = {
     "code_folder": "workingDir",
@@ -108,7 +117,7 @@ class NewTask(Body):
     llmTrainFramework = OneOf(("PyTorch",), help_text="大模型训练基础框架类型")
 
     resource = NodeResource(many=True, required=False, allow_null=True, help_text="每种节点的资源")
-    resourceType = Word(max_length=40, help_text="运行模式 标准模式 / 进阶模式")
+    resourceType = OneOf(("标准模式", "进阶模式"), help_text="运行模式 标准模式 / 进阶模式")
     zoneId = Id(help_text="资源组ID")
     zoneName = Word(max_length=63, help_text="资源组名")
     resourceGroupKey = Word(max_length=100, help_text="资源组key")
@@ -125,10 +134,14 @@ class NewTask(Body):
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         """Raises ValidationError for fields that contradict each other."""
-        for one, other in (("command", "algorithmId"), ("command", "commands"), ("inputDir", "datasetVersionId")):
+        for one, other in _EXCLUDE_EACH_OTHER:
             if attrs.get(one) and attrs.get(other):
                 both = say(f"{one} 与 {other} 不能同时填写", f"{one} and {other} are both given; send one.")
                 raise serializers.ValidationError({one: both}, code="conflicting_fields")
+        refuse_two_origins(attrs, "inputType", "inputDir", ("datasetVersionId", "dataSetName"))
+        if attrs.get("modelVersion") and not (attrs.get("modelId") or attrs.get("modelVersionId")):
+            message = say("填写 modelVersion 时必填", "modelVersion is a version of a model; name the model.")
+            raise serializers.ValidationError({"modelId": message}, code="required")
         return attrs
 
 
@@ -151,6 +164,12 @@ def system_arguments(actor: Actor, values: dict[str, Any]) -> tuple[dict[str, An
             "storageMedium 1203 goes with inputDir and createWay=custom; a recipe reads a data set version.",
         )
         raise spoken(Unprocessable(message, field="storageMedium"))
+    if values.get("type") not in (None, "", "PyTorch"):
+        message = say(
+            "预置算法均为 PyTorch，其他类型请使用 createWay=custom",
+            "a recipe is PyTorch; others go with createWay=custom.",
+        )
+        raise spoken(Unprocessable(f"type: {message}", field="type"))
     for name in _CUSTOM_ONLY:
         if values.get(name):
             message = say(
@@ -256,21 +275,29 @@ def roles_of(values: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def dataset_of(actor: Actor, values: dict[str, Any]) -> str:
-    """The data set version: by id, or the newest one of a name. Raises NotFound."""
-    if values.get("datasetVersionId"):
-        return str(values["datasetVersionId"])
-    if values.get("dataSetName") and not values.get("inputDir"):
-        return str(newest_version_named(actor, values["dataSetName"], field="dataSetName").pk)
-    return ""
+    """The data set version: by id, or the newest one of a name. Raises NotFound; Invalid where the two differ."""
+    version_id, name = values.get("datasetVersionId"), values.get("dataSetName")
+    if version_id and name:
+        version = access_dataset_version(actor, version_id, field="datasetVersionId")
+        if name != version.dataset.name:
+            raise differs("dataSetName", name, "datasetVersionId", version.dataset.name)
+    if version_id:
+        return str(version_id)
+    return str(newest_version_named(actor, name, field="dataSetName").pk) if name else ""
 
 
 def model_of(actor: Actor, values: dict[str, Any]) -> str | None:
-    """The model version: by id, or by its model and name. Raises NotFound."""
-    if values.get("modelVersionId"):
-        return str(values["modelVersionId"])
-    if values.get("modelId"):
-        return str(version_named(actor, values["modelId"], values.get("modelVersion", ""), field="modelId").pk)
-    return None
+    """The model version: by id, or by its model and name. Raises NotFound; Invalid where id and names differ."""
+    version_id, model_id, name = (values.get(field) for field in ("modelVersionId", "modelId", "modelVersion"))
+    if version_id and (model_id or name):
+        version = access_model_version(actor, version_id, field="modelVersionId")
+        if model_id and parse_id(model_id) != version.model_id:
+            raise differs("modelId", model_id, "modelVersionId", str(version.model_id))
+        if name and name not in (str(version.number), version.submitted.get("version")):
+            raise differs("modelVersion", name, "modelVersionId", str(version.number))
+    if version_id:
+        return str(version_id)
+    return str(version_named(actor, model_id, name or "", field="modelId").pk) if model_id else None
 
 
 def profile_of(actor: Actor, values: dict[str, Any]) -> dict[str, Any]:
@@ -297,12 +324,18 @@ def fold_saving(hyperparameters: dict[str, Any]) -> None:
 
 
 def hyperparameters_of(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Name -> value from both lists and the object, and where each was written."""
+    """Name -> value from both lists and the object, and where each was written. Raises Invalid (``duplicate_key``)."""
+    listed: set[str] = set()
     found = dict(values.get("hyperparameter") or {})
     places = {f"hyperparameters.{name}": f"hyperparameter.{name}" for name in found}
     for part in ("commonHyperParameters", "fineTuneHyperParameters"):
         for number, entry in enumerate(values.get(part) or []):
             if entry.get("name"):
+                if entry["name"] in listed:
+                    message = say(f"{quoted(entry['name'])} 重复", f"gives {quoted(entry['name'])} a second time.")
+                    field = f"{part}[{number}]"
+                    raise spoken(Invalid(f"{field}: {message}", code="duplicate_key", field=field))
+                listed.add(entry["name"])
                 found[entry["name"]] = entry.get("value")
                 places[f"hyperparameters.{entry['name']}"] = f"{part}[{number}]"
     return found, places
