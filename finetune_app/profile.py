@@ -83,11 +83,16 @@ def parse_profile(content: bytes, *, field: str = "profile_path") -> Profile:
 
 def profile_text(values: Mapping[str, str], fine_tune_names: Iterable[str], method: str) -> str:
     """The config.json of a run: every value as text, in the list that it belongs to."""
-    special = set(fine_tune_names) | {name for name in values if name.startswith(("lora_", "target_modules"))}
+    special = special_names(values, fine_tune_names)
     lists: dict[str, list[dict[str, str]]] = {COMMON: [], FINE_TUNE: []}
     for name, value in values.items():
         lists[FINE_TUNE if name in special else COMMON].append({"name": name, "value": value})
     return json.dumps({**lists, STRATEGY: STRATEGY_OF_METHOD.get(method, "")}, ensure_ascii=False, indent=1)
+
+
+def special_names(values: Iterable[str], fine_tune_names: Iterable[str]) -> set[str]:
+    """The names that belong to the second list: those of a profile's, and those of adapters."""
+    return {*fine_tune_names, *(name for name in values if name.startswith(("lora_", "target_modules")))}
 
 
 def check_saving(values: Mapping[str, str], *, wants_checkpoints: bool) -> None:

@@ -12,8 +12,10 @@ from django.db import connection
 from rest_framework.test import APIClient
 
 from clavier.accounts.models import User
+from clavier.api.legacy.shapes.tuning import detail_of
 from clavier.core.actor import Actor
 from finetune_app.models import FineTuneTask
+from finetune_app.profile import COMMON, FINE_TUNE
 from tests.api.conftest import client_of
 from tests.api.legacy.conftest import ENGLISH, failure, form, payload
 from tests.api.native.conftest import end, make_dataset, make_model
@@ -119,7 +121,7 @@ def test_an_ended_task_says_why(alice_client: APIClient, body: dict[str, Any]) -
     assert task.run
     end(task.run)
     found = payload(post(alice_client, DETAIL, {"taskId": str(task.pk)}))
-    assert (found["status"], found["message"]) == ("Failed", "It ended.")
+    assert (found["status"], found["message"]) == ("Failed", "程序失败：It ended.")
 
 
 def test_another_user_is_refused_the_same_whether_it_exists(
@@ -366,6 +368,14 @@ def test_a_profile_gives_what_the_request_leaves_out(alice_client: APIClient, bo
     made = payload(post(alice_client, CREATE, {**body, "profilePath": "/config/LoRA/config.json"}))
     values = FineTuneTask.objects.get(pk=made["taskId"]).hyperparameters
     assert (values["learning_rate"], values["lora_alpha"], values["save_steps"]) == (1e-4, 16.0, 200)
+    task = FineTuneTask.objects.get(pk=made["taskId"])
+    task.submitted = {"dataSetName": "as written"}
+    task.train_dataset = None
+    found = detail_of(task)
+    assert found["dataSetName"] == "as written"
+    listed = {part: {entry["name"] for entry in found[part]} for part in (COMMON, FINE_TUNE)}
+    assert "lora_alpha" in listed[FINE_TUNE] - listed[COMMON]
+    assert "save_steps" in listed[COMMON] - listed[FINE_TUNE]
 
 
 def test_data_and_models_are_also_found_by_name(alice_client: APIClient, body: dict[str, Any]) -> None:

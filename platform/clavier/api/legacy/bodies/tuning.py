@@ -343,7 +343,7 @@ def hyperparameters_of(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str
 
 def submitted_of(values: dict[str, Any]) -> dict[str, Any]:
     """The request as it is kept: secrets masked, the user left to the credential."""
-    kept = {name: value for name, value in values.items() if name not in ("userId", "userName")}
+    kept = {name: value for name, value in values.items() if name != "userId"}
     if "variable" in kept:
         kept["variable"] = without_secrets(kept["variable"])
     return kept

@@ -12,6 +12,7 @@ from clavier.api.legacy.times import duration_of, time_of
 from clavier.runs.queries import progress
 from clavier.runs.waiting import explain
 from finetune_app.models import FineTuneTask
+from finetune_app.profile import COMMON, FINE_TUNE, special_names
 from finetune_app.queries import output_version
 
 STRATEGIES = {"lora": "LoRA", "qlora": "QLoRA", "full": "FineTune"}
@@ -78,7 +79,7 @@ def row_of(task: FineTuneTask) -> dict[str, Any]:
         "isPretrain": int(task.is_pretrain),
         "modelName": str(base) if base else "",
         "modelVersionId": str(base.pk) if base else "",
-        "dataSetName": data.dataset.name if data else "",
+        "dataSetName": data.dataset.name if data else str(task.submitted.get("dataSetName") or ""),
         "datasetVersionId": str(data.pk) if data else "",
         "zoneName": run.resource_group if run else str(task.submitted.get("zoneName") or ""),
         "userId": str(task.created_by_id),
@@ -107,19 +108,22 @@ def detail_of(task: FineTuneTask) -> dict[str, Any]:
 
 def derived(task: FineTuneTask) -> dict[str, Any]:
     """The fields of a request that the task itself answers, also one that another dialect has made."""
+    given = {name: value for name, value in task.hyperparameters.items() if value is not None}
+    special = special_names(given, task.own_code.get("fine_tune_names", ()))
     return {
         "algorithmId": task.recipe,
-        "commonHyperParameters": [
-            {"name": name, "value": value if isinstance(value, str) else as_written(value), "description": ""}
-            for name, value in task.hyperparameters.items()
-            if value is not None
-        ],
-        "fineTuneHyperParameters": [],
+        COMMON: [entry_of(name, value) for name, value in given.items() if name not in special],
+        FINE_TUNE: [entry_of(name, value) for name, value in given.items() if name in special],
         "inputType": "dataset" if task.train_dataset_id else "local",
         "modelVersion": str(task.base_version.number) if task.base_version else "",
         "modelId": str(task.base_version.model_id) if task.base_version else "",
         "resource": [resource_of(task.resources)],
     }
+
+
+def entry_of(name: str, value: Any) -> dict[str, str]:
+    """A hyperparameter of either list."""
+    return {"name": name, "value": as_written(value), "description": ""}
 
 
 def as_written(value: Any) -> str:
