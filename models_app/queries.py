@@ -8,8 +8,12 @@ from django.db.models import Count, Q, QuerySet
 
 from clavier.accounts.access import access_object
 from clavier.core.actor import Actor
-from clavier.core.errors import NotFound, quoted
+from clavier.core.errors import Conflict, NotFound, quoted
+from clavier.files.storage import open_regular
 from models_app.models import ModelVersion, RegisteredModel
+
+DEPLOY_JSON = "deploy.json"
+MAX_DEPLOY_JSON_BYTES = 65_536
 
 
 def visible_models(actor: Actor, *, search: str = "") -> QuerySet[RegisteredModel]:
@@ -38,6 +42,25 @@ def version_named(actor: Actor, model_id: UUID | str, version: str = "", *, fiel
         if version in ("", str(found.number), found.submitted.get("version")):
             return found
     raise NotFound(f"The model {quoted(model.name)} has no version {quoted(version)}.", field=field)
+
+
+def deploy_json_of(version: ModelVersion) -> str:
+    """The text of the deploy.json beside the weights; empty where there is none, or none that can be shown."""
+    if not version.folder or version.state != "ready":
+        return ""
+    try:
+        with open_regular(version.path, (DEPLOY_JSON,)) as stream:
+            return text_of(stream.read(MAX_DEPLOY_JSON_BYTES + 1))
+    except (NotFound, Conflict, FileNotFoundError):  # the last: its folder has gone
+        return ""
+
+
+def text_of(data: bytes) -> str:
+    """UTF-8 of a size that is shown; empty for anything else."""
+    try:
+        return data.decode() if len(data) <= MAX_DEPLOY_JSON_BYTES else ""
+    except UnicodeDecodeError:
+        return ""
 
 
 def lineage(version: ModelVersion) -> list[ModelVersion]:

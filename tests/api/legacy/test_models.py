@@ -74,7 +74,34 @@ def test_a_version_has_every_documented_field(alice_client: APIClient, version: 
     assert (found["version"], found["framework"], found["label"], found["size"]) == ("0.0.1", 12, "对话", 2.0)
     assert json.loads(found["hyperParameterList"]) == [{"paramName": "top_p"}]
     assert (found["status"], found["source"], found["saveType"]) == (2, 3, 2)
+    assert (found["parameterStatus"], found["message"], found["deployJson"]) == (2, "", "")
     assert str(version.path) not in json.dumps(found)
+
+
+def test_a_failed_import_tells_why(alice_client: APIClient, version: ModelVersion) -> None:
+    version.state, version.message = "failed", "private/x is gone from the disk."
+    version.save()
+    found = payload(alice_client.get(VERSION, {"aiApplicationVersionId": str(version.pk)}))
+    assert (found["status"], found["parameterStatus"]) == (3, 0)
+    assert "在磁盘上已不存在" in found["message"]
+
+
+def test_the_deploy_json_of_a_model_is_shown_unless_it_is_a_link(
+    alice_client: APIClient, version: ModelVersion, tmp_path: Path
+) -> None:
+    def shown() -> str:
+        return str(payload(alice_client.get(VERSION, {"aiApplicationVersionId": str(version.pk)}))["deployJson"])
+
+    file, secret = version.path / "deploy.json", tmp_path / "secret"
+    file.write_text('{"engine": "vllm"}')
+    assert shown() == '{"engine": "vllm"}'
+    for data in (b"\xff", b" " * 65_537):
+        file.write_bytes(data)
+        assert shown() == ""
+    secret.write_text("secret")
+    file.unlink()
+    file.symlink_to(secret)
+    assert shown() == ""
 
 
 def test_the_list_of_versions_has_times_as_objects(alice_client: APIClient, version: ModelVersion) -> None:

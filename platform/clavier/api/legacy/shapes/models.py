@@ -7,8 +7,11 @@ from typing import Any
 from rest_framework import serializers
 
 from clavier.api.legacy.fields import as_text
+from clavier.api.legacy.shapes.ends import error_of
 from clavier.api.legacy.times import time_of, timestamp_of
+from clavier.api.legacy.words import translated
 from models_app.models import ModelVersion, RegisteredModel
+from models_app.queries import deploy_json_of
 
 IMPORTING, IMPORTED, FAILED = 1, 2, 3
 STATUS = {"importing": IMPORTING, "ready": IMPORTED, "failed": FAILED}
@@ -17,10 +20,11 @@ SOURCE = {"fine_tune": FROM_TRAINING, "image": FROM_IMAGE}
 OBJECT_STORAGE, LOCAL_STORAGE = 1, 2
 #: What the client wrote of a version and nothing here derives.
 _TEXTS = (
-    "configPath", "deployJson", "image", "label", "llmFineTuneTaskId", "modelStructure", "preDeployLabel", "scale",
+    "configPath", "image", "label", "llmFineTuneTaskId", "modelStructure", "preDeployLabel", "scale",
     "softVersion", "trainTaskVersionId", "use",
 )  # fmt: skip
-_NUMBERS = ("configSaveType", "framework", "frameworkStyle", "imageType", "parameterStatus")
+_NUMBERS = ("configSaveType", "framework", "frameworkStyle", "imageType")
+PARAMETER_STATUS = {"importing": 1, "ready": 2, "failed": 0}
 _STATUS_HELP = "1 导入中 2 导入完成 3 导入失败 / importing, imported, failed"
 
 
@@ -66,6 +70,7 @@ class ApplicationVersion(serializers.Serializer[Any]):
     savePath = serializers.CharField(allow_blank=True, help_text="存储路径")
     absolutePath = serializers.CharField(allow_blank=True, help_text="AI应用文件路径")
     hideSourcePath = serializers.CharField(allow_blank=True, help_text="平台内的存储路径")
+    message = serializers.CharField(allow_blank=True, help_text="导入失败的原因 / why the import failed")
     size = serializers.FloatField(help_text="大小，单位kB")
     fromMarket = serializers.IntegerField(help_text="是否从模型市场导入")
     metrics = serializers.CharField(allow_blank=True, help_text="AI应用性能参数（JSON）")
@@ -73,7 +78,7 @@ class ApplicationVersion(serializers.Serializer[Any]):
     parameters = serializers.CharField(allow_blank=True, help_text="经过解析的模型参数（JSON）")
     originalParameters = serializers.CharField(allow_blank=True, help_text="未解析的模型参数（JSON）")
     configPath = serializers.CharField(allow_blank=True, help_text="配置文件存储路径")
-    deployJson = serializers.CharField(allow_blank=True, help_text="deploy.json内容")
+    deployJson = serializers.CharField(allow_blank=True, help_text="模型目录中 deploy.json 的内容")
     image = serializers.CharField(allow_blank=True, help_text="镜像地址")
     label = serializers.CharField(allow_blank=True, help_text="标签")  # type: ignore[assignment]
     llmFineTuneTaskId = serializers.CharField(allow_blank=True, help_text="大模型微调id")
@@ -142,7 +147,6 @@ def version_of(version: ModelVersion) -> dict[str, Any]:
          "edit": one["is_editable"]}
         for one in version.declarations
     ]  # fmt: skip
-    is_read = version.state == "ready"
     return {
         "id": str(version.pk),
         "applicationId": str(version.model_id),
@@ -158,7 +162,7 @@ def version_of(version: ModelVersion) -> dict[str, Any]:
         "saveType": wrote.get("saveType") or (OBJECT_STORAGE if version.source == "s3" else LOCAL_STORAGE),
         "savePath": wrote.get("savePath", version.location),
         "absolutePath": version.location,
-        "hideSourcePath": f"/models/{version.pk}" if is_read else "",
+        "hideSourcePath": f"/models/{version.pk}" if version.state == "ready" else "",
         "size": version.size_bytes / 1024,
         "fromMarket": int(version.source in ("huggingface", "modelscope")),
         "metrics": as_text(version.metrics),
@@ -167,7 +171,9 @@ def version_of(version: ModelVersion) -> dict[str, Any]:
         "originalParameters": as_text(facts),
         **{name: wrote.get(name, "") for name in _TEXTS},
         **{name: wrote.get(name) for name in _NUMBERS},
-        "parameterStatus": 2 if is_read else 1,
+        "deployJson": deploy_json_of(version),
+        "parameterStatus": PARAMETER_STATUS[version.state],
+        "message": translated(error_of(version.run) or "note", version.message) if version.message else "",
         "llmFineTuneTaskId": wrote.get("llmFineTuneTaskId") or task_id_of(version),
         "scale": wrote.get("scale") or scale_of(version),
         "preDeployLabel": wrote.get("preDeployLabel") or version.pk.hex,
