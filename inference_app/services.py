@@ -22,7 +22,7 @@ from clavier.runs.services import delete_run, stop_run, submit_run
 from clavier.runs.states import EndReason, RunState
 from inference_app.models import InferenceService, Replica, ServiceVersion, service_name_validator
 from inference_app.specs import own_server_spec, require_servable, run_spec_of
-from inference_app.versions import checked_versions, require_shares
+from inference_app.versions import checked_versions, named_as, require_shares
 from runner.contract import exits
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def create_service(
         for number, given in enumerate(columns, start=1):
             ServiceVersion.objects.create(service=service, number=number, **given)
         if start:
-            start_service(actor=actor, service=service)
+            start_service(actor=actor, service=service, is_list=versions is not None)
     return service
 
 
@@ -110,8 +110,11 @@ def set_traffic(*, actor: Actor, service: InferenceService, shares: Mapping[int,
     return service
 
 
-def start_service(*, actor: Actor, service: InferenceService) -> InferenceService:
-    """Start every replica that does not run. Raises Conflict when it is started already, Forbidden."""
+def start_service(*, actor: Actor, service: InferenceService, is_list: bool = False) -> InferenceService:
+    """Start every replica that does not run. ``is_list``: fields are called ``versions[0].name`` rather than ``name``.
+
+    Raises Conflict when it is started already, Forbidden, Unprocessable.
+    """
     require_change(actor, service, noun="service")
     with transaction.atomic():
         if service.desired_state == "running" and live_runs_of(service):
@@ -121,8 +124,9 @@ def start_service(*, actor: Actor, service: InferenceService) -> InferenceServic
         service.desired_state = "running"
         service.save(update_fields=["desired_state", "updated_at"])
         for version in service.versions.select_related("model_version__base_version", "image_version"):
-            require_servable(version)
-            start_replicas(version)
+            with named_as(f"versions[{version.number - 1}]." if is_list else ""):
+                require_servable(version)
+                start_replicas(version)
     return service
 
 

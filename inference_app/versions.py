@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from clavier.core.actor import Actor
@@ -54,16 +55,25 @@ def checked_versions(actor: Actor, given: Sequence[Mapping[str, Any]], *, is_lis
     for place, version in enumerate(given):
         prefix = f"versions[{place}]." if is_list else ""
         try:
-            columns.append(checked_version(actor, version))
+            with named_as(prefix):
+                columns.append(checked_version(actor, version))
         except InvalidFields as refusal:
-            problems += [FieldProblem(prefix + one.field, one.code, one.message) for one in refusal.problems]
-        except DomainError as refusal:
-            refusal.field = prefix + refusal.field if refusal.field else None
-            raise
+            problems += refusal.problems
     if problems:
         raise InvalidFields(problems)
     require_shares([version["traffic_percent"] for version in columns], field="traffic_percent")
     return columns
+
+
+@contextmanager
+def named_as(prefix: str) -> Iterator[None]:
+    """Put the version's place before the field of every problem of a refusal."""
+    try:
+        yield
+    except DomainError as refusal:
+        refusal.field = prefix + refusal.field if refusal.field else refusal.field
+        refusal.problems = tuple(FieldProblem(prefix + one.field, one.code, one.message) for one in refusal.problems)
+        raise
 
 
 def checked_version(actor: Actor, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,15 +104,15 @@ def test_two_versions_share_the_traffic(alice_client: APIClient, body: dict[str,
         ({"gpuShare": "share", "gpu": 4}, 400, "required", ".gpuCores"),
         ({"gpuShare": "share", "gpuCores": 9, "gpuMem": 9, "gpu": 4}, 400, "conflicting_fields", ".gpu"),
         ({"gpuShare": "mig"}, 400, "required", ".migRes"),
-        ({"gpu": 1000}, 422, "unschedulable", None),
-        ({"reqMethod": "grpc"}, 422, "grpc_not_served", None),
+        ({"gpu": 64}, 422, "unschedulable", ""),
+        ({"reqMethod": "grpc"}, 422, "grpc_not_served", ".reqMethod"),
     ],
 )
 def test_what_is_wrong_with_a_version_is_named(
-    alice_client: APIClient, body: dict[str, Any], change: dict[str, Any], status: int, error: str, field: str | None
+    alice_client: APIClient, body: dict[str, Any], change: dict[str, Any], status: int, error: str, field: str
 ) -> None:
     body["modelServerVersions"][0] |= change
-    place = None if field is None else f"modelServerVersions{'[0]' if field else ''}{field}"
+    place = f"modelServerVersions{'' if error == 'rates_not_100' else '[0]'}{field}"
     failure(post(alice_client, START, body), status, error, place)
     assert InferenceService.objects.count() == 0
 

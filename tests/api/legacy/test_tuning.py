@@ -312,6 +312,14 @@ def test_several_nodes_become_roles(alice_client: APIClient, custom: dict[str, A
         ({"commonHyperParameters": [{"name": "--output_dir=/etc", "value": "1"}]}, 400, "bad_name", None),
         ({"commonHyperParameters": [{"name": "output_dir", "value": "1"}]}, 400, "not_settable", None),
         ({"image": "nobody/none:1"}, 404, "not_found", "image"),
+        ({"nodeName": ["none"]}, 422, "not_found", "nodeName"),
+        ({"checkPointDir": "/c"}, 400, "required", "commonHyperParameters.save_strategy"),
+        (
+            {"resource": [{"nodeType": "worker"}, {"nodeType": "master", "numbers": 2}]},
+            400,
+            "out_of_range",
+            "resource[1].numbers",
+        ),
     ],
 )
 def test_what_is_wrong_with_own_code_is_named(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any, TypeVar
 
 from rest_framework import exceptions
@@ -82,8 +83,19 @@ def renamed(problem: FieldProblem, names: dict[str, str]) -> FieldProblem:
     elif not field and problem.code == "not_found":
         field = names.get(NOTHING_ELSE, "")
     message = problem.message.removeprefix(f"{problem.field.partition('.')[0]}{say('：', ': ')}")
-    if message.startswith(problem.field) and problem.field:
-        message = field + message[len(problem.field) :]
+    spoken_of = named_first(message, problem.field)
+    if spoken_of and not message.startswith(field):
+        message = field + message[len(spoken_of) :]
     elif field and field not in message:
         message = say(f"{field}：{message}", f"{field}: {message}")
     return FieldProblem(field, problem.code, message)
+
+
+def named_first(message: str, field: str) -> str:
+    """The name of the field that a message begins with, whole or without what it lies in; empty when with neither."""
+    parts = field.split(".")
+    for at in range(len(parts)):
+        name = ".".join(parts[at:])
+        if name and re.match(rf"{re.escape(name)}(?![\w.\[])", message, re.ASCII):
+            return name
+    return ""

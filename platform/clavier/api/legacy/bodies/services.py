@@ -44,6 +44,7 @@ _NAMES = {
     "scale_on": "metric",
     "scale_threshold": "monitorThreshold",
     "options.resource_group": "resourceGroupName",
+    "resource_group": "resourceGroupName",
     **{f"resources.{name}": {"cpuNumber": "cpu", "gpuNum": "gpu"}.get(field, field)
        for name, (field, _) in DOCUMENT_NAMES.items()},
 }  # fmt: skip
@@ -125,7 +126,7 @@ def arguments_of(actor: Actor, values: dict[str, Any]) -> tuple[dict[str, Any], 
         place = f"modelServerVersions[{number}]"
         versions.append(version_arguments(actor, version, place, is_alone=len(given) == 1))
         names |= {f"versions[{number}].{name}": f"{place}.{field}" for name, field in _NAMES.items()}
-        names[f"versions[{number}]"] = place
+        names |= {f"versions[{number}]": place, f"versions[{number}].resources": place}
     server = values["modelServer"]
     arguments = {
         "name": server["name"],

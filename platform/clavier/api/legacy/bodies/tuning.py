@@ -29,6 +29,7 @@ from clavier.api.legacy.words import say
 from clavier.core.actor import Actor
 from clavier.core.errors import Invalid, Unprocessable, quoted
 from clavier.images.access import parse_id
+from clavier.runs.options import ROLE_NAMES
 from datasets_app.queries import access_dataset_version, newest_version_named
 from finetune_app.profile import METHOD_OF_STRATEGY, read_profile
 from models_app.queries import version_named
@@ -59,8 +60,11 @@ FIELD_NAMES = {
     "resource_group": "zoneName",
     "options.resource_group": "zoneName",
     "options.node_names": "nodeName",
+    "node_names": "nodeName",
     "options.priority": "priority",
     "options.roles": "resource",
+    "roles": "resource",
+    "hyperparameters": "commonHyperParameters",
     **resource_names("resource[0]"),
 }
 #: What a recipe of the platform decides itself; each belongs to a program of the user's.
@@ -221,7 +225,7 @@ def custom_arguments(actor: Actor, values: dict[str, Any]) -> tuple[dict[str, An
     roles = roles_of(values)
     if roles:
         arguments["options"]["roles"] = roles
-    return arguments, {**FIELD_NAMES, **names}
+    return arguments, {**FIELD_NAMES, **names, **role_names(roles)}
 
 
 def shared_arguments(actor: Actor, values: dict[str, Any]) -> dict[str, Any]:
@@ -272,6 +276,19 @@ def roles_of(values: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for number, node in enumerate(nodes)
     ]
+
+
+def role_names(roles: list[dict[str, Any]]) -> dict[str, str]:
+    """What the service calls each role, as it was written and as it runs (a master first), -> the request's name."""
+    found: dict[str, str] = {}
+    as_run = sorted(range(len(roles)), key=lambda number: ROLE_NAMES.index(roles[number]["name"]))
+    for rank, number in enumerate(as_run):
+        node = f"resource[{number}]"
+        for place in (f"options.roles[{number}]", f"roles.{rank}"):
+            found |= {place: node, f"{place}.name": f"{node}.nodeType", f"{place}.count": f"{node}.numbers"}
+            found |= {f"{place}.resources": node}
+            found |= {f"{place}.{name}": field for name, field in resource_names(node).items()}
+    return found
 
 
 def dataset_of(actor: Actor, values: dict[str, Any]) -> str:
