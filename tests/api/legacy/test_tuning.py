@@ -194,6 +194,8 @@ def test_a_refused_hyperparameter_is_named_where_it_was_written(alice_client: AP
 
 def test_a_field_that_can_not_be_honoured_is_refused(alice_client: APIClient, body: dict[str, Any]) -> None:
     failure(post(alice_client, CREATE, {**body, "rdma": "YES"}), 422, "unprocessable", "rdma")
+    pretraining = {**body, "isPretrain": 1, "algorithmId": "sft"}
+    failure(post(alice_client, CREATE, pretraining), 400, "conflicting_fields", "isPretrain")
     failure(post(alice_client, CREATE, {**body, "type": "TensorFlow"}), 422, "unprocessable", "type")
     stored = post(alice_client, CREATE, {**body, "storageMedium": 1203}, **ENGLISH)
     assert "createWay=custom" in failure(stored, 422, "unprocessable", "storageMedium")
@@ -292,6 +294,7 @@ def test_several_nodes_become_roles(alice_client: APIClient, custom: dict[str, A
         ({"command": ""}, 400, "required", "command"),
         ({"command": "a\0b"}, 400, "bad_value", "command"),
         ({"command": "echo", "algorithmId": "sft"}, 400, "conflicting_fields", "command"),
+        ({"algorithmId": "sft", "command": "", "image": "platform"}, 400, "conflicting_fields", "algorithmId"),
         ({"mpiCommand": "echo"}, 400, "conflicting_fields", "command"),
         ({"command": "", "commands": ["echo"], "mpiCommand": "echo"}, 400, "conflicting_fields", "commands"),
         ({"command": "", "commands": ["echo"], "algorithmId": "sft"}, 400, "conflicting_fields", "commands"),

@@ -185,6 +185,9 @@ def system_arguments(actor: Actor, values: dict[str, Any]) -> tuple[dict[str, An
     hyperparameters = {**profile_of(actor, values), **given}
     fold_saving(hyperparameters)
     recipe = values.get("algorithmId") or ("pretrain" if values.get("isPretrain") else "sft")
+    if values.get("isPretrain") and recipe != "pretrain":
+        message = say(f"isPretrain 1 与 algorithmId {recipe} 冲突", f"isPretrain 1 contradicts algorithmId {recipe}.")
+        raise spoken(Invalid(message, code="conflicting_fields", field="isPretrain"))
     strategy = values.get("fineTuneStrategy", "")
     arguments = {
         **shared_arguments(actor, values),
@@ -206,6 +209,9 @@ def custom_arguments(actor: Actor, values: dict[str, Any]) -> tuple[dict[str, An
     Raises Invalid, NotFound, Unprocessable.
     """
     refuse_what_is_missing_here(values)
+    if values.get("algorithmId"):
+        message = say("algorithmId 仅适用于预置算法，与自定义代码冲突", "algorithmId is a recipe; own code has none.")
+        raise spoken(Invalid(message, code="conflicting_fields", field="algorithmId"))
     hyperparameters, names = hyperparameters_of(values)
     folders = {name: location_of(values.get(field, ""), field=field) for name, field in _FOLDERS.items()}
     arguments = {
