@@ -112,7 +112,9 @@ def _read_list(value: Any) -> list[str]:
 
 
 def _plain(bound: float | None) -> str:
-    return "any" if bound is None else f"{bound:g}"
+    if bound is None:
+        return "any"
+    return f"{bound:.0f}" if float(bound).is_integer() else f"{bound:g}"
 
 
 def _shown(value: Any) -> str:

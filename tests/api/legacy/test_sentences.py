@@ -119,6 +119,8 @@ def test_entries_are_pairs_with_the_same_parameters() -> None:
          "inputDir private/x 须且只能包含目录 train, validate, test：缺少 test。"),
         ("unschedulable", "The resource group 'x' has no MIG devices '7g'; it has no MIG devices.",
          "资源组 'x' 没有任何 MIG 设备，因此没有 '7g'。"),
+        ("out_of_range", "sequence_length: 2000000 is outside 320 to 1000000 tokens.",
+         "sequence_length：2000000 不在 320 到 1000000 个 token 之间。"),
         ("bad_value", "a: b\nc is a file; a folder is needed.", "a: b\nc 是文件，须为目录。"),
     ],
 )  # fmt: skip

@@ -105,6 +105,7 @@ def test_two_versions_share_the_traffic(alice_client: APIClient, body: dict[str,
         ({"gpuShare": "share", "gpuCores": 9, "gpuMem": 9, "gpu": 4}, 400, "conflicting_fields", ".gpu"),
         ({"gpuShare": "mig"}, 400, "required", ".migRes"),
         ({"gpu": 64}, 422, "unschedulable", ""),
+        ({"gpu": 1000}, 422, "unschedulable", ".gpu"),
         ({"reqMethod": "grpc"}, 422, "grpc_not_served", ".reqMethod"),
     ],
 )

@@ -199,8 +199,11 @@ def masked(name: str, value: Any) -> Any:
     return MASK if _SECRET.search(name) else value
 
 
-def resources_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A container's resources in the platform's units; only what was asked for."""
+def resources_of(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A container's resources in the platform's units; only what was asked for.
+
+    ``names``: a service's name of each amount -> the field of the request. Raises Unprocessable (``unschedulable``).
+    """
     gpu = values.get("gpuResource") or {}
     found = {}
     if values.get("cpuNumber"):
@@ -215,7 +218,7 @@ def resources_of(values: Mapping[str, Any]) -> dict[str, Any]:
         found["gpus"] = gpu["gpuNum"]
     for name, amount in found.items():
         if isinstance(amount, int) and amount > BOUNDS[name][1]:
-            raise too_much(name, amount)
+            raise too_much(name, amount, names[f"resources.{name}"])
     return found
 
 
@@ -246,9 +249,9 @@ def data_place(values: Mapping[str, Any]) -> str:
     return place_of(text, field="inputDir", is_in_store=medium == OBJECT_MEDIUM)
 
 
-def too_much(name: str, amount: int) -> Unprocessable:
+def too_much(name: str, amount: int, field: str) -> Unprocessable:
     """The refusal of more than any request may name."""
-    field, unit = DOCUMENT_NAMES[name]
+    unit = DOCUMENT_NAMES[name][1]
     most = BOUNDS[name][1] // unit
     message = say(
         f"{field}: 没有节点能提供 {amount // unit}，单次请求最多 {most}",

@@ -102,7 +102,7 @@ def arguments_of(actor: Actor, values: dict[str, Any]) -> dict[str, Any]:
         "environment": environment_of(values.get("env") or []),
         "dataset_version": dataset_of(actor, values),
         "model_version": model_of(actor, values),
-        "resources": resources_of(values["resource"]),
+        "resources": resources_of(values["resource"], FIELD_NAMES),
         "options": {"resource_group": group} if group else {},
         "submitted": submitted_of(values),
     }

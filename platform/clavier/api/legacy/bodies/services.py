@@ -145,6 +145,7 @@ def version_arguments(actor: Actor, values: dict[str, Any], place: str, *, is_al
     group = group_name(actor, values, GROUP_FIELDS)
     gpu = {name: values.get(name) for name in ("gpuCores", "gpuMem", "gpuShare", "migRes")}
     resource = {"cpuNumber": values.get("cpu"), "memory": values.get("memory")}
+    names = {name: f"{place}.{field}" for name, field in _NAMES.items()}
     found = {
         "model_version": values.get("aiApplicationVersionId") or None,
         "image": image_argument(actor, values.get("image", ""), field=f"{place}.image"),
@@ -161,7 +162,7 @@ def version_arguments(actor: Actor, values: dict[str, Any], place: str, *, is_al
         "max_replicas": values.get("predictMaxReplicas"),
         "scale_on": METRICS.get(values.get("metric", 0), ""),
         "scale_threshold": values.get("monitorThreshold"),
-        "resources": resources_of({**resource, "gpuResource": {**gpu, "gpuNum": values.get("gpu")}}),
+        "resources": resources_of({**resource, "gpuResource": {**gpu, "gpuNum": values.get("gpu")}}, names),
         "options": {"resource_group": group} if group else {},
         "submitted": submitted_of(values),
     }

@@ -249,7 +249,7 @@ def shared_arguments(actor: Actor, values: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": values["name"],
         "description": values.get("describe", ""),
-        "resources": resources_of((values.get("resource") or [{}])[0]),
+        "resources": resources_of((values.get("resource") or [{}])[0], FIELD_NAMES),
         "options": options,
         "submitted": submitted_of(values),
     }
@@ -278,7 +278,7 @@ def roles_of(values: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "name": node.get("nodeType") or ("worker" if number else "master"),
             "count": node.get("numbers") or 1,
-            "resources": resources_of(node),
+            "resources": resources_of(node, resource_names(f"resource[{number}]")),
         }
         for number, node in enumerate(nodes)
     ]
