@@ -15,6 +15,7 @@ import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 
 from runner.programs.lib.events import ProgramError, Reporter
+from runner.programs.lib.lengths import LengthPolicy
 from runner.programs.lib.render import Renderer
 from runner.programs.train.sft import read_samples
 from tests.api.native.test_files import content_of
@@ -147,5 +148,5 @@ def only_long_rows(scene: Scene) -> Any:
         rows = Path(place) / "train.jsonl"
         rows.write_text(json.dumps(ROW | {"question": "how " * 50}) + "\n")
         with pytest.raises(ProgramError) as refusal:
-            read_samples(rows, Renderer.from_folder(place), 8, "drop", Reporter(Path(place)))
+            read_samples(rows, Renderer.from_folder(place), LengthPolicy(8, "drop"), Reporter(Path(place)))
     return Later(refusal.value.code, refusal.value.message)

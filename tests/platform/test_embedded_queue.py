@@ -23,7 +23,8 @@ from clavier.core import embedded_queue
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = """
-import sys
+import sys, django
+django.setup()
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
@@ -106,7 +107,7 @@ def test_without_any_server_the_error_says_what_to_do(monkeypatch: pytest.Monkey
 def worker(queue: EmbeddedQueue) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
         [sys.executable, "-c", WORK, str(queue.socket_path)],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}", "CLAVIER_HOME": str(queue.folder / "home")},
     )
     yield process
     process.kill()

@@ -89,13 +89,13 @@ def test_ppo_learns_from_a_reward_model(tiny_model_folder: Path, tmp_path: Path)
     reward.main(make_context(tmp_path / "reward", train))
     knobs = {"reward_function": "reward_model", "max_steps": 20}
     parameters = parameters_of(tiny_model_folder, tmp_path, **knobs)
-    parameters["train_data"] = train["train_data"]
+    parameters["train_data"] = write_rows(tmp_path / "prompts.jsonl", PREFERENCES * 4)
     parameters["reward_model"] = {
         "model": str(tiny_model_folder), "adapter": str(tmp_path / "reward" / folder.OUTPUT / "model"),
     }  # fmt: skip
     rl.main(make_context(tmp_path / "run", parameters))
     earned = list(values_by_step(tmp_path / "run", "reward/mean").values())
-    assert sum(earned[-3:]) > sum(earned[:3])
+    assert sum(earned[-5:]) / 5 > sum(earned[:3]) / 3 + 0.5
 
 
 @pytest.mark.slow
