@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole story over the platform API (document 001), with curl alone: image, model, data, code and configuration are
 # uploaded; image and model registered; the model tuned with own code and with LoRA; the results registered, evaluated
-# and served; a question asked; what remains shown. python3 and tar make the archive of the image.
+# and served; a question asked; what remains shown. tar makes the archive of the image.
 #
 #   ALLOW_CUSTOM_CODE=1 manage.py up                               in one terminal
 #   KEY=$(manage.py create_user zhang --tenant demo --password ... --json | sed 's/.*"api_key": "\([^"]*\)".*/\1/')
@@ -65,21 +65,15 @@ upload_folder() {
 }
 # A tiny archive as "docker save" writes it: one layer with one text.
 make_image() {
+    local machine layer
+    case $(uname -m) in x86_64) machine=amd64 ;; aarch64) machine=arm64 ;; *) machine=$(uname -m) ;; esac
     mkdir -p "$WORK/image" "$WORK/layer/etc"
     printf 'made by platform_api.sh\n' >"$WORK/layer/etc/motd"
     tar -C "$WORK/layer" -cf "$WORK/image/layer.tar" etc/motd
-    python3 - "$WORK/image" "$1" <<'PYTHON'
-import hashlib, json, pathlib, platform, sys
-
-folder, tag = pathlib.Path(sys.argv[1]), sys.argv[2]
-machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-layer = "sha256:" + hashlib.sha256((folder / "layer.tar").read_bytes()).hexdigest()
-config = {"architecture": machine, "os": "linux", "config": {"Cmd": ["/bin/true"]},
-          "rootfs": {"type": "layers", "diff_ids": [layer]}}
-(folder / "config.json").write_text(json.dumps(config))
-manifest = [{"Config": "config.json", "RepoTags": [tag], "Layers": ["layer.tar"]}]
-(folder / "manifest.json").write_text(json.dumps(manifest))
-PYTHON
+    layer=$(sha256sum "$WORK/image/layer.tar" | cut -d ' ' -f 1)
+    printf '{"architecture": "%s", "os": "linux", "config": {"Cmd": ["/bin/true"]}, "rootfs": {"type": "layers", "diff_ids": ["sha256:%s"]}}' \
+        "$machine" "$layer" >"$WORK/image/config.json"
+    printf '[{"Config": "config.json", "RepoTags": ["%s"], "Layers": ["layer.tar"]}]' "$1" >"$WORK/image/manifest.json"
     tar -C "$WORK/image" -cf "$WORK/image.tar" manifest.json config.json layer.tar
 }
 # Waits until a version of an image is there. Document 001 starts the import; the native API tells how it goes.

@@ -12,7 +12,7 @@ from clavier.api.legacy.fields import UserIs, Word
 from clavier.api.legacy.paging import PageBody, PageData, page_of
 from clavier.api.legacy.schema import operation
 from clavier.api.legacy.shapes.evaluation import EvaluationCreated, EvaluationDetail, detail_of, row_of
-from clavier.api.legacy.states import states_of
+from clavier.api.legacy.states import in_state
 from clavier.api.legacy.views import LegacyView
 from clavier.api.legacy.words import say
 from evaluation_app.custom import create_custom_evaluation_task
@@ -54,7 +54,7 @@ class EvaluationPageView(EvaluationView):
         rows = visible_evaluations(self.actor, search=query.get("taskName", ""))
         rows = rows.filter(created_by_id=self.actor.user_id)
         if query.get("status"):
-            rows = rows.filter(run__state__in=states_of(query["status"]))
+            rows = rows.filter(in_state(query["status"]))
         return self.answer(page_of(rows, query, row_of), "success")
 
 

@@ -19,7 +19,7 @@ from clavier.api.legacy.fields import Body, Id, Number, UserIs, Word
 from clavier.api.legacy.paging import PageBody, PageData, page_of
 from clavier.api.legacy.schema import operation
 from clavier.api.legacy.shapes.tuning import TaskCreated, TaskDetail, created_of, detail_of, row_of
-from clavier.api.legacy.states import states_of
+from clavier.api.legacy.states import in_state
 from clavier.api.legacy.views import LegacyView
 from clavier.api.legacy.words import say
 from finetune_app.custom import create_custom_fine_tune_task
@@ -122,7 +122,7 @@ def filtered(tasks: QuerySet[FineTuneTask], query: dict[str, Any]) -> QuerySet[F
         is_pretrain = Q(recipe="pretrain")
         tasks = tasks.filter(is_pretrain if query["isPretrain"] else ~is_pretrain)
     if query.get("status"):
-        tasks = tasks.filter(run__state__in=states_of(query["status"]))
+        tasks = tasks.filter(in_state(query["status"]))
     if query.get("taskName"):
         tasks = tasks.filter(name__icontains=query["taskName"])
     return tasks
