@@ -85,7 +85,11 @@ def renamed(problem: FieldProblem, names: dict[str, str]) -> FieldProblem:
     message = problem.message.removeprefix(f"{problem.field.partition('.')[0]}{say('：', ': ')}")
     spoken_of = named_first(message, problem.field)
     if spoken_of and not message.startswith(field):
-        message = field + message[len(spoken_of) :]
+        said = message[len(spoken_of) :]
+        name = problem.field.removeprefix("hyperparameters.")
+        # A place in a list does not say which hyperparameter stands there.
+        is_listed = name != problem.field and field.endswith("]")
+        message = say(f"{field}：{name}{said}", f"{field}: {name}{said}") if is_listed else field + said
     elif field and field not in message:
         message = say(f"{field}：{message}", f"{field}: {message}")
     return FieldProblem(field, problem.code, message)
