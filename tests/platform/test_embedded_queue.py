@@ -37,7 +37,7 @@ ShortJobWorker([queue], name="worker-1", serializer=JSONSerializer).work()
 """
 
 
-def wait_until(holds: Callable[[], bool], what: str, within_s: float = 20.0) -> None:
+def wait_until(holds: Callable[[], bool], what: str, within_s: float = 60.0) -> None:
     deadline = time.monotonic() + within_s
     while not holds():
         assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
