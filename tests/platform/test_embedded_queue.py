@@ -107,7 +107,12 @@ def test_without_any_server_the_error_says_what_to_do(monkeypatch: pytest.Monkey
 def worker(queue: EmbeddedQueue) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
         [sys.executable, "-c", WORK, str(queue.socket_path)],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}", "CLAVIER_HOME": str(queue.folder / "home")},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}",
+            "CLAVIER_HOME": str(queue.folder / "home"),
+            "CLAVIER_EXECUTOR": "fake",  # one that needs no child of the worker's to get ready
+        },
     )
     yield process
     process.kill()
