@@ -9,7 +9,7 @@ from uuid import UUID
 from django.db import transaction
 from django.utils import timezone
 
-from clavier.runs.outputs import read_metrics
+from clavier.runs.outputs import MAX_READ_BYTES, read_metrics
 from clavier.runs.services import stop_run
 from clavier.runs.states import RunState
 from finetune_app.models import HyperparameterSearch, SearchTrial
@@ -31,7 +31,10 @@ def prune_trials() -> int:
 
 def curve_of(run_id: UUID, metric: str) -> Curve:
     """Step -> value of a metric on the way; a step that was measured twice has its newest value."""
-    events, _ = read_metrics(run_id, -RECENT_BYTES, RECENT_BYTES)
+    events, offset = read_metrics(run_id, -RECENT_BYTES)
+    for _ in range(RECENT_BYTES // MAX_READ_BYTES):  # one call reads no more than a part of that
+        more, offset = read_metrics(run_id, offset)
+        events = [*events, *more]
     curve: Curve = {}
     for event in events:
         value, step = event.get(metric), event.get("step")

@@ -12,9 +12,9 @@ from django.utils import timezone
 from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, Forbidden, Invalid, InvalidFields, NotFound
 from clavier.runs.models import Attempt
-from clavier.runs.outputs import run_folder
+from clavier.runs.outputs import MAX_READ_BYTES, run_folder
 from finetune_app.models import FineTuneTask, HyperparameterSearch, SearchTrial
-from finetune_app.pruning import prune_trials
+from finetune_app.pruning import curve_of, prune_trials
 from finetune_app.sampling import Known, checked_space, falls_behind, importances, suggest
 from finetune_app.search import access_search, best_trial, best_version, create_search, delete_search, stop_search
 from finetune_app.services import delete_fine_tune_task
@@ -143,6 +143,16 @@ def measure(search: HyperparameterSearch, number: int, losses: list[float]) -> N
     run = search.trials.get(number=number).task.run
     assert run is not None
     (run_folder(run.pk) / folder.METRICS).write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+def test_a_long_curve_is_read_to_its_end(engine: Engine, alice: Actor) -> None:
+    run = engine.submit(alice)
+    run_folder(run.pk).mkdir(parents=True, exist_ok=True)
+    events = [{"kind": "metric", "step": step, "train/loss": 1.0, "note": "x" * 200} for step in range(12_000)]
+    text = "".join(json.dumps(event) + "\n" for event in events)
+    (run_folder(run.pk) / folder.METRICS).write_text(text)
+    assert len(text) > 2 * MAX_READ_BYTES
+    assert max(curve_of(run.pk, "train/loss")) == 11_999
 
 
 def test_a_trial_below_the_median_of_the_others_is_stopped_and_the_search_goes_on(
