@@ -228,9 +228,9 @@ class _Reader:
     def take_flag(self, name: str) -> bool:
         if name not in self.left:
             return False
-        value = self.left.pop(name)
+        value, key = self.left.pop(name), self.written[name]
         if not isinstance(value, bool):
-            self.add(name, "wrong_type", f"{name} needs true or false, got {quoted(value)}")
+            self.add(key, "wrong_type", f"{key} needs true or false, got {quoted(value)}")
         return value is True
 
     def take_block(self, name: str, known: tuple[str, ...]) -> Mapping[str, Any]:

@@ -132,6 +132,12 @@ def test_the_global_batch_is_shared_by_the_processes() -> None:
     assert (knobs["per_device_train_batch_size"], knobs["gradient_accumulation_steps"]) == (4, 4)
 
 
+def test_a_bad_flag_has_the_name_of_the_file() -> None:
+    with pytest.raises(InvalidFields) as caught:
+        read_train_config(SFT + "int4: maybe\n")
+    assert [(problem.field, problem.code) for problem in caught.value.problems] == [("int4", "wrong_type")]
+
+
 def test_every_bad_key_is_named_at_once() -> None:
     with pytest.raises(InvalidFields) as caught:
         read_train_config(SFT + "lora_r: 8\nuse_8bit: maybe\nquantization: {bit: 4}\ntokenizer: /etc\nbase_model: x\n")
