@@ -151,7 +151,7 @@ def test_texts_are_chosen_by_their_metadata(tmp_path: Path) -> None:
         tmp_path / "t.jsonl",
         {"text": "a", "metadata": {"domain": "finance"}},
         {"text": "b", "metadata": {"domain": "finance", "retention": "drop"}},
-        {"text": "c", "metadata": {"domain": "law"}},
+        {"text": "c", "metadata": {"domain": "law", "checked": True, "level": 2}},
         {"text": "d"},
     )
 
@@ -161,6 +161,8 @@ def test_texts_are_chosen_by_their_metadata(tmp_path: Path) -> None:
     assert found("") == "abcd"
     assert found("domain=finance") == "ab"
     assert found("domain=finance, retention!=drop") == "a"
+    assert found("checked=true") == "c"
+    assert found("level!=2") == "abd"
     with pytest.raises(ProgramError, match="no rows that metadata_filter asks for"):
         found("domain=sport")
     with pytest.raises(ProgramError, match="neither name=value"):

@@ -108,8 +108,7 @@ def read_labelled(path: Path | str) -> Iterator[tuple[int, str, str]]:
         label = row.get("label")
         if "text" not in row or not isinstance(label, str | int):
             raise _bad(where, f"needs a text under 'text' and a class under 'label', it has the keys {sorted(row)}")
-        word = label if isinstance(label, str) else json.dumps(label)
-        yield line_number, _text(row, "text", where), word
+        yield line_number, _text(row, "text", where), _word(label)
 
 
 def read_preferences(path: Path | str) -> Iterator[tuple[int, Preference]]:
@@ -323,6 +322,11 @@ def _text_file(path: Path) -> Iterator[TextPiece]:
     yield TextPiece(f"{path.name} line {start}", "".join(piece), ends_document=True)
 
 
+def _word(value: Any) -> str:
+    """A value as JSON writes it, a text as it is."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _text_rows(path: Path, wanted: Conditions) -> Iterator[TextPiece]:
     is_empty = True
     for line_number, row in read_rows(path):
@@ -331,7 +335,7 @@ def _text_rows(path: Path, wanted: Conditions) -> Iterator[TextPiece]:
             raise _bad(where, f"has the keys {sorted(row)}; pretraining needs 'text'")
         metadata = row.get("metadata")
         known = metadata if isinstance(metadata, dict) else {}
-        if any((str(known.get(key)) == value) is not must_be for key, value, must_be in wanted):
+        if any((key in known and _word(known[key]) == value) is not must_be for key, value, must_be in wanted):
             continue
         is_empty = False
         yield TextPiece(where, _text(row, "text", where), ends_document=True)
