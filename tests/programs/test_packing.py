@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -241,6 +242,9 @@ def test_a_second_start_does_not_tokenize_again_and_learns_the_same(
         lengths = LengthPolicy(max_tokens, "split")
         return sft.read_samples(Path(data), renderer, lengths, report, cache), lengths.counts
 
+    key = cache.key(Path(data), renderer, LengthPolicy(64, "split"))
+    # Of a start that was killed in between and had the same process id.
+    (tmp_path / "tokens" / f".tmp-{key}-{os.getpid()}").mkdir(parents=True)
     first, counts = read(64)
     with monkeypatch.context() as patch:
         patch.setattr(sft, "tokenize", never)

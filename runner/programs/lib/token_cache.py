@@ -61,6 +61,7 @@ class TokenCache:
     def store(self, key: str, source: str, samples: Sequence[Sample], lengths: LengthPolicy) -> None:
         """Write an entry whole or not at all, and remove the oldest ones beyond the limit."""
         temporary = self._folder / f".tmp-{key}-{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)  # an earlier start's, which may have had this process id
         temporary.mkdir(parents=True)
         _write(temporary / TOKENS, [sample.token_ids for sample in samples])
         _write(temporary / LABELS, [sample.is_label for sample in samples])
