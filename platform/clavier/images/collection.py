@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import UUID
 
 from django.conf import settings
 
 from clavier.images.models import ImageVersion
 from clavier.images.queries import live_runs_with
 from clavier.images.store import is_old, output_path
+from clavier.runs.models import Run
+from clavier.runs.states import LIVE_STATES
 
 
 def is_wanted(image_id: str) -> bool:
@@ -26,8 +27,10 @@ def lost_archives() -> Iterator[ImageVersion]:
 
 
 def abandoned_logins() -> Iterator[Path]:
-    """Logins of imports that have ended, or never began."""
+    """Logins whose run has ended, or never began: of imports of images and models, of fetched data and folders."""
+    specs = Run.objects.filter(state__in=LIVE_STATES).values_list("spec", flat=True)
+    wanted = {mount["source"] for spec in specs for mount in spec["mounts"]}
     folder = Path(settings.CLAVIER_SECRETS)
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
-        if is_old(path) and not ImageVersion.objects.filter(pk=UUID(path.stem), state="importing").exists():
+        if is_old(path) and str(path) not in wanted:
             yield path

@@ -17,7 +17,8 @@ from clavier.management.commands import collect_images
 from clavier.quotas.models import Node
 from clavier.runs.models import Run
 from clavier.runs.outputs import run_folder
-from runner.contract.run_spec import Image
+from clavier.runs.services import stop_run
+from runner.contract.run_spec import Image, Mount
 from runner.executors.base import ExecutorError, StoredImage
 from runner.worker.engines import Engine
 from tests.engine import make_engine
@@ -99,6 +100,14 @@ def test_logins_of_imports_that_never_began_go(alice, store):
     young = write_login(uuid4(), RegistryLogin("robot", "s3cret"), 1)
     assert collect()[0] == [f"deleted login {login.name}"]
     assert (login.exists(), young.exists()) == (False, True)
+
+
+def test_the_login_of_a_run_that_waits_stays_and_goes_with_its_end(alice, store, monkeypatch):
+    login = old(write_login(uuid4(), RegistryLogin("robot", "s3cret"), 1))
+    run = make_engine(monkeypatch).submit(alice, mounts=(Mount(str(login)),))
+    assert collect()[0] == []
+    stop_run(run=run, actor_name="alice")
+    assert collect()[0] == [f"deleted login {login.name}"]
 
 
 def test_an_archive_that_a_restore_did_not_bring_is_linked_again(alice, store, monkeypatch):
