@@ -13,7 +13,7 @@ from clavier.accounts.access import access_object, require_change
 from clavier.accounts.queries import own_tenant
 from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, Invalid
-from clavier.images.logins import RegistryLogin, forget_login, write_login
+from clavier.images.logins import RegistryLogin, forget_login, login_path, write_login
 from clavier.runs import queue
 from clavier.runs.models import Run
 from clavier.runs.outputs import read_json
@@ -58,7 +58,7 @@ def start_program(
             subject=subject,
         )
         if login is not None:
-            place = str(write_login(task.pk, login, own_tenant(actor).number))
+            place = str(login_path(task.pk))
             parameters, folders = {**parameters, "credentials": place}, (*folders, place)
         spec = RunSpec(
             kind="data",
@@ -69,7 +69,10 @@ def start_program(
             limits=Limits(time_limit_s=DEFAULT_TIME_LIMIT_S),
             needs_network=needs_network,
         )
-        return submitted(actor, task, spec)
+        started = submitted(actor, task, spec)
+        if login is not None:  # last: a run that is refused leaves no key behind
+            write_login(task.pk, login, own_tenant(actor).number)
+        return started
 
 
 def submitted(actor: Actor, task: DataTask, spec: RunSpec, run_id: UUID | None = None) -> DataTask:

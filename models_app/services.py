@@ -20,7 +20,7 @@ from clavier.core.references import in_use
 from clavier.files.folders import disk_path, own_folder
 from clavier.files.models import MIB
 from clavier.images.access import access_image_version, image_of_run
-from clavier.images.logins import RegistryLogin, forget_login, write_login
+from clavier.images.logins import RegistryLogin, forget_login, login_path, write_login
 from clavier.runs.models import Run
 from clavier.runs.outputs import check_manifest
 from clavier.runs.services import delete_run, stop_run, submit_run
@@ -124,7 +124,7 @@ def start_import(
     with transaction.atomic():
         version = add_version(actor, name, about, columns)
         if login is not None:
-            place = str(write_login(version.pk, login, own_tenant(actor).number))
+            place = str(login_path(version.pk))
             parameters, folders = {**parameters, "credentials": place}, [place]
         spec = RunSpec(
             kind="model_import",
@@ -139,6 +139,8 @@ def start_import(
             actor=actor, kind="model_import", name=f"import {version}", subject_id=version.pk, spec=spec
         )
         version.save(update_fields=["run"])
+        if login is not None:  # last: a run that is refused leaves no key behind
+            write_login(version.pk, login, own_tenant(actor).number)
     return version
 
 
