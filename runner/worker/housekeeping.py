@@ -59,7 +59,10 @@ class Housekeeping:
         self._next = time.monotonic() + EVERY_S
         remove_abandoned()
         for sweep in settings.SWEEPS:
-            import_string(sweep)()
+            try:
+                import_string(sweep)()
+            except Exception:  # one sweep must not keep the others from their turn
+                logger.exception("the sweep %s failed; trying again", sweep)
 
 
 def remove_abandoned() -> list[Path]:

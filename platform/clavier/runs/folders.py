@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +14,8 @@ from clavier.runs.models import Run, RunFolder
 from clavier.runs.outputs import run_folder
 from clavier.runs.states import FINAL_STATES
 from runner.contract.trees import measure
+
+logger = logging.getLogger(__name__)
 
 #: Folders that one sweep counts.
 MOST_AT_ONCE = 100
@@ -46,7 +49,10 @@ def give_back_folder(run: Run) -> None:
 def count_left_out() -> None:
     """Some ended runs whose folders were never counted: a reconciler died in between, or an older version ran them."""
     for run_id in Run.objects.filter(state__in=FINAL_STATES, folder=None).values_list("pk", flat=True)[:MOST_AT_ONCE]:
-        count_folder(run_id)
+        try:
+            count_folder(run_id)
+        except OSError as error:
+            logger.warning("the folder of run %s can not be counted: %s", run_id, error)
 
 
 def stored_folders() -> QuerySet[Any, Any]:

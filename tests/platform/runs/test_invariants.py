@@ -19,7 +19,7 @@ from clavier.accounts.models import Tenant
 from clavier.files.models import StorageUsage, TenantStorage
 from clavier.quotas.models import Gpu, GpuBooking, Reservation, Usage
 from clavier.quotas.services import set_cap
-from clavier.runs import invariants
+from clavier.runs import folders, invariants
 from clavier.runs.folders import count_folder, count_left_out
 from clavier.runs.models import Attempt, Outbox, Run, RunEvent, RunFolder
 from clavier.runs.outputs import run_folder
@@ -27,8 +27,9 @@ from clavier.runs.services import delete_run
 from models_app.models import ModelVersion, RegisteredModel
 from runner.contract.run_spec import Resources, Role
 from runner.executors.fake import FakeExecutor
+from runner.worker import housekeeping
 from runner.worker import invariants as watching
-from runner.worker.housekeeping import remove_abandoned
+from runner.worker.housekeeping import Housekeeping, remove_abandoned
 from runner.worker.invariants import Watch, check_everything, last_report
 from tests.engine import make_engine
 
@@ -250,6 +251,24 @@ def test_i2_what_a_run_leaves_is_charged_to_its_owner_counted_anew_and_given_bac
     assert (used(), found()) == ({(num_bytes + 4, len(left))}, [])
     delete_run(run=completed)
     assert (used(), found()) == ({(0, 0)}, [])
+
+
+def test_a_folder_that_can_not_be_read_holds_up_no_other_sweep(completed, monkeypatch, settings):
+    def unreadable(path):
+        raise PermissionError(path)
+
+    swept = []
+    monkeypatch.setattr(folders, "measure", unreadable)
+    sweeps = {"count": count_left_out, "broken": broken, "next": lambda: swept.append(1)}
+    monkeypatch.setattr(housekeeping, "import_string", sweeps.get)
+    RunFolder.objects.all().delete()
+    settings.SWEEPS = list(sweeps)
+    Housekeeping().tidy()
+    assert swept == [1]
+
+
+def broken():
+    raise RuntimeError("a bug")
 
 
 def test_i7_a_user_may_call_a_file_as_she_likes(completed, settings):
