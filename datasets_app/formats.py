@@ -47,15 +47,15 @@ Item = tuple[int, Row, bytes]
 csv.field_size_limit(MAX_ROW_BYTES)
 
 
-def format_of(file_name: str) -> str:
+def format_of(file_name: str, *, field: str = "file_name") -> str:
     """The format that a file's ending names. Raises Invalid (``not_a_choice``)."""
     ending = PurePath(file_name).suffix.lower()
     if ending.removeprefix(".") not in FORMATS:
         raise Invalid(
-            f"file_name {quoted(file_name)} ends in {quoted(ending)}; data sets are "
+            f"{field} {quoted(file_name)} ends in {quoted(ending)}; data sets are "
             f"{', '.join('.' + name for name in FORMATS)} files.",
             code="not_a_choice",
-            field="file_name",
+            field=field,
         )
     return ending.removeprefix(".")
 

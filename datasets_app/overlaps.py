@@ -36,7 +36,7 @@ def measure_overlap(
     if against is None:
         others = [other for other in siblings_of(found) if other.pk != found.pk]
     else:
-        others = [access_dataset_version(actor, other, field="against") for other in against]
+        others = [access_dataset_version(actor, other, field="against") for other in dict.fromkeys(against)]
     if len(others) > MAX_AGAINST:
         raise Invalid(f"against names {len(others)} versions; up to {MAX_AGAINST} are compared.", field="against")
     if any(other.pk == found.pk for other in others):

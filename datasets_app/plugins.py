@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -82,8 +80,8 @@ def create_plugin(
         field: problems.check(parse_display_name, text, field=field)
         for field, text in {"name": name, "version": version}.items()
     }
-    problems.check(format_of, output_file)
-    problems.check(parse_path, output_file)
+    problems.check(format_of, output_file, field="output_file")
+    problems.check(parse_path, output_file, field="output_file")
     problems.end()
     try:
         with transaction.atomic():
@@ -198,7 +196,7 @@ def plugin_spec(
 
 def checked_declarations(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Declared parameters, complete. Raises Invalid naming the one at fault."""
-    if isinstance(given, str) or len(given) > MAX_PARAMETERS:
+    if not isinstance(given, list | tuple) or len(given) > MAX_PARAMETERS:
         raise Invalid(
             f"parameters must be a list of at most {MAX_PARAMETERS}.", code="out_of_range", field="parameters"
         )
@@ -212,7 +210,7 @@ def checked_declarations(given: Sequence[Mapping[str, Any]]) -> list[dict[str, A
             raise Invalid(
                 f"{where}.name {quoted(name)}: letters, digits and _, once each.", code="bad_name", field="parameters"
             )
-        if kind not in TYPES:
+        if not isinstance(kind, str) or kind not in TYPES:
             raise Invalid(
                 f"{where}.type {quoted(kind)} is none of {', '.join(TYPES)}.", code="not_a_choice", field="parameters"
             )
@@ -222,7 +220,7 @@ def checked_declarations(given: Sequence[Mapping[str, Any]]) -> list[dict[str, A
         whole = {
             "name": name, "type": kind, "default": item.get("default"), "required": bool(item.get("required")),
             "choices": [checked_value(where, kind, choice) for choice in choices],
-            "help": str(item.get("help", ""))[:500],
+            "help": str(item.get("help", "")).replace("\0", "")[:500],
         }  # fmt: skip
         if whole["default"] is not None:
             whole["default"] = _chosen(where, whole, whole["default"])
@@ -270,26 +268,6 @@ def checked_value(where: str, kind: str, value: Any) -> str:
     if not is_right:
         raise Invalid(f"{where} {quoted(value)} is no {kind}.", code="wrong_type", field="parameters")
     return text
-
-
-def read_parameters(text: str) -> dict[str, Any]:
-    """Parameters written as JSON, or as a Python dict as document 000 has them. Raises Invalid."""
-    if not text.strip():
-        return {}
-    try:
-        value = json.loads(text)
-    except ValueError:
-        try:
-            value = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as fault:
-            raise Invalid(
-                f"parameters {quoted(text)} is no object such as {{'name': 'value'}}.",
-                code="malformed_json",
-                field="parameters",
-            ) from fault
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise Invalid(f"parameters {quoted(text)} must be an object.", code="wrong_type", field="parameters")
-    return value
 
 
 def _chosen(where: str, item: Mapping[str, Any], value: Any) -> str:

@@ -29,7 +29,7 @@ from clavier.api.native.schema import operation
 from clavier.api.native.views import NativeView
 from clavier.runs.models import Run
 from datasets_app.models import TASK_KINDS, TASK_STATES, DataTask
-from datasets_app.overlaps import measure_overlap
+from datasets_app.overlaps import MAX_AGAINST, measure_overlap
 from datasets_app.plugins import access_plugin, create_plugin, delete_plugin, plugins_of, run_plugin
 from datasets_app.queries import access_dataset, access_dataset_version
 from datasets_app.tasks import access_data_task, delete_data_task, stop_data_task, tasks_of
@@ -96,8 +96,9 @@ class NewTokenCount(Strict):
 
 class NewOverlap(Strict):
     against = serializers.ListField(
-        child=serializers.UUIDField(), required=False, help_text="Versions; absent: the other splits made with it."
-    )
+        child=Identifier(), required=False, max_length=MAX_AGAINST,
+        help_text="Versions; absent: the other splits made with it.",
+    )  # fmt: skip
     threshold = serializers.FloatField(min_value=0.5, max_value=1, default=0.8, help_text="Similarity that counts.")
 
 
