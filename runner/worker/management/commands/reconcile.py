@@ -73,11 +73,11 @@ class Command(BaseCommand):
 
     def look_after(self, fence: Fence, bells: Bells) -> None:
         """One turn of the leader: the runs first. Raises LeaseLost."""
-        is_first = self.node is None
-        node = self.node = self.node or ensure_local_node()
+        node = self.node or ensure_local_node()
         self.reconciler.run_pass(fence)
-        if is_first:
+        if self.node is None:
             self.scan(node)
+            self.node = node
         bells.attend({engine: executor(engine) for engine in engines_of(Node.objects.all())})
         if self.housekeeping.is_due:
             self.do("tidy", self.housekeeping.tidy)
