@@ -225,8 +225,10 @@ class Reconciler:
             raise
         except Exception as error:  # a disk with errors, a hook with a mistake: not for ever
             self.conclude_later(attempt, error)
+        if Attempt.objects.filter(pk=attempt.pk, ended_at=None).exists():
+            return
         for one in ranks:
-            self.forget(one.engine, one.name)
+            self.hands.remove(one.engine, one.name)
         self.hands.count(attempt.run_id)
 
     def conclude(self, attempt: Attempt, ranks: Sequence[Rank]) -> None:

@@ -266,6 +266,8 @@ def delete_run(*, run: Run) -> None:
         raise Conflict("The run has not ended; stop it first.", code="in_use")
     folder = run_folder(run.pk)
     with transaction.atomic():
+        # A count of the folder that goes on ends first, or what it charges would never be given back.
+        Run.objects.select_for_update(of=("self",)).filter(pk=run.pk).first()
         give_back_folder(run)
         run.delete()
         transaction.on_commit(lambda: remove_folder(folder))
