@@ -16,7 +16,7 @@ from django.db import transaction
 from clavier.accounts.queries import own_tenant
 from clavier.core.actor import Actor
 from clavier.files.models import MIB
-from clavier.files.usage import bytes_left
+from clavier.files.queries import storage_left
 from clavier.images.logins import forget_login, login_path, write_login
 from clavier.runs.models import Run
 from clavier.runs.own_code import STORED, OwnCode, Problems, stored_folders
@@ -57,7 +57,7 @@ def stage_folders(
         about = {"name": folder, "location": path, "endpoint": store.endpoint_url, "region": store.region}
         inside = list(splits) if folder == "data_folder" else []
         folders.append({**about, "credentials": str(login_path(key)), "inside": inside})
-    left = bytes_left(actor.tenant_id, actor.user_id)
+    left = storage_left(actor)["bytes"]
     most = settings.MAX_UPLOAD_MIB * MIB
     spec = RunSpec(
         kind=kind,

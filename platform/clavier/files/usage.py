@@ -53,14 +53,6 @@ def refuse_over_limit(*, tenant_id: UUID, user_id: UUID, size_bytes: int, inodes
             raise over_limit(row, size_bytes, inodes, field)
 
 
-def bytes_left(tenant_id: UUID, user_id: UUID) -> int | None:
-    """What a user may still store, by its own and its tenant's limit; None: without a limit."""
-    own, _ = StorageUsage.objects.get_or_create(tenant_id=tenant_id, user_id=user_id)
-    everyone, _ = TenantStorage.objects.get_or_create(tenant_id=tenant_id)
-    left = [max(0, row.bytes_limit - row.bytes_used) for row in (own, everyone) if row.bytes_limit is not None]
-    return min(left) if left else None
-
-
 def set_storage_limits(
     *, tenant_id: UUID, user_id: UUID | None = None, bytes_limit: int | None = None, inodes_limit: int | None = None
 ) -> StorageUsage | TenantStorage:

@@ -108,8 +108,9 @@ def lacking(
     if wanted and not held:
         yield f"{attempt} is live and holds no reservation"
         return
-    for cap in caps.values():
-        if held.get(cap.pk, 0) != wanted.get(cap.pk, 0):
+    different = {pk for pk in held.keys() | wanted.keys() if held.get(pk, 0) != wanted.get(pk, 0)}
+    for cap in caps.values() if different else ():
+        if cap.pk in different:
             yield (
                 f"{attempt} holds {held.get(cap.pk, 0)} of {cap.resource} of {cap.scope} {cap.scope_id}, "
                 f"its containers need {wanted.get(cap.pk, 0)}"

@@ -69,10 +69,7 @@ def read_world(group_name: str | None = None, *, is_open: bool = True) -> World:
         used, can_shrink = holdings(name)
         world.groups.append(Group(name, rooms, shares, used, id=group_id, can_shrink=can_shrink))
     read_leaving(world)
-    shut = sql.select(
-        "SELECT scope_id FROM quotas_quotawindow WHERE valid_from > %s OR valid_until <= %s", *[world.now] * 2
-    )
-    world.shut = [as_uuid(scope_id) for (scope_id,) in shut]
+    world.shut = [as_uuid(scope_id) for (scope_id,) in sql.select(SHUT, *[world.now] * 2)]
     return world
 
 

@@ -22,7 +22,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from runner.contract.folder import MANIFEST, write_json_durably
+from runner.contract.folder import write_json_durably
+from runner.programs.lib.artifacts import write_manifest
 from runner.programs.lib.data import read_rows
 from runner.programs.lib.events import ProgramContext, ProgramError, Stopped, require, run_program
 from runner.programs.lib.render import Renderer
@@ -103,9 +104,7 @@ def main(context: ProgramContext) -> None:
         "learned_of_length": sorted(tally.learned_of_length.items()),
     }
     write_json_durably(context.output / "lengths.json", lengths)
-    names = ("result.json", "lengths.json")
-    files = [{"path": name, "size": (context.output / name).stat().st_size} for name in names]
-    write_json_durably(context.output / MANIFEST, {"files": files, "kind": "data", "facts": {}, "metrics": {}})
+    write_manifest(context.output, "data", {}, {})
     context.report.summary({name: result[name] for name in ("samples", "tokens", "learned", "longest")})
 
 

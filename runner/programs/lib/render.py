@@ -171,14 +171,6 @@ class Renderer:
         """Token ids of plain text; special-token text in it stays text."""
         return list(self._encode_plain(text).ids)
 
-    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Like ``encode_text`` for many texts at once (faster: one call into the tokenizer)."""
-        self._tokenizer.encode_special_tokens = True
-        try:
-            return [list(e.ids) for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
-        finally:
-            self._tokenizer.encode_special_tokens = False
-
     def try_template(self) -> None:
         """Render the golden conversations. A template may refuse one (some want no system turn), which harms nobody."""
         for messages in GOLDEN_CONVERSATIONS:
