@@ -190,6 +190,7 @@ def test_a_running_attempt_can_not_be_removed_and_an_exited_one_is_forgotten(ben
 def test_stopping_and_removing_a_stranger_is_no_error(bench: Bench) -> None:
     bench.executor().stop("nobody", 1)
     bench.executor().remove("nobody")
+    assert bench.executor().list() == []
 
 
 def test_what_was_stopped_before_its_start_never_starts(bench: Bench, tmp_path: Path) -> None:
