@@ -36,7 +36,7 @@ from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
 
 PROGRAMS = {recipe: f"runner.programs.train.{recipe}" for recipe in RECIPES}
 #: Recipes that can train on several GPUs at once.
-DATA_PARALLEL_RECIPES = ("sft", "preference", "reward", "classify", "seq2seq")
+DATA_PARALLEL_RECIPES = ("sft", "preference", "reward", "classify", "seq2seq", "pretrain")
 DEFAULT_TIME_LIMIT_S = 7 * 24 * 3600
 
 

@@ -157,9 +157,8 @@ def test_reinforcement_needs_a_reward_model_or_a_rule(engine, asked, alice, spoo
 
 
 def test_only_data_parallel_recipes_take_several_gpus(engine, asked, alice, spooled):
-    texts = make_dataset(alice, spooled, [{"text": f"once upon {n}"} for n in range(3)], name="texts")
-    wanted = asked | {"recipe": "pretrain", "method": "full", "train_dataset": texts.pk, "hyperparameters": {}}
-    with pytest.raises(Invalid, match="the recipe pretrain uses one GPU; sft, preference"):
+    wanted = asked | {"recipe": "rl", "hyperparameters": {"reward_function": "length"}}
+    with pytest.raises(Invalid, match="the recipe rl uses one GPU; sft, preference"):
         create_fine_tune_task(**(wanted | {"resources": {"gpus": 2}}))
     task = create_fine_tune_task(**asked)
     assert task.run.spec["parameters"]["num_processes"] == 1

@@ -130,6 +130,10 @@ def test_the_global_batch_is_shared_by_the_processes() -> None:
     block = "training: {distributed: {enabled: true, num_gpus: 2}}\nglobal_batch_size: 32\n"
     knobs = read_train_config(SFT + block).hyperparameters
     assert (knobs["per_device_train_batch_size"], knobs["gradient_accumulation_steps"]) == (4, 4)
+    pretraining = "task_type: pretrain\nper_device_train_batch_size: 16\n" + block
+    assert read_train_config(pretraining).hyperparameters["gradient_accumulation_steps"] == 1
+    with pytest.raises(InvalidFields, match="no multiple of per_device_train_batch_size 16 times 2 processes"):
+        read_train_config(pretraining.replace("32", "48"))
 
 
 def test_a_bad_flag_has_the_name_of_the_file() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from runner.programs.lib.artifacts import hash_file
 from runner.programs.lib.events import ProgramError, Stopped
 from runner.programs.lib.render import GOLDEN_CONVERSATIONS, Renderer
 from runner.programs.train import pretrain
-from tests.programs.recipes import StoppingReporter, make_context, values_by_step
+from tests.programs.recipes import StoppingReporter, fork_processes, make_context, values_by_step
 
 TEXT = "The piano has eighty-eight keys. 钢琴有八十八个键。 A short sentence ends here.\n" * 40
 FAST = {
@@ -144,3 +145,25 @@ def test_too_little_text_is_refused(tmp_path: Path) -> None:
     short.write_text("Too short.", encoding="utf-8")
     with pytest.raises(ProgramError, match="lower sequence_length"):
         pretrain.main(make_context(tmp_path / "run", parameters_of(short)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_go_on_from_the_checkpoint_of_one_and_seal_the_same(
+    corpus: Path, tmp_path: Path, strategy: str
+) -> None:
+    """Sequences of one step: 2 a process and pass, times 2 processes = 2, times 2 passes."""
+    sizes: dict[str, Any] = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 2}
+    one = {**parameters_of(corpus, **sizes, gradient_accumulation_steps=2), "validation_data": str(corpus)}
+    pretrain.main(make_context(tmp_path / "one", one))
+    shutil.copytree(tmp_path / "one/checkpoints/step-00000002", tmp_path / "two/checkpoints/step-00000002")
+    knobs = {**one["hyperparameters"], "gradient_accumulation_steps": 1, "distributed_strategy": strategy}
+    fork_processes(pretrain.main, tmp_path / "two", {**one, "hyperparameters": knobs}, 2)
+    for name in ("train/loss", "eval/loss", "train/grad_norm", "weights/norm"):
+        theirs = {step: v for step, v in values_by_step(tmp_path / "one", name).items() if step > 2}
+        assert values_by_step(tmp_path / "two", name) == pytest.approx(theirs, abs=1e-4)
+    files = (f"{folder.OUTPUT}/model/model", "checkpoints/step-00000004/weights", "checkpoints/step-00000004/optimizer")
+    for file in files:
+        left, right = (load_file(tmp_path / name / f"{file}.safetensors") for name in ("one", "two"))
+        assert left.keys() == right.keys()
+        assert all(torch.allclose(tensor, right[name], atol=1e-4) for name, tensor in left.items())

@@ -24,7 +24,7 @@ def load_trainable(order: Order, say: Reporter) -> tuple[Any, Any]:
     """
     quantized = quantization_of(order.knobs, order.device) if order.method == "qlora" else None
     dtype = training_dtype(order.method, order.device)
-    model = load_causal_model(order.base, dtype, order.device.device, quantized)
+    model = load_causal_model(order.base, dtype, order.load_device, quantized)
     package = add_lora(model, order.base_name, order.knobs) if order.method in ADAPTER_METHODS else model
     quicken_lora(package)
     prepare(model, order.knobs)
@@ -35,7 +35,7 @@ def load_trainable(order: Order, say: Reporter) -> tuple[Any, Any]:
 def load_trainable_classifier(order: Order, labels: Sequence[str], say: Reporter) -> Any:
     """The base of an order with a new head for labels; with an adapter PEFT's wrapper, which trains the head too."""
     dtype = training_dtype(order.method, order.device)
-    model = load_classifier(order.base, dtype, order.device.device, labels)
+    model = load_classifier(order.base, dtype, order.load_device, labels)
     model.config.pad_token_id = order.renderer.padding_id
     package = model if order.method == "full" else add_lora(model, order.base_name, order.knobs, "SEQ_CLS")
     prepare(model, order.knobs)
@@ -45,7 +45,7 @@ def load_trainable_classifier(order: Order, labels: Sequence[str], say: Reporter
 
 def load_trainable_encoder_decoder(order: Order, say: Reporter) -> tuple[Any, Any]:
     """The encoder-decoder of an order's base, and the package that saves the result."""
-    model = load_encoder_decoder(order.base, training_dtype(order.method, order.device), order.device.device)
+    model = load_encoder_decoder(order.base, training_dtype(order.method, order.device), order.load_device)
     package = model if order.method == "full" else add_lora(model, order.base_name, order.knobs, "SEQ_2_SEQ_LM")
     prepare(model, order.knobs)
     tell_size(model, say)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ def answer_scores(
     """``eval/rougeL`` (0 to 1), ``eval/bleu`` and ``eval/chrf`` (0 to 100) of greedy answers; {} without questions."""
     if not questions:
         return {}
+    device = replace(device, device=model.device)  # a model that was shared out may be too large for the GPU
     say.phase("answers", f"answering {len(questions)} validation samples")
     # The nearer in length, the less padding; the order of the file comes back for the samples that are shown.
     order = sorted(range(len(questions)), key=lambda index: len(questions[index].token_ids))

@@ -90,6 +90,15 @@ def even_share(items: Sequence[Item]) -> Sequence[tuple[Item, float]]:
     return [*own, *[(items[0], 0.0)] * missing]
 
 
+def draw_apart(seed: int, step: int) -> None:
+    """Let each of several processes draw its own random numbers from here on, the same ones whenever this step is run.
+
+    No checkpoint holds the state of all of them. One process alone goes on drawing.
+    """
+    if distributed.is_initialized():
+        torch.manual_seed(seed + 1_000_003 * rank() + 7_919 * step)
+
+
 def wait_for_all() -> None:
     """Return once every process is here."""
     if distributed.is_initialized():

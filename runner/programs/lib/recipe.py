@@ -17,6 +17,7 @@ from runner.programs.lib.events import ProgramContext, ProgramError, Reporter, r
 from runner.programs.lib.lengths import longest_sample
 from runner.programs.lib.model import Device, choose_device, model_config
 from runner.programs.lib.render import Renderer
+from runner.programs.lib.sharding import is_wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,11 @@ class Order:
     device: Device
     renderer: Renderer
     max_tokens: int
+
+    @property
+    def load_device(self) -> torch.device:
+        """Where the base is loaded to: weights that are shared out later need not fit into one GPU."""
+        return loading_device(self.knobs, self.device)
 
     @property
     def data_files(self) -> list[Path]:
@@ -88,6 +94,11 @@ def open_device(say: Reporter, knobs: Mapping[str, Any], width: int) -> Device:
     kind = "float32" if device.autocast_dtype is None else str(device.autocast_dtype).removeprefix("torch.")
     say.phase("device", f"device: {device.name}, {kind}: {device.reason}")
     return device
+
+
+def loading_device(knobs: Mapping[str, Any], device: Device) -> torch.device:
+    """The device, or the CPU where each process keeps a share only."""
+    return torch.device("cpu") if is_wanted(knobs) else device.device
 
 
 def training_dtype(method: str, device: Device) -> torch.dtype:

@@ -10,10 +10,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.distributed.tensor import DTensor
 
-from runner.programs.lib.distributed import is_first
-from runner.programs.lib.sharding import share_of, whole
+from runner.programs.lib.sharding import kept, share_of
 
 #: Between the names of nested state in a file.
 NESTED = "/"
@@ -59,10 +57,10 @@ def gathered_state(trainable: Mapping[str, torch.Tensor], optimizer: torch.optim
         for name, value in _flat(values).items():
             if isinstance(value, torch.Tensor):
                 # Nested tables are shared between parameters, which a file can not say.
-                tensors[f"{index}.{name}"] = value.clone() if NESTED in name else _kept(value)
+                tensors[f"{index}.{name}"] = value.clone() if NESTED in name else kept(value)
             else:
                 plain[f"{index}.{name}"] = value
-    weights = {name: _kept(parameter.detach()) for name, parameter in trainable.items()}
+    weights = {name: kept(parameter.detach()) for name, parameter in trainable.items()}
     return Gathered(weights, tensors, plain, state["param_groups"])
 
 
@@ -98,14 +96,6 @@ def restore_state(
         optimizer.load_state_dict({"state": state, "param_groups": described["param_groups"]})
         restore_random_states(load_file(source / "random.safetensors"))
     return Progress(**described["progress"])
-
-
-def _kept(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor as it is, or all shares of it; only the first process, which writes, keeps those."""
-    if not isinstance(tensor, DTensor):
-        return tensor.contiguous()
-    together = whole(tensor)
-    return together.cpu() if is_first() else torch.empty(0)
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

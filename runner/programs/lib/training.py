@@ -156,8 +156,6 @@ class _Training:
 
     def run(self) -> dict[str, float]:
         self._resume()
-        if distributed.num_processes() > 1:  # other samples, other dropout
-            torch.manual_seed(self.knobs["seed"] + 1_000_003 * distributed.rank() + self.progress.step)
         self.model.train()
         self._try_longest()
         say = self.context.report
@@ -190,6 +188,7 @@ class _Training:
 
     def _one_step(self) -> None:
         step = self.progress.step + 1
+        distributed.draw_apart(self.knobs["seed"], step)
         share = learning_rate_share(step, self.total_steps, self.warmup_steps, self.knobs["lr_scheduler_type"])
         learning_rate = self.knobs["learning_rate"] * share
         for group in self.optimizer.param_groups:
@@ -326,7 +325,7 @@ class _Training:
             best = self._step_folder(progress.best_step or 0)
             restore_state(best, self.trainable, None)
             self.context.report.phase("train", f"weights of step {progress.best_step} taken: the lowest eval/loss")
-        sharding.gather(self.model)
+        sharding.gather(self.model, self.device.device)
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and not torch.isfinite(parameter).all():
                 raise ProgramError("diverged", f"the weights {name} are no numbers", "learning_rate", exits.DIVERGED)

@@ -18,12 +18,22 @@ from runner.contract.knobs import NEW_MODEL_SHAPE
 from runner.programs.lib.artifacts import is_whole, write_manifest
 from runner.programs.lib.batches import epoch_order, steps_per_epoch
 from runner.programs.lib.data import Conditions, metadata_conditions, read_texts
-from runner.programs.lib.events import ProgramContext, ProgramError, require, run_program
-from runner.programs.lib.model import Device, load_causal_model, model_config, quiet_transformers
-from runner.programs.lib.recipe import checked_knobs, finish, open_device
+from runner.programs.lib.distributed import (
+    first_then_others,
+    is_first,
+    num_processes,
+    run_in_processes,
+    wait_for_all,
+)
+from runner.programs.lib.events import ProgramContext, ProgramError, require
+from runner.programs.lib.model import load_causal_model, model_config, quiet_transformers
+from runner.programs.lib.recipe import checked_knobs, finish, loading_device, open_device
 from runner.programs.lib.render import Renderer
+from runner.programs.lib.sharding import shard_as_asked
 from runner.programs.lib.tokenizer import train_tokenizer
 from runner.programs.lib.training import Batch, Plan, train
+
+TOKEN_BYTES = 4
 
 
 def main(context: ProgramContext) -> None:
@@ -38,22 +48,29 @@ def main(context: ProgramContext) -> None:
     device = open_device(say, knobs, shape.get("hidden_size", 0))
 
     wanted = metadata_conditions(knobs["metadata_filter"])
-    tokenizer_folder = base_folder or _new_tokenizer(
-        context, train_data, wanted, shape["vocab_size"], knobs["sequence_length"]
+    tokenizer_folder = base_folder or first_then_others(
+        lambda: _new_tokenizer(context, train_data, wanted, shape["vocab_size"], knobs["sequence_length"])
     )
     renderer = Renderer.from_folder(tokenizer_folder)
     tokens = _tokens_of(context, train_data, wanted, renderer, "training")
     held_out = torch.empty(0)
     if validation_data:
         held_out = _tokens_of(context, validation_data, wanted, renderer, "validation")
-    model = _base_model(base_folder, device) if base_folder else _new_model(shape, renderer, knobs, device)
+    where = loading_device(knobs, device)
+    if base_folder:
+        model = load_causal_model(base_folder, torch.float32, where)
+    else:
+        model = _new_model(shape, renderer, knobs, where)
     if knobs["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     say.phase("model", f"{'base model loaded' if base else 'new model made'}: {model.num_parameters():,} parameters")
 
+    shard_as_asked(model, knobs, device.device, say)
     plan = _plan(tokens, held_out, knobs)
     plan.beside = lambda checkpoint: renderer.save(tokenizer_folder, _made(checkpoint / "tokenizer"))
     metrics = train(context, model, plan, knobs, device)
+    if not is_first():  # the first process writes the result
+        raise SystemExit
 
     target = context.output / "model"
     target.mkdir(exist_ok=True)
@@ -90,7 +107,8 @@ def packed_batches(
 
 def _plan(tokens: torch.Tensor, held_out: torch.Tensor, knobs: Mapping[str, Any]) -> Plan:
     length, batch_size = knobs["sequence_length"], knobs["per_device_train_batch_size"]
-    batches_of, steps = packed_batches(tokens, length, batch_size, knobs["gradient_accumulation_steps"], knobs["seed"])
+    num_batches = knobs["gradient_accumulation_steps"] * num_processes()
+    batches_of, steps = packed_batches(tokens, length, batch_size, num_batches, knobs["seed"])
     starts = list(range(0, len(held_out) - length, length))
     if len(held_out) and not starts:
         message = f"{len(held_out)} tokens of validation text make no sequence of {length}"
@@ -140,7 +158,17 @@ def _tokens_of(
 ) -> torch.Tensor:
     """All documents as one row of int32 tokens on disk (mapped, not loaded), an end-of-text token after each."""
     path = context.work / f"{name}.tokens"
-    num_documents, num_tokens = 0, 0
+    if is_first():
+        num_documents = _write_tokens(path, files, wanted, renderer)
+        num_tokens = path.stat().st_size // TOKEN_BYTES
+        context.report.phase("data", f"{name} data: {num_documents} documents, {num_tokens:,} tokens")
+    wait_for_all()
+    return torch.from_file(str(path), shared=False, size=path.stat().st_size // TOKEN_BYTES, dtype=torch.int32)
+
+
+def _write_tokens(path: Path, files: Sequence[Path], wanted: Conditions, renderer: Renderer) -> int:
+    """Write the row; the number of documents."""
+    num_documents = 0
     with open(path, "wb") as stream:
         for piece in read_texts(files, wanted):
             ids = array("i", renderer.encode_text(piece.text))
@@ -148,12 +176,10 @@ def _tokens_of(
                 ids.append(renderer.end_of_text_id)
                 num_documents += 1
             ids.tofile(stream)
-            num_tokens += len(ids)
-    context.report.phase("data", f"{name} data: {num_documents} documents, {num_tokens:,} tokens")
-    return torch.from_file(str(path), shared=False, size=num_tokens, dtype=torch.int32)
+    return num_documents
 
 
-def _new_model(shape: Mapping[str, int], renderer: Renderer, knobs: Mapping[str, Any], device: Device) -> Any:
+def _new_model(shape: Mapping[str, int], renderer: Renderer, knobs: Mapping[str, Any], device: torch.device) -> Any:
     """A Qwen2-shaped model with random weights, tied embeddings, in float32."""
     # Late: the library takes seconds to import, and data errors are reported before.
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -171,12 +197,8 @@ def _new_model(shape: Mapping[str, int], renderer: Renderer, knobs: Mapping[str,
         pad_token_id=renderer.end_of_text_id,
     )
     model: Any = Qwen2ForCausalLM(config)
-    return model.to(device.device)
-
-
-def _base_model(base: Path, device: Device) -> Any:
-    return load_causal_model(base, torch.float32, device.device)
+    return model.to(device)
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_in_processes(main, "runner.programs.train.pretrain")

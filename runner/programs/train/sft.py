@@ -24,7 +24,7 @@ from runner.programs.lib.events import ProgramContext, ProgramError, Reporter
 from runner.programs.lib.lengths import LengthPolicy
 from runner.programs.lib.recipe import Order, finish_order, read_order
 from runner.programs.lib.render import Renderer
-from runner.programs.lib.sharding import shard
+from runner.programs.lib.sharding import shard_as_asked
 from runner.programs.lib.token_cache import TokenCache
 from runner.programs.lib.training import Plan, train
 
@@ -49,9 +49,7 @@ def tune(context: ProgramContext, order: Order) -> dict[str, float]:
         held_out = read_samples(order.validation_data, order.renderer, lengths, say, cache)
     model, package = load_trainable(order, say)
     packed = is_packed(order, model, say)
-    if knobs.get("distributed_strategy") == "fsdp" and num_processes() > 1:
-        shard(model, order.device.device)
-        say.phase("model", f"weights, gradients and optimizer state are shared out over {num_processes()} processes")
+    shard_as_asked(model, knobs, order.device.device, say)
     plan = plan_of(samples, held_out, knobs, is_packed=packed)
     with sample_by_sample(model) if packed else nullcontext():
         metrics = train(context, model, plan, knobs, order.device)
