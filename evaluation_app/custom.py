@@ -10,13 +10,13 @@ from django.db import transaction
 
 from clavier.accounts.access import require_write
 from clavier.core.actor import Actor
-from clavier.images.access import access_image_version
-from clavier.runs.options import checked_options
-from clavier.runs.own_code import Problems, checked_own_code, placeholders, require_allowed
-from clavier.runs.services import checked_resources
+from clavier.images.placing import checked_place
+from clavier.runs.own_code import Problems, checked_own_code, placeholders
+from datasets_app.models import DatasetVersion
 from datasets_app.queries import access_dataset_version
 from evaluation_app.models import EvaluationTask
 from evaluation_app.services import launch
+from models_app.models import ModelVersion
 from models_app.services import access_model_version, check_model_name, require_usable
 from models_app.staging import check_stored_folders
 
@@ -62,26 +62,11 @@ def create_custom_evaluation_task(
         output_folder=output_folder,
     )
     check_stored_folders(actor, problems, code)
-    for folder_field, given, version_field, chosen in (
-        ("data_folder", data_folder, "dataset_version", dataset_version),
-        ("model_folder", model_folder, "model_version", model_version),
-    ):
-        if given and chosen:
-            message = f"{folder_field} and {version_field} exclude each other: give what the program is to read."
-            problems.add(folder_field, "conflicting_fields", message)
-    data = (
-        problems.check(access_dataset_version, actor, dataset_version, field="dataset_version")
-        if dataset_version
-        else None
-    )
-    model = problems.check(access_model_version, actor, model_version) if model_version else None
-    if model is not None:
-        require_usable(model)
-    version = problems.check(access_image_version, actor, image, field="image") if image else None
-    where = problems.check(checked_options, options or {}) or {}
-    wanted = problems.check(checked_resources, resources or {}, resource_group=where.get("resource_group", ""))
+    data = _data_of(actor, problems, data_folder, dataset_version)
+    model = _model_of(actor, problems, model_folder, model_version)
+    place = checked_place(actor, problems, image=image, options=options, resources=resources)
     problems.end()
-    require_allowed(has_image=version is not None, resource_group=where.get("resource_group", ""))
+    place.require_allowed()
     with transaction.atomic():
         task = EvaluationTask.objects.create(
             tenant_id=actor.tenant_id,
@@ -91,12 +76,35 @@ def create_custom_evaluation_task(
             create_way="custom",
             model_version=model,
             dataset_version=data,
-            image_version=version,
+            image_version=place.image,
             own_code=code.to_json(),
-            resources=wanted,
-            options=where,
+            resources=place.resources,
+            options=place.options,
             time_limit_s=time_limit_s,
             submitted=dict(submitted or {}),
         )
         launch(actor, task)
     return task
+
+
+def _data_of(
+    actor: Actor, problems: Problems, data_folder: str, dataset_version: UUID | str | None
+) -> DatasetVersion | None:
+    """The version to read, where no folder is."""
+    if data_folder and dataset_version:
+        problems.exclude("data_folder", "dataset_version")
+    if not dataset_version:
+        return None
+    return problems.check(access_dataset_version, actor, dataset_version, field="dataset_version")
+
+
+def _model_of(
+    actor: Actor, problems: Problems, model_folder: str, model_version: UUID | str | None
+) -> ModelVersion | None:
+    """The model to judge, where no folder is it."""
+    if model_folder and model_version:
+        problems.exclude("model_folder", "model_version")
+    model = problems.check(access_model_version, actor, model_version) if model_version else None
+    if model is not None:
+        require_usable(model)
+    return model

@@ -10,11 +10,9 @@ from django.db import transaction
 
 from clavier.accounts.access import require_write
 from clavier.core.actor import Actor
-from clavier.images.access import access_image_version
+from clavier.images.placing import checked_place
 from clavier.runs.commands import checked_hyperparameters
-from clavier.runs.options import checked_options
-from clavier.runs.own_code import OwnCode, Problems, checked_own_code, placeholders, require_allowed
-from clavier.runs.services import checked_resources
+from clavier.runs.own_code import OwnCode, Problems, checked_own_code, placeholders
 from datasets_app.models import DatasetVersion
 from datasets_app.queries import access_dataset_version
 from finetune_app.models import FineTuneTask
@@ -69,10 +67,7 @@ def create_custom_fine_tune_task(
     problems.check(check_model_name, output_model_name or name, field="output_model_name")
     profile = (problems.check(read_profile, actor, profile_path) if profile_path else None) or Profile()
     base = base_of(actor, problems, model_folder, base_model)
-    values = problems.check(checked_hyperparameters, {**profile.values, **(hyperparameters or {})}) or {}
-    if base is not None:
-        declared = problems.check(with_declared, base.declarations, values)
-        values = problems.check(checked_hyperparameters, declared or {}) or {}
+    values = values_of(problems, profile, hyperparameters, base)
     has_model, has_input = bool(model_folder or base_model), bool(data_folder or train_dataset)
     code = checked_own_code(
         actor,
@@ -92,11 +87,9 @@ def create_custom_fine_tune_task(
     if method and method not in METHODS:
         problems.add("method", "not_a_choice", f"method {method!r} is none of {', '.join(METHODS)}.")
     train, validation = data_of(actor, problems, data_folder, train_dataset, validation_dataset)
-    version = problems.check(access_image_version, actor, image, field="image") if image else None
-    where = problems.check(checked_options, options or {}) or {}
-    wanted = problems.check(checked_resources, resources or {}, resource_group=where.get("resource_group", ""))
+    place = checked_place(actor, problems, image=image, options=options, resources=resources)
     problems.end()
-    require_allowed(has_image=version is not None, resource_group=where.get("resource_group", ""))
+    place.require_allowed()
     code = OwnCode(**{**code.to_json(), "profile_path": profile_path, "fine_tune_names": profile.fine_tune_names})
     with transaction.atomic():
         task = insert_task(
@@ -110,11 +103,11 @@ def create_custom_fine_tune_task(
             base_version=base,
             train_dataset=train,
             validation_dataset=validation,
-            image_version=version,
+            image_version=place.image,
             own_code=code.to_json(),
             hyperparameters=values,
-            resources=wanted,
-            options=where,
+            resources=place.resources,
+            options=place.options,
             time_limit_s=time_limit_s or DEFAULT_TIME_LIMIT_S,
             output_model_name=output_model_name or name,
             submitted=dict(submitted or {}),
@@ -122,6 +115,17 @@ def create_custom_fine_tune_task(
         if start:
             launch(actor, task)
     return task
+
+
+def values_of(
+    problems: Problems, profile: Profile, given: Mapping[str, Any] | None, base: ModelVersion | None
+) -> dict[str, Any]:
+    """The hyperparameters: those of the profile, over them the given ones, and what the base declares."""
+    values = problems.check(checked_hyperparameters, {**profile.values, **(given or {})}) or {}
+    if base is None:
+        return values
+    declared = problems.check(with_declared, base.declarations, values)
+    return problems.check(checked_hyperparameters, declared or {}) or {}
 
 
 def data_of(
@@ -133,8 +137,7 @@ def data_of(
 ) -> tuple[DatasetVersion | None, DatasetVersion | None]:
     """The versions to read; a folder in their place must hold the three splits. Both at once is refused."""
     if data_folder and (train_dataset or validation_dataset):
-        message = "data_folder and a data set version exclude each other: give the one that the program is to read."
-        problems.add("data_folder", "conflicting_fields", message)
+        problems.exclude("data_folder", "train_dataset" if train_dataset else "validation_dataset")
     elif validation_dataset and not train_dataset:
         message = "train_dataset is required with validation_dataset."
         problems.add("train_dataset", "required", message)
@@ -148,8 +151,7 @@ def data_of(
 def base_of(actor: Actor, problems: Problems, model_folder: str, base_model: UUID | str | None) -> ModelVersion | None:
     """The version to tune, of any format: the user's own program knows what it takes."""
     if model_folder and base_model:
-        message = "model_folder and base_model exclude each other: give the one that the program is to read."
-        problems.add("model_folder", "conflicting_fields", message)
+        problems.exclude("model_folder", "base_model")
     if not base_model:
         return None
     version = problems.check(access_model_version, actor, base_model, field="base_model")

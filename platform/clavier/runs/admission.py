@@ -13,11 +13,12 @@ from clavier.core.sql import insert
 from clavier.quotas.bulk import Wanted, reserve_all
 from clavier.quotas.models import Node
 from clavier.quotas.services import Placement, Shortage, reserve
+from clavier.runs.elsewhere import placements_of
 from clavier.runs.models import Attempt, Peer, Run, RunEvent
 from clavier.runs.selection import specs_of
 from clavier.runs.services import note, transition
 from clavier.runs.states import RunState
-from runner.contract.run_spec import Resources, RunSpec
+from runner.contract.run_spec import Resources
 
 
 def begin_attempt(*, run: Run, nodes: Sequence[Node]) -> Attempt | Shortage | None:
@@ -97,14 +98,6 @@ def ask_to_leave(*, run_id: UUID, claimant_id: UUID) -> bool:
         if asked:
             note(Run.objects.get(pk=run_id), f"Asked to make room for run {claimant_id}, whose tenant wants its share.")
     return bool(asked)
-
-
-def placements_of(spec: RunSpec, nodes: Sequence[Node]) -> list[Placement]:
-    """Each rank on its node."""
-    containers = spec.containers()
-    return [
-        Placement(rank, node, role.resources) for rank, (role, node) in enumerate(zip(containers, nodes, strict=True))
-    ]
 
 
 def peers_of(attempt: Attempt, nodes: Sequence[Node]) -> list[Peer]:

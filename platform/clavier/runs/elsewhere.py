@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from django.db import transaction
@@ -12,11 +13,20 @@ from clavier.runs.demand import containers_of
 from clavier.runs.models import Attempt, Run
 from clavier.runs.placing import place
 from clavier.runs.world import read_world
+from runner.contract.run_spec import RunSpec
 
 
 def nodes_of(attempt: Attempt) -> list[Node]:
     """Where an attempt's containers are, by rank."""
     return [attempt.node, *(peer.node for peer in attempt.peers.select_related("node"))]
+
+
+def placements_of(spec: RunSpec, nodes: Sequence[Node]) -> list[Placement]:
+    """Each rank on its node."""
+    containers = spec.containers()
+    return [
+        Placement(rank, node, role.resources) for rank, (role, node) in enumerate(zip(containers, nodes, strict=True))
+    ]
 
 
 def move_elsewhere(*, run: Run, ended: Attempt, to_attempt: UUID) -> list[Node] | None:
@@ -39,12 +49,13 @@ def move_elsewhere(*, run: Run, ended: Attempt, to_attempt: UUID) -> list[Node] 
     if found is None:
         return None
     chosen = [nodes[room.id] for room in found]
-    roles = enumerate(zip(chosen, spec.containers(), strict=True))
-    placements = [Placement(rank, node, role.resources) for rank, (node, role) in roles]
     with transaction.atomic():
         release(attempt_id=ended.pk)
         booked = reserve(
-            attempt_id=to_attempt, tenant_id=run.tenant_id, user_id=run.created_by_id, placements=placements
+            attempt_id=to_attempt,
+            tenant_id=run.tenant_id,
+            user_id=run.created_by_id,
+            placements=placements_of(spec, chosen),
         )
         if isinstance(booked, Shortage):
             transaction.set_rollback(True)

@@ -28,7 +28,7 @@ from clavier.quotas.audit import audit_holders, audit_usage
 from clavier.quotas.bulk import Wanted
 from clavier.quotas.gpus import num_devices
 from clavier.quotas.models import GpuBooking, Reservation, Usage
-from clavier.runs.admission import placements_of
+from clavier.runs.elsewhere import placements_of
 from clavier.runs.models import Attempt, Outbox, Run, RunEvent
 from clavier.runs.outputs import check_manifest
 from clavier.runs.states import ACTIVE_STATES, EDGES, RunState

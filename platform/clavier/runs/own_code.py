@@ -112,6 +112,11 @@ class Problems:
         """One more."""
         self._found.append(FieldProblem(field, code, message))
 
+    def exclude(self, one: str, other: str) -> None:
+        """Two fields that were both given, of which one must go."""
+        message = f"{one} and {other} exclude each other: give what the program is to read."
+        self.add(one, "conflicting_fields", message)
+
     def end(self) -> None:
         """Raises InvalidFields with everything refused, else the first NotFound."""
         if self._found:
