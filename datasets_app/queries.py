@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import PurePosixPath
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +12,9 @@ from django.db.models.functions import Cast
 
 from clavier.accounts.access import access_object
 from clavier.core.actor import Actor
-from clavier.core.errors import NotFound, quoted
+from clavier.core.errors import Invalid, NotFound, quoted
+from clavier.core.names import is_id, names_with_numbers
+from clavier.files.names import parse_user_path
 from datasets_app.models import Dataset, DatasetVersion
 
 #: What every page and answer about a version names.
@@ -42,6 +45,34 @@ def newest_version_named(actor: Actor, name: str, *, field: str | None = None) -
     found = versions.filter(tenant_id=actor.tenant_id, dataset__name=name).order_by("-number").first()
     if found is None:
         raise NotFound(f"There is no data set {quoted(name)} with a version.", field=field)
+    return found
+
+
+def version_called(actor: Actor, text: str, *, field: str) -> DatasetVersion:
+    """What a configuration calls a data set: its name, ``name@2``, an id, or the path of its file.
+
+    Of a path, ``datasets/faq.jsonl``, the folder ``datasets`` means nothing, and the rest is the name of a data set
+    (with or without the ending) or of a file that was uploaded; the newest version counts.
+    Raises NotFound, Invalid (``path_outside_root``, ``ambiguous``).
+    """
+    if is_id(text):
+        return version_or_newest(actor, text, field=field)
+    versions = DatasetVersion.objects.filter(tenant_id=actor.tenant_id).select_related(*_SHOWN).order_by("-number")
+    parts = parse_user_path(text, field=field)
+    rest = "/".join(parts[1:] if parts[:1] == ("datasets",) else parts)
+    stem = PurePosixPath(rest).stem
+    for name, number in names_with_numbers(text, rest, stem):
+        named = versions.filter(dataset__name=name, **({"number": number} if number else {})).first()
+        if named is not None:
+            return named
+    uploaded = versions.filter(file_name=rest.rpartition("/")[2])
+    holders = sorted(set(uploaded.order_by().values_list("dataset__name", flat=True)))
+    if len(holders) > 1:
+        message = f"{field} {quoted(text)} was uploaded to the data sets {', '.join(holders)}; name one of them."
+        raise Invalid(message, code="ambiguous", field=field)
+    found = uploaded.first()
+    if found is None:
+        raise NotFound(f"There is no data set {quoted(text)}; upload it first, or give the name of one.", field=field)
     return found
 
 

@@ -60,6 +60,7 @@ class FineTuneTask(TenantOwned):
     submitted = models.JSONField(
         default=dict, editable=False, help_text="The request as its client wrote it, secrets left out."
     )
+    config = models.TextField(blank=True, editable=False, help_text="The YAML that it was made from, as written.")
 
     class Meta:
         ordering: ClassVar = ["-created_at"]

@@ -12,7 +12,7 @@ from clavier.runs import outputs
 from clavier.runs.models import Run
 from clavier.runs.queries import progress
 from clavier.runs.waiting import explain
-from finetune_app.models import FineTuneTask
+from finetune_app.models import FineTuneTask, HyperparameterSearch
 from models_app.models import ModelVersion
 
 
@@ -45,6 +45,11 @@ def output_version(task: FineTuneTask) -> ModelVersion | None:
     if task.run_id is None:
         return None
     return ModelVersion.objects.select_related("model").filter(run_id=task.run_id).first()
+
+
+def search_of(task: FineTuneTask) -> HyperparameterSearch | None:
+    """The search whose trial the task is."""
+    return HyperparameterSearch.objects.filter(trials__task=task).first()
 
 
 def live_status(task: FineTuneTask) -> dict[str, Any]:

@@ -57,12 +57,14 @@ def create_fine_tune_task(
     output_model_name: str = "",
     description: str = "",
     submitted: Mapping[str, Any] | None = None,
+    config: str = "",
     claims_name: bool = False,
     start: bool = True,
 ) -> FineTuneTask:
     """A task, started at once unless ``start`` is False.
 
     ``options``: resource group, nodes, roles, priority (``runs.options``); ``submitted``: the client's own words;
+    ``config``: the YAML that it was read from;
     ``claims_name``: its users tell tasks apart by name, so a name that is there already is refused.
 
     Raises InvalidFields with every bad field at once, NotFound for what the actor may not see, Forbidden, Conflict
@@ -105,6 +107,7 @@ def create_fine_tune_task(
             time_limit_s=time_limit_s or DEFAULT_TIME_LIMIT_S,
             output_model_name=output_model_name,
             submitted=dict(submitted or {}),
+            config=config,
         )
         if start:
             launch(actor, task)

@@ -32,6 +32,8 @@ NAMES = {
     "train_batch_size": "per_device_train_batch_size",
     "per_device_batch_size": "per_device_train_batch_size",
     "peft_target_modules": "target_modules",
+    "train_dataset": "dataset",
+    "run_name": "name",
 }
 #: The parameters of a parameter group (document 000), in lower case and without "_" -> our name.
 GROUP_NAMES = {
@@ -55,8 +57,11 @@ GROUP_NAMES = {
 }
 #: Spellings of optimizers elsewhere.
 OPTIMIZERS = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw", "adamw_bnb_8bit": "adamw_8bit"}
-#: Names of things, and paths below the user's own folder.
-WORDS = ("model_name", "reward_model", "dataset", "validation_dataset", "tokenizer", "deepspeed")
+#: Names of things, and paths below the user's own folder; ``name``: what the task is to be called.
+WORDS = (
+    "model_name", "reward_model", "dataset", "validation_dataset", "tokenizer", "deepspeed", "name",
+    "output_model_name",
+)  # fmt: skip
 PATHS = ("dataset", "validation_dataset", "tokenizer", "deepspeed", "reward_model")
 #: What a metric of a search is called elsewhere.
 METRICS = {"validation_loss": "eval/loss", "train_loss": "train/loss"}
@@ -66,7 +71,10 @@ USUAL_BATCH = 8
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """``names``: model_name, dataset and so on, as written. ``search``: ``{num_trials, metric}``, or empty."""
+    """``names``: model_name, dataset and so on, as written; ``keys``: what the file calls them.
+
+    ``search``: ``{num_trials, metric}`` and the ``space`` where the file has one, or empty.
+    """
 
     recipe: str
     method: str
@@ -74,6 +82,7 @@ class TrainConfig:
     hyperparameters: dict[str, Any]
     num_gpus: int = 0
     search: dict[str, Any] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
 
 
 def read_train_config(text: str, *, field: str = "content") -> TrainConfig:
@@ -108,15 +117,24 @@ class _Reader:
         names = self.take_names()
         search, num_gpus = self.take_search(), self.take_distributed()
         method = self.take_method(method)
-        if recipe == "rl" and self.left.get("algorithm") in PREFERENCE_BETAS:
-            recipe = "preference"  # rows with chosen and rejected, learned from without answers of the model's own
-            self.left["loss_type"] = self.left.pop("algorithm")
+        recipe = self.paradigm(recipe, names)
         self.fold_words(recipe)
         self.fold_global_batch(max(1, num_gpus))
         checked = self.check(recipe, method, has_base=recipe != "pretrain")
         if self.problems:
             raise InvalidFields(self.problems)
-        return TrainConfig(recipe, method, names, checked, num_gpus, search)
+        keys = {name: self.written[name] for name in names}
+        return TrainConfig(recipe, method, names, checked, num_gpus, search, keys)
+
+    def paradigm(self, recipe: str, names: Mapping[str, str]) -> str:
+        """Rows with chosen and rejected are learned from without answers of the model's own, unless a file says how."""
+        if recipe != "rl":
+            return recipe
+        if self.left.get("algorithm") in PREFERENCE_BETAS:
+            self.left["loss_type"] = self.left.pop("algorithm")
+            return "preference"
+        says_how = {"algorithm", "reward_function", "reward_model"} & {*self.left, *names}
+        return "rl" if says_how else "preference"
 
     def add(self, name: str, code: str, message: str) -> None:
         self.problems.append(FieldProblem(name, code, f"{message}."))
@@ -158,12 +176,17 @@ class _Reader:
         return method
 
     def take_search(self) -> dict[str, Any]:
-        block = self.take_block("hyperparameter_tuning", ("enabled", "trials", "metric"))
+        block = self.take_block("hyperparameter_tuning", ("enabled", "trials", "metric", "space"))
         if not block.get("enabled"):
             return {}
         metric = str(block.get("metric", "validation_loss"))
         trials = self.take_whole("hyperparameter_tuning.trials", block.get("trials", 20), 1, 500)
-        return {"num_trials": trials, "metric": METRICS.get(metric, metric)}
+        space = block.get("space", {})
+        if not isinstance(space, dict):
+            self.add("hyperparameter_tuning.space", "wrong_type", "hyperparameter_tuning.space needs a mapping")
+            space = {}
+        named = {"space": {our_name(name): given for name, given in space.items()}} if space else {}
+        return {"num_trials": trials, "metric": METRICS.get(metric, metric), **named}
 
     def take_distributed(self) -> int:
         """GPUs asked for; the strategy becomes a hyperparameter."""
@@ -175,7 +198,8 @@ class _Reader:
         if not block.get("enabled"):
             return 0
         if "strategy" in block:
-            self.left["distributed_strategy"] = block["strategy"]
+            strategy = block["strategy"]
+            self.left["distributed_strategy"] = strategy.lower() if isinstance(strategy, str) else strategy
         return self.take_whole("training.distributed.num_gpus", block.get("num_gpus", 1), 1, 1024)
 
     def fold_words(self, recipe: str) -> None:

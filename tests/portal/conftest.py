@@ -125,7 +125,8 @@ def node(db: None) -> Node:
 def world(alice: Actor, spooled: Any, node: Node) -> World:
     """One of everything."""
     data, base = make_dataset(alice, spooled), make_model_version(alice, num_parameters=685_696, size_bytes=2_742_784)
-    done, live, waiting = (make_task(alice, base, data, name) for name in ("tune-done", "tune-live", "tune-waiting"))
+    names, config = ("tune-done", "tune-live", "tune-waiting"), "task_type: lora\n"
+    done, live, waiting = (make_task(alice, base, data, name, config=config) for name in names)
     facts = {"format": "adapter", "architecture": "Qwen2ForCausalLM", "num_parameters": 1000, "size_bytes": 4000}
     complete(begin(done.run, node), output_of(facts) | {"log.txt": LOG, "metrics.jsonl": lines(METRICS)})
     leave(begin(live.run, node), {"log.txt": LOG, "metrics.jsonl": lines(METRICS)})

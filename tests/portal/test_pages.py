@@ -34,6 +34,7 @@ OBJECTS = {
     "task_metrics": lambda w: [w.live.pk],
     "task_log": lambda w: [w.live.pk],
     "task_log_file": lambda w: [w.live.pk],
+    "task_config_file": lambda w: [w.live.pk],
     "search": lambda w: [search_of(w).pk],
     "evaluation": lambda w: [w.evaluation.pk],
     "evaluation_status": lambda w: [w.evaluation.pk],
@@ -104,7 +105,7 @@ ACTIONS = {
     "member_role": lambda w: ["nobody"],
     "member_remove": lambda w: ["nobody"],
 }
-FORMS = ["task_estimate", "file_upload", "folder_new", "key_new", "store_new", "member_new"]
+FORMS = ["task_config", "task_estimate", "file_upload", "folder_new", "key_new", "store_new", "member_new"]
 NAMES = ["tune-live", "faq-bot", "faq-judge", "笔记", "faq v1"]
 
 

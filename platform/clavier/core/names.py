@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections.abc import Iterator
+from uuid import UUID
 
 from clavier.core.errors import Invalid, quoted
 
 MAX_NAME_CHARACTERS = 100
 #: Control, format (bidi overrides, zero-width), surrogate, private, unassigned, line and paragraph separators.
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+_NUMBERED = re.compile(r"\A(.+)@(\d{1,9})\Z", re.DOTALL)
 
 
 def parse_display_name(text: str, *, field: str = "name") -> str:
@@ -31,3 +36,20 @@ def parse_display_name(text: str, *, field: str = "name") -> str:
             field=field,
         )
     return name
+
+
+def is_id(text: str) -> bool:
+    """The text is a UUID rather than a name."""
+    try:
+        return bool(UUID(text))
+    except ValueError:
+        return False
+
+
+def names_with_numbers(*texts: str) -> Iterator[tuple[str, int | None]]:
+    """What each text can mean as the name of a series of versions: itself, and ``name@2`` as version 2 of ``name``."""
+    for text in dict.fromkeys(unicodedata.normalize("NFC", text) for text in texts):
+        yield text, None
+        numbered = _NUMBERED.match(text)
+        if numbered is not None:
+            yield numbered[1], int(numbered[2])

@@ -35,6 +35,22 @@ def own_row(actor: Actor, location: str, *, field: str) -> StoredFile:
     return row
 
 
+def named_file(actor: Actor, path: str, *, field: str) -> StoredFile:
+    """A file or folder of the actor as a configuration names it: ``private/a.yaml``, or ``a.yaml`` of either area.
+
+    Raises Invalid, NotFound.
+    """
+    parts = parse_user_path(path.strip(), field=field)
+    places = [(area, parts) for area in AREAS]
+    if parts[:1] and parts[0] in AREAS:
+        places.insert(0, (parts[0], parts[1:]))
+    for area, inner in places:
+        row = row_at(actor.tenant_id, actor.user_id, area, inner) if inner else None
+        if row is not None:
+            return row
+    raise NotFound(f"There is no {quoted(path)} in your files.", field=field)
+
+
 def own_folder(actor: Actor, location: str, *, field: str) -> StoredFile:
     """The actor's own folder at a location. Raises Invalid, NotFound."""
     row = own_row(actor, location, field=field)

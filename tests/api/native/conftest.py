@@ -144,7 +144,7 @@ def world(alice: Actor, node: None) -> World:
         dataset_version=data,
         base=base,
         image=make_image_version(alice),
-        task=make_task(alice, base, data),
+        task=make_task(alice, base, data, config="task_type: lora\n"),
         evaluation=create_evaluation_task(actor=alice, name="judge", model_version=base.pk, dataset_version=data.pk),
         service=create_service(actor=alice, name="faq", model_version=base.pk),
         search=make_search(alice),

@@ -95,6 +95,7 @@ urlpatterns = [
     path("fine-tune-tasks/custom", own_code_tasks.CustomTasksView.as_view()),
     path("fine-tune-tasks/estimate", fine_tune_tasks.EstimateView.as_view()),
     path("fine-tune-tasks/<uuid:task_id>", fine_tune_tasks.TaskView.as_view()),
+    path("fine-tune-tasks/<uuid:task_id>/config", fine_tune_tasks.TaskConfigView.as_view()),
     path("fine-tune-tasks/<uuid:task_id>/start", fine_tune_tasks.StartTaskView.as_view()),
     path("fine-tune-tasks/<uuid:task_id>/stop", fine_tune_tasks.StopTaskView.as_view()),
     path("fine-tune-tasks/<uuid:task_id>/retry", fine_tune_tasks.RetryTaskView.as_view()),

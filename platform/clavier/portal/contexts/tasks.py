@@ -9,6 +9,7 @@ from typing import Any
 
 from clavier.core.actor import Actor
 from clavier.portal.contexts.choices import Option, base_model_options, dataset_options, reward_model_options
+from clavier.portal.forms.configs import ConfigForm
 from clavier.portal.forms.tasks import TaskForm
 from clavier.portal.listing import Listing
 from clavier.runs.doctor import Diagnosis
@@ -102,6 +103,7 @@ class TaskNew:
     """The form of a new task."""
 
     form: TaskForm
+    source: ConfigForm
     base_models: list[Option]
     reward_models: list[Option]
     datasets: list[Option]
@@ -177,11 +179,15 @@ def task_detail(actor: Actor, task: FineTuneTask, rank: int = 0) -> TaskDetail:
     )
 
 
-def task_new(actor: Actor, form: TaskForm) -> TaskNew:
-    """The form with what can be chosen; ``kinds``: which rows fit which recipe, for the page's script."""
+def task_new(actor: Actor, form: TaskForm, source: ConfigForm | None = None) -> TaskNew:
+    """The form with what can be chosen; ``kinds``: which rows fit which recipe, for the page's script.
+
+    ``source``: the refused configuration that the form should have been filled from.
+    """
     kinds = {kind for group in DATA_KINDS.values() for kind in group}
     return TaskNew(
         form,
+        source or ConfigForm(),
         base_model_options(actor),
         reward_model_options(actor),
         dataset_options(actor, *kinds),

@@ -45,11 +45,16 @@ class TaskForm(ResourceForm):
     output_model_name = forms.CharField(
         label=_("Name of the new model"), required=False, max_length=100, help_text=_("Empty: the task's name.")
     )
+    config = forms.CharField(required=False, strip=False, widget=forms.HiddenInput)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for knob in KNOBS:
             self.fields[knob.name] = knob_field(knob)
+
+    def clean_config(self) -> str:
+        """The YAML that filled the form, with the line ends that it had."""
+        return str(self.cleaned_data["config"]).replace("\r\n", "\n")
 
     def main_knobs(self) -> list[forms.BoundField]:
         """The knobs shown at once."""
@@ -77,6 +82,21 @@ class TaskForm(ResourceForm):
         taken = (k for k in KNOBS if recipe in k.recipes and (not k.methods or method in k.methods))
         given = {knob.name: self.cleaned_data[knob.name] for knob in taken}
         return {name: value for name, value in given.items() if value != ""}
+
+    def task(self) -> dict[str, Any]:
+        """What ``create_fine_tune_task`` and ``create_search`` take alike."""
+        given = self.cleaned_data
+        return {
+            "recipe": given["recipe"],
+            "method": given["method"],
+            "base_model": given["base_model"] or None,
+            "train_dataset": given["train_dataset"],
+            "validation_dataset": given["validation_dataset"] or None,
+            "reward_model": given["reward_model"] or None,
+            "hyperparameters": self.hyperparameters(),
+            "resources": self.resources(),
+            "options": self.where(),
+        }
 
 
 def knob_field(knob: Knob) -> forms.Field:

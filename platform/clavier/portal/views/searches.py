@@ -13,6 +13,7 @@ from clavier.portal.forms.searches import SearchForm
 from clavier.portal.listing import listing
 from clavier.portal.pages import PortalRequest, add_problems, page, show
 from clavier.quotas.capacity import groups_with_capacity
+from finetune_app.from_config import still_says
 from finetune_app.models import HyperparameterSearch
 from finetune_app.search import access_search, create_search, delete_search, stop_search, visible_searches
 
@@ -65,24 +66,22 @@ def search_delete(request: PortalRequest, search_id: UUID) -> HttpResponseRedire
 
 
 def _create(request: PortalRequest, form: SearchForm) -> HyperparameterSearch:
-    given = form.cleaned_data
+    given, task = form.cleaned_data, form.task()
+    search = {
+        "space": form.space(),
+        "metric": given["metric"],
+        "maximize": bool(given["maximize"]),
+        "num_trials": given["num_trials"],
+    }
+    config = given["config"]
+    if config and still_says(request.actor, config, task, search):
+        task["config"] = config
     return create_search(
         actor=request.actor,
         name=given["name"],
-        recipe=given["recipe"],
-        method=given["method"],
-        base_model=given["base_model"] or None,
-        train_dataset=given["train_dataset"],
-        validation_dataset=given["validation_dataset"] or None,
-        reward_model=given["reward_model"] or None,
-        hyperparameters=form.hyperparameters(),
-        resources=form.resources(),
-        options=form.where(),
-        space=form.space(),
-        metric=given["metric"],
-        maximize=bool(given["maximize"]),
-        num_trials=given["num_trials"],
         num_parallel=given["num_parallel"],
         pruner=given["pruner"],
         pruning_warmup_steps=given["pruning_warmup_steps"],
+        **search,
+        **task,
     )

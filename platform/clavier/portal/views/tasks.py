@@ -6,9 +6,13 @@ from uuid import UUID
 
 from django.http import HttpResponse, HttpResponseRedirect, JsonResponse, StreamingHttpResponse
 from django.shortcuts import redirect
+from django.utils.http import content_disposition_header
 
-from clavier.core.errors import DomainError
+from clavier.core.errors import DomainError, NotFound
+from clavier.portal.contexts import searches as search_contexts
 from clavier.portal.contexts import tasks as contexts
+from clavier.portal.forms.configs import ConfigForm, search_values, task_values
+from clavier.portal.forms.searches import SearchForm
 from clavier.portal.forms.tasks import TaskForm
 from clavier.portal.listing import listing, whole_number
 from clavier.portal.logs import log_chunk, whole_log
@@ -16,6 +20,7 @@ from clavier.portal.pages import PortalRequest, add_problems, feed, page, show
 from clavier.quotas.capacity import groups_with_capacity
 from finetune_app import queries, services
 from finetune_app.doctor import examine_task
+from finetune_app.from_config import config_text, configured, still_says
 from finetune_app.models import FineTuneTask
 
 
@@ -48,6 +53,25 @@ def task_new(request: PortalRequest) -> HttpResponse:
             add_problems(form, error)
             status = error.status
     return show(request, "portal/task_form.html", contexts.task_new(request.actor, form), status=status)
+
+
+@page("POST")
+def task_config(request: PortalRequest) -> HttpResponse:
+    """The form of a new task, or of a search, filled from a YAML training configuration."""
+    source, groups = ConfigForm(request.POST, request.FILES), groups_with_capacity(request.actor)
+    source.is_valid()
+    try:
+        text = config_text(request.actor, source.text(), source.cleaned_data["config_file"])
+        made = configured(request.actor, text)
+    except DomainError as error:
+        add_problems(source, error)
+        context = contexts.task_new(request.actor, TaskForm(groups=groups), source)
+        return show(request, "portal/task_form.html", context, status=error.status)
+    if made.search:
+        search = SearchForm(initial=search_values(text, made), groups=groups)
+        return show(request, "portal/search_form.html", search_contexts.search_new(request.actor, search))
+    form = TaskForm(initial=task_values(text, made), groups=groups)
+    return show(request, "portal/task_form.html", contexts.task_new(request.actor, form))
 
 
 @page("POST")
@@ -112,6 +136,16 @@ def task_log_file(request: PortalRequest, task_id: UUID) -> StreamingHttpRespons
     return whole_log(task.run_id, task.name, whole_number(request, "rank", 0))
 
 
+@page("GET")
+def task_config_file(request: PortalRequest, task_id: UUID) -> HttpResponse:
+    """The YAML that the task was made from."""
+    task = services.access_fine_tune_task(request.actor, task_id)
+    if not task.config:
+        raise NotFound("The task was not made from a YAML configuration.", code="no_config")
+    headers = {"Content-Disposition": content_disposition_header(True, f"{task.name}.yaml") or "attachment"}
+    return HttpResponse(task.config, content_type="application/yaml; charset=utf-8", headers=headers)
+
+
 @page("POST")
 def task_start(request: PortalRequest, task_id: UUID) -> HttpResponseRedirect:
     """Start a saved task."""
@@ -160,20 +194,13 @@ def _list(request: PortalRequest) -> contexts.TaskList:
 
 
 def _create(request: PortalRequest, form: TaskForm) -> FineTuneTask:
-    given = form.cleaned_data
+    given, task = form.cleaned_data, form.task()
     return services.create_fine_tune_task(
         actor=request.actor,
         name=given["name"],
         description=given["description"],
-        recipe=given["recipe"],
-        method=given["method"],
-        base_model=given["base_model"] or None,
-        train_dataset=given["train_dataset"],
-        validation_dataset=given["validation_dataset"] or None,
-        reward_model=given["reward_model"] or None,
-        hyperparameters=form.hyperparameters(),
-        resources=form.resources(),
-        options=form.where(),
         output_model_name=given["output_model_name"],
         start="save" not in request.POST,
+        config=given["config"] if given["config"] and still_says(request.actor, given["config"], task) else "",
+        **task,
     )

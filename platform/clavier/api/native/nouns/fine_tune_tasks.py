@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from django.http import HttpResponseBase
+from django.http import HttpResponse, HttpResponseBase
 from django.utils.translation import gettext
-from drf_spectacular.utils import OpenApiExample, extend_schema_field
+from drf_spectacular.utils import OpenApiExample, PolymorphicProxySerializer, extend_schema_field
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from clavier.api.common.idempotency import idempotent
-from clavier.api.native.content import RANGE
+from clavier.api.common.json_body import StrictJsonParser
+from clavier.api.common.yaml_body import YAML_TYPE, YamlParser
+from clavier.api.native.content import RANGE, attach
 from clavier.api.native.fields import (
     OPTIONS_HELP,
     YEAR_S,
@@ -43,11 +45,14 @@ from clavier.api.native.run_parts import (
 )
 from clavier.api.native.schema import BINARY, operation
 from clavier.api.native.views import NativeView
+from clavier.core.errors import NotFound
+from clavier.core.yaml_text import MAX_YAML_BYTES
 from clavier.runs.doctor import ADVICE, shown
 from clavier.runs.models import Run
 from finetune_app.doctor import examine_task
+from finetune_app.from_config import create_from_config
 from finetune_app.models import CREATE_WAYS, FineTuneTask
-from finetune_app.queries import output_version, runs_of, visible_tasks
+from finetune_app.queries import output_version, runs_of, search_of, visible_tasks
 from finetune_app.services import (
     access_fine_tune_task,
     create_fine_tune_task,
@@ -95,6 +100,18 @@ class TaskDetail(TaskItem):
     time_limit_s = serializers.IntegerField(allow_null=True)
     output_model_name = serializers.CharField(help_text="The model that gets a new version on success.")
     output_version = serializers.SerializerMethodField(help_text="The model version that the newest run has made.")
+    has_config = serializers.SerializerMethodField(help_text="`GET .../config` answers the YAML that it was made from.")
+    search = serializers.SerializerMethodField(help_text="The hyperparameter search whose trial it is.")
+
+    def get_has_config(self, task: FineTuneTask) -> bool:
+        """The text itself is a download."""
+        return bool(task.config)
+
+    @extend_schema_field(Reference(allow_null=True))
+    def get_search(self, task: FineTuneTask) -> Any:
+        """One query."""
+        found = search_of(task)
+        return Reference(found).data if found else None
 
     @extend_schema_field(Reference(allow_null=True))
     def get_output_version(self, task: FineTuneTask) -> Any:
@@ -147,6 +164,27 @@ class NewTask(Strict):
     start = Flag(default=True, help_text="false: only save it.")
 
 
+class ConfiguredTask(Strict):
+    """A task as a YAML training configuration; what stands beside it wins over the file."""
+
+    config = Text(required=False, max_length=MAX_YAML_BYTES, help_text="The YAML: `task_type: sft` ...")
+    config_file = Text(
+        required=False, max_length=5000, help_text="Instead: a file of yours, `private/configs/sft.yaml`."
+    )
+    name = Name(required=False, max_length=100, help_text="Absent: the file's, else made of recipe and model.")
+    description = Text(required=False, allow_blank=True, max_length=20_000)
+    resources = Resources(required=False)
+    options = AnyObject(required=False, help_text=OPTIONS_HELP)
+    time_limit_s = WholeNumber(min_value=1, max_value=YEAR_S, required=False, help_text="Seconds; absent: 7 days.")
+    output_model_name = Text(required=False, max_length=100, help_text="Absent: the task's name.")
+    start = Flag(default=True, help_text="false: only save it.")
+
+
+TASK_ORDER = PolymorphicProxySerializer(
+    component_name="TaskOrder", serializers=[NewTask, ConfiguredTask], resource_type_field_name=None
+)
+
+
 class EstimateOrder(Strict):
     recipe = Choice(tuple(RECIPES))
     method = Choice(METHODS)
@@ -191,24 +229,36 @@ class EstimateView(NativeView):
 
 
 class TasksView(NativeView):
+    parser_classes = (StrictJsonParser, YamlParser)
+
     @operation("list_fine_tune_tasks", TAG, "List fine-tune tasks", query=TaskFilters, page_of=TaskItem)
     def get(self, request: Request) -> Response:
         """Newest first."""
         return self.page(visible_tasks(self.actor, **self.filters(TaskFilters)), TaskItem)
 
-    @operation("create_fine_tune_task", TAG, "Create a fine-tune task, and start it", body=NewTask, answer=TaskDetail,
-               status=201, errors=(404, 409, 422), examples=(
+    @operation("create_fine_tune_task", TAG, "Create a fine-tune task, and start it", body=TASK_ORDER, raw=YAML_TYPE,
+               answer=TaskDetail, status=201, errors=(404, 409, 422), examples=(
                    OpenApiExample("LoRA", {
                        "name": "faq-lora", "recipe": "sft", "method": "lora",
                        "base_model": "6b1f7c1e-5f3a-4a52-9f0e-0d1f2a3b4c5d",
                        "train_dataset": "0f8fad5b-d9cb-469f-a165-70867728950e",
                        "hyperparameters": {"learning_rate": 0.0002, "num_train_epochs": 3, "lora_r": 16},
-                   }, request_only=True),
+                   }, request_only=True, media_type="application/json"),
+                   OpenApiExample("A file of yours", {"config_file": "private/configs/sft.yaml"}, request_only=True,
+                                  media_type="application/json"),
                ))  # fmt: skip
     @idempotent()
     def post(self, request: Request) -> Response:
-        """Every hyperparameter is checked before anything is stored."""
-        task = create_fine_tune_task(actor=self.actor, **self.body(NewTask))
+        """Every hyperparameter is checked before anything is stored.
+
+        With `config`, `config_file`, or a body of YAML, the task is the one that the training configuration
+        describes. Its names are those of models and data sets, `name@2`, ids, or paths (`datasets/faq.jsonl`). Where
+        it enables `hyperparameter_tuning` a search is made, and the answer is the task of its first trial.
+        """
+        if "config" in request.data or "config_file" in request.data:
+            task = create_from_config(actor=self.actor, **self.body(ConfiguredTask))
+        else:
+            task = create_fine_tune_task(actor=self.actor, **self.body(NewTask))
         return Response(TaskDetail(task).data, status=201)
 
 
@@ -223,6 +273,19 @@ class TaskView(NativeView):
         """Refused while it runs or its model version exists."""
         delete_fine_tune_task(actor=self.actor, task=access_fine_tune_task(self.actor, task_id))
         return Response(status=204)
+
+
+class TaskConfigView(NativeView):
+    @operation("download_fine_tune_task_config", TAG, "Download the YAML that a task was made from", answer=BINARY,
+               media_type=YAML_TYPE, errors=(404,))  # fmt: skip
+    def get(self, request: Request, task_id: UUID) -> HttpResponseBase:
+        """As it was written."""
+        task = access_fine_tune_task(self.actor, task_id)
+        if not task.config:
+            raise NotFound("The task was not made from a YAML configuration.", code="no_config")
+        response = HttpResponse(task.config)
+        attach(response, f"{task.name}.yaml", f"{YAML_TYPE}; charset=utf-8")
+        return response
 
 
 class StartTaskView(NativeView):
