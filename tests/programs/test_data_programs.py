@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import pytest
 from tokenizers import Tokenizer, normalizers
 
 from runner.programs.data import fetch, overlap, tokens
+from runner.programs.lib import fast_tokens
 from runner.programs.lib.data import read_rows
 from runner.programs.lib.events import ProgramError, Stopped
 from runner.programs.lib.fast_tokens import FastTokens, NotAlike
@@ -155,12 +157,16 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+needs_fastokens = pytest.mark.skipif(fast_tokens.fastokens is None, reason="fastokens is not installed")
+
+
 def counters(folder: Path) -> tuple[TokenCounter, TokenCounter]:
     """The fast one and the slow one."""
     renderer, tokenizer = Renderer.from_folder(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
     return TokenCounter(renderer, tokenizer), TokenCounter(renderer, tokenizer, is_fast=False)
 
 
+@needs_fastokens
 def test_the_fast_twin_counts_as_the_renderer_does(tokenizer_folder: Path) -> None:
     fast, slow = counters(tokenizer_folder)
     assert fast.is_fast, fast.why_slow
@@ -173,6 +179,30 @@ def test_the_fast_twin_counts_as_the_renderer_does(tokenizer_folder: Path) -> No
         assert fast.samples({"text": text}, "") == slow.samples({"text": text}, "")
 
 
+@needs_fastokens
+def test_the_fast_twin_has_the_ids_of_texts_of_any_characters(tokenizer_folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True
+    fast, chance = FastTokens(tokenizer), random.Random(7)
+    usual = [*"ab Z'sſKtTvVD019 \n\r\t\u00a0\u3000\u200b\x85\u2028中文。，!?._\u0301\u0323é한🙂\u200d🇨🇳", *ODD_TEXTS]
+    rare = [character for code in range(0x30000) if (character := chr(code)).isprintable()]
+    for _ in range(3_000):
+        parts = [chance.choice(rare if chance.random() < 0.3 else usual) for _ in range(chance.randrange(1, 40))]
+        text = "".join(parts)
+        assert fast.encode(text) == tokenizer.encode(text, add_special_tokens=False).ids, ascii(text)
+        assert fast.count(text) == len(fast.encode(text))
+
+
+def test_without_the_library_the_tokenizer_itself_counts(
+    tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast_tokens, "fastokens", None)
+    counter, slow = counters(tokenizer_folder)
+    assert "fastokens is not installed" in counter.why_slow
+    assert counter.samples({"text": "Hello"}, "") == slow.samples({"text": "Hello"}, "")
+
+
+@needs_fastokens
 def test_a_tokenizer_of_another_kind_has_no_fast_twin(tokenizer_folder: Path) -> None:
     tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -196,7 +226,7 @@ def test_tokens_are_counted_with_what_each_length_would_cost(tmp_path: Path, tok
     report = counted(tmp_path, tokenizer_folder, ROWS, max_lengths=[60, 10_000])
     _, slow = counters(tokenizer_folder)
     samples = [slow.samples(row, "")[0] for _, row in read_rows(tmp_path / "rows.jsonl")]
-    assert (report["samples"], report["path"]) == (40, "fast")
+    assert (report["samples"], report["path"]) == (40, "fast" if fast_tokens.fastokens else "slow")
     assert report["tokens"] == sum(sample.num_tokens for sample in samples)
     assert report["longest"] == max(sample.num_tokens for sample in samples)
     assert sum(item["samples"] for item in report["histogram"]) == 40
@@ -210,6 +240,7 @@ def test_tokens_are_counted_with_what_each_length_would_cost(tmp_path: Path, tok
     assert (at[10_000]["longer"], at[10_000]["lost_truncate"]) == (0, 0)
 
 
+@needs_fastokens
 def test_a_difference_in_a_checked_row_makes_the_slow_way_count(
     tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

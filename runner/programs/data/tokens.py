@@ -6,7 +6,7 @@ ones). Writes ``output/result.json``: ``{samples, tokens, learned, mean, longest
 tokens_per_cpu_second}``, where ``lost_...`` are shares of the learned tokens; and ``output/lengths.json``, from which
 ``lost_at`` says the same for any length.
 
-Samples are rendered as training renders them. Where tiktoken has the same ids (``lib.fast_tokens``) it counts; the
+Samples are rendered as training renders them. where fastokens has the same ids (``lib.fast_tokens``) it counts; the
 first rows and one in ``CHECK_EVERY`` of the others are counted both ways, and the first difference makes a new, slow
 start.
 """
@@ -121,7 +121,7 @@ def count(context: ProgramContext, rows: Path, counter: TokenCounter, slow: Toke
             and (line <= CHECKED_FIRST or line % CHECK_EVERY == 0)
             and samples != slow.samples(row, where)
         ):
-            raise Differs(f"{where}: tiktoken counts it otherwise than the tokenizer, so the tokenizer itself counts")
+            raise Differs(f"{where}: fastokens counts it otherwise than the tokenizer, so the tokenizer itself counts")
         for counted in samples:
             tally.add(counted)
         done = line

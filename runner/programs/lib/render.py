@@ -392,6 +392,8 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _common_prefix(left: str, right: str) -> int:
+    if right.startswith(left):
+        return len(left)
     for index, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return index
