@@ -118,6 +118,7 @@ def configured(actor: Actor, text: str, *, field: str = "config") -> Configured:
         "method": read.method,
         "base_model": base.pk if base else None,
         "reward_model": reward.pk if reward else None,
+        "tokenizer": read.names.get("tokenizer", ""),
         "hyperparameters": read.hyperparameters,
         "resources": {"gpus": read.num_gpus} if read.num_gpus else {},
         **{argument: version.pk for argument, version in data.items() if version},
@@ -168,7 +169,7 @@ def joined_resources(told: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[
 def still_says(actor: Actor, text: str, task: Mapping[str, Any], search: Mapping[str, Any] | None = None) -> bool:
     """Whether a configuration still describes what a form was changed to after it had been filled from it."""
     told = configured(actor, text)
-    names = ("recipe", "method", "base_model", "train_dataset", "validation_dataset", "reward_model")
+    names = ("recipe", "method", "base_model", "train_dataset", "validation_dataset", "reward_model", "tokenizer")
     if any(_plain(told.task.get(name)) != _plain(task.get(name)) for name in names):
         return False
     ours, theirs = _search_facts(told.task, told.search), _search_facts(told.task, search or {})

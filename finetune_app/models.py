@@ -49,6 +49,9 @@ class FineTuneTask(TenantOwned):
     image_version = models.ForeignKey(
         ImageVersion, on_delete=models.PROTECT, null=True, blank=True, related_name="fine_tune_tasks"
     )
+    tokenizer = models.CharField(
+        max_length=5000, blank=True, help_text="Of a new model: private/... or public/... of its creator's files."
+    )
     own_code = models.JSONField(default=dict, blank=True, help_text="The fields of runs.own_code.OwnCode.")
     hyperparameters = models.JSONField()
     resources = models.JSONField()

@@ -32,7 +32,7 @@ MAX_PARALLEL = 32
 #: What a task takes of its own; a search gives the name and the values that it tries.
 TASK_FIELDS = (
     "recipe", "method", "train_dataset", "validation_dataset", "base_model", "reward_model", "hyperparameters",
-    "resources", "options", "time_limit_s", "description", "config",
+    "resources", "options", "time_limit_s", "description", "config", "tokenizer",
 )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from finetune_app.estimate import Estimate
 from finetune_app.forecast import forecast, require_fit
 from finetune_app.models import FineTuneTask, SearchTrial
 from finetune_app.own_code import own_code_spec
+from finetune_app.tokenizers import checked_tokenizer, tokenizer_path
 from models_app.models import ModelVersion
 from models_app.services import check_model_name
 from models_app.staging import stage_folders
@@ -50,6 +51,7 @@ def create_fine_tune_task(
     base_model: UUID | str | None = None,
     validation_dataset: UUID | str | None = None,
     reward_model: UUID | str | None = None,
+    tokenizer: str = "",
     hyperparameters: Mapping[str, Any] | None = None,
     resources: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -64,7 +66,7 @@ def create_fine_tune_task(
     """A task, started at once unless ``start`` is False.
 
     ``options``: resource group, nodes, roles, priority (``runs.options``); ``submitted``: the client's own words;
-    ``config``: the YAML that it was read from;
+    ``config``: the YAML that it was read from; ``tokenizer``: of a new model, a file or folder of the actor's;
     ``claims_name``: its users tell tasks apart by name, so a name that is there already is refused.
 
     Raises InvalidFields with every bad field at once, NotFound for what the actor may not see, Forbidden, Conflict
@@ -83,6 +85,7 @@ def create_fine_tune_task(
         else None
     )
     reward = access_reward(actor, reward_model, recipe, checked)
+    own_tokenizer = checked_tokenizer(actor, tokenizer, recipe, base)
     where = checked_options(options or {})
     if (resources or {}).get("gpus", 0) > 1 and recipe not in DATA_PARALLEL_RECIPES:
         message = f"resources: the recipe {recipe} uses one GPU; {', '.join(DATA_PARALLEL_RECIPES)} can use several."
@@ -101,6 +104,7 @@ def create_fine_tune_task(
             train_dataset=train,
             validation_dataset=validation,
             reward_version=reward,
+            tokenizer=own_tokenizer,
             hyperparameters=checked,
             resources=checked_resources(resources or {}, resource_group=where.get("resource_group", "")),
             options=where,
@@ -287,12 +291,14 @@ def recipe_spec(task: FineTuneTask) -> RunSpec:
     validation_path = str(rows_path(validation)) if validation else None
     mounts = [Mount(train_path)] + [Mount(path) for path in (validation_path, str(base.path) if base else None) if path]
     reward = folders_of(task.reward_version) if task.reward_version else {}
-    mounts += [Mount(path) for path in reward.values() if path]
+    tokenizer = tokenizer_path(task)
+    mounts += [Mount(path) for path in (*reward.values(), tokenizer) if path]
     parameters: dict[str, Any] = {
         "base_model": str(base.path) if base else None,
         "train_data": [train_path] if task.is_pretrain else train_path,
         "validation_data": validation_path,
         "reward_model": reward or None,
+        "tokenizer": tokenizer,
         "num_processes": max(1, task.resources.get("gpus", 0)),
         "method": task.method,
         "hyperparameters": task.hyperparameters,
@@ -328,6 +334,7 @@ def lineage_of(task: FineTuneTask) -> dict[str, Any]:
         "base_model": str(base) if base else None,
         "base_fingerprint": base.fingerprint if base else None,
         **({"reward_model": str(task.reward_version)} if task.reward_version else {}),
+        **({"tokenizer": task.tokenizer} if task.tokenizer else {}),
         "dataset": str(train) if train else None,
         "dataset_sha256": train.sha256 if train else None,
         "num_samples": train.num_samples if train else None,

@@ -69,7 +69,7 @@ def check_model_folder(folder: Path, *, allow_pickles_beside: bool) -> None:
         raise _refused("folder_missing", f"{folder} is no folder.")
     _refuse_links_that_leave(folder)
     if is_adapter(folder):
-        _refuse_code(folder)
+        refuse_code(folder)
         _check_weights(folder, allow_pickles_beside)
         _check_adapter(folder)
         return
@@ -77,7 +77,7 @@ def check_model_folder(folder: Path, *, allow_pickles_beside: bool) -> None:
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
         raise _refused("config_invalid", "config.json names no architecture under 'architectures'.")
-    _refuse_code(folder)
+    refuse_code(folder)
     _check_architecture(architectures[0])
     _check_shape(config)
     tensors = _check_weights(folder, allow_pickles_beside)
@@ -109,7 +109,8 @@ def _refuse_links_that_leave(folder: Path) -> None:
             )
 
 
-def _refuse_code(folder: Path) -> None:
+def refuse_code(folder: Path) -> None:
+    """Raise ProgramError where a JSON file in the folder makes loaders import Python code from it."""
     for path in sorted(folder.glob("*.json")):
         if path.name.endswith(".index.json"):
             continue

@@ -1,7 +1,8 @@
 """Pretraining of a causal language model on text: from scratch with a tokenizer of its own, or continued from a base.
 
 ``python -m runner.programs.train.pretrain RUN_FOLDER``. Parameters: ``base_model`` (folder or null), ``train_data``
-(list of .txt or JSONL files), ``validation_data`` (one file or null), ``hyperparameters`` (see contract/knobs.py),
+(list of .txt or JSONL files), ``validation_data`` (one file or null), ``tokenizer`` (of a new model: a tokenizer.json,
+a tokenizer.model or a folder; absent or null: one is trained on the text), ``hyperparameters`` (see contract/knobs.py),
 ``model_name``, ``lineage`` (copied to the card). Result: ``output/model/`` with card and bundle.
 """
 
@@ -32,6 +33,7 @@ from runner.programs.lib.render import Renderer
 from runner.programs.lib.sharding import shard_as_asked
 from runner.programs.lib.tokenizer import train_tokenizer
 from runner.programs.lib.training import Batch, Plan, train
+from runner.programs.models.own_tokenizer import take_tokenizer
 
 TOKEN_BYTES = 4
 
@@ -49,7 +51,11 @@ def main(context: ProgramContext) -> None:
 
     wanted = metadata_conditions(knobs["metadata_filter"])
     tokenizer_folder = base_folder or first_then_others(
-        lambda: _new_tokenizer(context, train_data, wanted, shape["vocab_size"], knobs["sequence_length"])
+        lambda: (
+            _own_tokenizer(context, knobs)
+            if context.parameters.get("tokenizer")
+            else _new_tokenizer(context, train_data, wanted, shape["vocab_size"], knobs["sequence_length"])
+        )
     )
     renderer = Renderer.from_folder(tokenizer_folder)
     tokens = _tokens_of(context, train_data, wanted, renderer, "training")
@@ -139,6 +145,20 @@ def _shape(base: Path | None, knobs: Mapping[str, Any]) -> dict[str, int]:
 def _made(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     return folder
+
+
+def _own_tokenizer(context: ProgramContext, knobs: Mapping[str, Any]) -> Path:
+    """The folder of the user's tokenizer, as it was at the first start. Raises ProgramError."""
+    target, given = context.work / "tokenizer", Path(context.parameters["tokenizer"])
+    if not is_whole(target):
+        take_tokenizer(given, target, knobs["sequence_length"])
+        write_manifest(target, "tokenizer", {"source": given.name}, {})
+    size = Renderer.from_folder(target).vocabulary_size
+    if knobs["vocab_size"] not in (None, size):
+        message = f"the tokenizer {given.name} has {size} tokens, not {knobs['vocab_size']}; leave vocab_size out"
+        raise ProgramError("hyperparameters_invalid", message, "vocab_size")
+    context.report.phase("tokenizer", f"own tokenizer {given.name} of {size} tokens ready")
+    return target
 
 
 def _new_tokenizer(

@@ -16,6 +16,7 @@ function fitMethod() {
   if (!fitting.includes(valueOf("method"))) form.elements.method.value = fitting.includes("lora") ? "lora" : "full";
   form.elements.base_model.required = valueOf("recipe") !== "pretrain";
   showField("reward_model", valueOf("recipe") === "rl");
+  showField("tokenizer", valueOf("recipe") === "pretrain");
   showField("validation_dataset", valueOf("recipe") !== "rl");
 }
 

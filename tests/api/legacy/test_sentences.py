@@ -33,7 +33,7 @@ REACHED = [
     *(ROOT / "models_app" / name for name in ("declarations.py", "object_stores.py", "queries.py", "registering.py",
                                               "services.py", "staging.py")),
     *(ROOT / "finetune_app" / name for name in ("checks.py", "custom.py", "forecast.py", "from_config.py", "profile.py",
-                                                "queries.py", "registration.py", "services.py")),
+                                                "queries.py", "registration.py", "services.py", "tokenizers.py")),
     *(ROOT / "evaluation_app" / name for name in ("custom.py", "services.py")),
     *(ROOT / "inference_app" / name for name in ("services.py", "specs.py", "versions.py")),
     ROOT / "datasets_app" / "queries.py",

@@ -176,3 +176,59 @@ def test_a_task_of_no_configuration_has_none(alice: Actor, alice_client: APIClie
     task = make_task(alice, world.base, world.dataset_version, start=False)
     missing = alice_client.get(f"{URL}/{task.pk}/config")
     assert (missing.status_code, error_of(missing)["code"]) == (404, "no_config")
+
+
+PRETRAIN = "task_type: pretrain\nmodel_name: {}\ndataset: corpus\ntokenizer: configs/tokenizer.{}\n"
+
+
+def put(actor: Actor, name: str, content: bytes) -> None:
+    """A file in the folder ``configs``."""
+    upload_file(actor=actor, area="private", folder="configs", name=name, upload=SimpleUploadedFile("x", content))
+
+
+def test_a_new_model_takes_the_tokenizer_of_its_file(alice_client: APIClient, alice: Actor, world: World) -> None:
+    make_dataset(alice, "corpus", TEXTS)
+    create_folder(actor=alice, area="private", folder="", name="configs")
+    put(alice, "tokenizer.model", b"pieces")
+    task = made_of(alice_client, PRETRAIN.format("llama2-7b", "model"))
+    assert task["tokenizer"] == "private/configs/tokenizer.model"
+    spec = FineTuneTask.objects.get(pk=task["id"]).run.spec
+    assert spec["parameters"]["tokenizer"].endswith("/private/configs/tokenizer.model")
+    assert spec["parameters"]["tokenizer"] in [mount["source"] for mount in spec["mounts"]]
+    assert spec["parameters"]["lineage"]["tokenizer"] == "private/configs/tokenizer.model"
+
+
+def test_a_tokenizer_contradicts_no_base_model(alice_client: APIClient, alice: Actor, world: World) -> None:
+    make_dataset(alice, "corpus", TEXTS)
+    create_folder(actor=alice, area="private", folder="", name="configs")
+    put(alice, "tokenizer.json", b"{}")
+    other = alice_client.post(URL, {"config": PRETRAIN.format("base", "json")}, "json")
+    assert (error_of(other)["code"], error_of(other)["field"]) == ("conflicting_fields", "tokenizer")
+    (world.base.path / "tokenizer.json").write_bytes(b"{}")
+    assert made_of(alice_client, PRETRAIN.format("base", "json"), start=False)["tokenizer"] == ""
+
+
+@pytest.mark.parametrize(
+    ("config", "status", "code"),
+    [
+        (PRETRAIN.format("new", "model"), 404, "not_found"),
+        (PRETRAIN.format("new", "txt").replace("configs/", "data/训练."), 404, "not_found"),
+        (PRETRAIN.format("new", "model").replace("configs/tokenizer.model", "data/训练.txt"), 400, "bad_value"),
+        (PRETRAIN.format("new", "model").replace("configs/tokenizer.model", "data"), 400, "bad_value"),
+        (SFT + "tokenizer: data\n", 400, "unknown_field"),
+    ],
+)
+def test_what_is_no_tokenizer_is_refused(
+    alice_client: APIClient, alice: Actor, world: World, config: str, status: int, code: str
+) -> None:
+    make_dataset(alice, "corpus", TEXTS)
+    refused = alice_client.post(URL, {"config": config}, "json")
+    assert (refused.status_code, error_of(refused)["code"], error_of(refused)["field"]) == (status, code, "tokenizer")
+
+
+def test_bob_trains_with_no_private_tokenizer_of_alice(bob_client: APIClient, alice: Actor, world: World) -> None:
+    make_dataset(alice, "corpus", TEXTS)
+    create_folder(actor=alice, area="private", folder="", name="configs")
+    put(alice, "tokenizer.model", b"pieces")
+    refused = bob_client.post(URL, {"config": PRETRAIN.format("new", "model")}, "json")
+    assert (refused.status_code, error_of(refused)["field"]) == (404, "tokenizer")

@@ -50,7 +50,7 @@ def task_values(text: str, made: Configured) -> dict[str, Any]:
     names = ("name", "output_model_name", "recipe", "method", "base_model", "train_dataset", "validation_dataset")
     return {
         **{name: written(value) for name, value in task["hyperparameters"].items()},
-        **{name: str(task[name]) for name in (*names, "reward_model") if task.get(name)},
+        **{name: str(task[name]) for name in (*names, "reward_model", "tokenizer") if task.get(name)},
         **task["resources"],
         "config": text,
     }

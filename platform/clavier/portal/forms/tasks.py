@@ -41,6 +41,11 @@ class TaskForm(ResourceForm):
     train_dataset = forms.CharField(label=_("Training data"))
     validation_dataset = forms.CharField(label=_("Validation data"), required=False)
     reward_model = forms.CharField(label=_("Reward model"), required=False)
+    tokenizer = forms.CharField(
+        label=_("Own tokenizer"),
+        required=False,
+        help_text=_("A tokenizer.json, a tokenizer.model or a folder of your files; empty: one is trained."),
+    )
     method = forms.ChoiceField(label=_("Method"), choices=[(name, labels.METHODS[name]) for name in METHODS])
     output_model_name = forms.CharField(
         label=_("Name of the new model"), required=False, max_length=100, help_text=_("Empty: the task's name.")
@@ -93,6 +98,7 @@ class TaskForm(ResourceForm):
             "train_dataset": given["train_dataset"],
             "validation_dataset": given["validation_dataset"] or None,
             "reward_model": given["reward_model"] or None,
+            "tokenizer": given["tokenizer"],
             "hyperparameters": self.hyperparameters(),
             "resources": self.resources(),
             "options": self.where(),

@@ -92,6 +92,7 @@ class TaskDetail(TaskItem):
 
     validation_dataset = Reference(allow_null=True)
     reward_model = Reference(source="reward_version", allow_null=True, help_text="Of rl: the version that scores.")
+    tokenizer = serializers.CharField(help_text="Of a new model: its owner's file or folder; empty: a trained one.")
     image = Reference(source="image_version", allow_null=True, help_text="Of own code; null: the platform's own.")
     own_code = serializers.DictField(help_text="Of a custom task: its command, folders and environment.")
     hyperparameters = serializers.DictField(help_text="All of them, defaults filled in; of own code as written.")
@@ -155,6 +156,9 @@ class NewTask(Strict):
     )
     reward_model = Identifier(
         required=False, allow_null=True, help_text="Of rl with reward_function reward_model: id of a reward version."
+    )
+    tokenizer = Text(
+        required=False, max_length=5000, help_text="Of a new model: your tokenizer.json, tokenizer.model or folder."
     )
     hyperparameters = AnyObject(required=False, help_text="`GET /recipes/{recipe}/{method}` tells which there are.")
     resources = Resources(required=False)
