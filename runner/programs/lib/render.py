@@ -289,14 +289,13 @@ class Renderer:
                     return
 
     def _turn_end_ids(self) -> list[int]:
-        """The special token which the template writes after an answer (not one for letters that have no token)."""
+        """The special token which the template writes after an answer, not that for letters without a token."""
         unknown = self._specials.get(self._tokens.get("unk_token", ""))
         question = {"role": "user", "content": "a"}
         before = self._render([question], for_answer=True)
         after = self._render([question, {"role": "assistant", "content": "b"}])
         rest = after[_common_prefix(before, after) :]
-        ids = [token_id for _, token_id in self._split_at_specials(rest) if token_id not in (None, unknown)]
-        return ids[:1]
+        return [token_id for _, token_id in self._split_at_specials(rest) if token_id not in (None, unknown)][:1]
 
 
 class Restore:
