@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from clavier.quotas.models import Node
 from clavier.quotas.services import gpus_of
+from clavier.runs import queue
 from clavier.runs.elsewhere import nodes_of
 from clavier.runs.models import Attempt, Outbox, Run
 from clavier.runs.outputs import run_folder
@@ -36,9 +37,24 @@ FIRST_PORT, NUM_PORTS = 20_000, 12_000
 
 
 def schedule(outbox_id: str = "") -> None:
-    """A scheduler pass, unless one began since the wake-up was written."""
-    if not outbox_id or Outbox.objects.filter(pk=int(outbox_id)).exists():
-        scheduler.schedule_pass()
+    """A scheduler pass, unless one began since the wake-up was written; and the first start that follows from it.
+
+    By then the pass is over and its lease given up, and the other starts are in the queue: an engine that hangs holds
+    up this job only. Where the job ends before, the reconciler starts what the executors do not know.
+    """
+    if outbox_id and not Outbox.objects.filter(pk=int(outbox_id)).exists():
+        return
+    own: list[UUID] = []
+
+    def tell(attempt_id: UUID) -> None:
+        if own:
+            queue.enqueue_launch(attempt_id)
+        else:
+            own.append(attempt_id)
+
+    scheduler.schedule_pass(tell)
+    for attempt_id in own:
+        launch(str(attempt_id))
 
 
 def launch(attempt_id: str, *, is_due: bool = False) -> None:

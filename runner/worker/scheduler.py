@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 
@@ -43,8 +43,10 @@ class Refused:
     shapes: set[str] = field(default_factory=set)
 
 
-def schedule_pass() -> list[UUID]:
+def schedule_pass(tell: Callable[[UUID], object] | None = None) -> list[UUID]:
     """Admit all that fits, in the order of admission; the ids of the new attempts.
+
+    ``tell`` gets each of them once it stands in the database, and must not wait; without it the queue is told.
 
     Safe to call many times at once: one pass has the lease, the others leave it their wake-ups (the outbox rows).
     Each admission is conditional besides, and refused when the lease was lost meanwhile. On a disk that is nearly full
@@ -53,13 +55,18 @@ def schedule_pass() -> list[UUID]:
     begun: list[UUID] = []
     if low_disks():
         return begun
+
+    def note(attempt_id: UUID) -> None:
+        begun.append(attempt_id)
+        (tell or queue.enqueue_launch)(attempt_id)
+
     holder = str(uuid4())
     while True:
         fence = leases.hold(LEASE, holder, for_s=LEASE_S)
         if fence is None:
             return begun
         try:
-            seen = go_round(fence, holder, begun)
+            seen = go_round(fence, holder, note)
         except leases.LeaseLost as lost:
             logger.warning("a scheduler pass was too slow: %s", lost)
             return begun
@@ -71,10 +78,10 @@ def schedule_pass() -> list[UUID]:
             return begun
 
 
-def go_round(fence: Fence, holder: str, begun: list[UUID]) -> list[int]:
+def go_round(fence: Fence, holder: str, note: Callable[[UUID], None]) -> list[int]:
     """Plan and carry out, again while runs are left unread or a booking was refused; the wake-ups that it has answered.
 
-    ``begun`` grows by the attempts that begin.
+    ``note`` is called with each attempt that begins.
     """
     seen: set[int] = set()
     refused = Refused()
@@ -87,7 +94,7 @@ def go_round(fence: Fence, holder: str, begun: list[UUID]) -> list[int]:
         for group in world.groups:
             group.hopeless |= refused.shapes
         made, is_all = plan_round(world, first, each, refused.runs)
-        is_refused = carry_out(made, fence, begun, refused)
+        is_refused = carry_out(made, fence, note, refused)
         # The plan has taken what it gave from the world, so this asks for what is left.
         if not is_refused and (is_all or not made.admissions or is_exhausted(world)):
             break
@@ -108,8 +115,8 @@ def plan_round(world: World, first: int, each: int | None, refused: Collection[U
     return made, False
 
 
-def carry_out(made: Plan, fence: Fence, begun: list[UUID], refused: Refused) -> bool:
-    """Begin the admitted attempts, tell the queue, ask for room; whether a booking was refused."""
+def carry_out(made: Plan, fence: Fence, note: Callable[[UUID], None], refused: Refused) -> bool:
+    """Begin the admitted attempts, note them, ask for room; whether a booking was refused."""
     before = len(refused.runs)
     nodes = nodes_of(made)
     for start in range(0, len(made.admissions), BATCH):
@@ -122,8 +129,7 @@ def carry_out(made: Plan, fence: Fence, begun: list[UUID], refused: Refused) -> 
         if attempts is None:
             attempts = begin_one_by_one(part, fence, refused)
         for attempt in attempts:
-            begun.append(attempt.pk)
-            queue.enqueue_launch(attempt.pk)
+            note(attempt.pk)
     for preemption in made.preemptions:
         with fence.transaction():
             ask_to_leave(run_id=preemption.run, claimant_id=preemption.claimant)

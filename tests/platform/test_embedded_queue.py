@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -31,6 +32,8 @@ from redis.retry import Retry
 from rq import Queue
 from rq.serializers import JSONSerializer
 from clavier.core.rq_worker import ShortJobWorker
+from django.conf import settings
+settings.QUEUE_JOBS = (*settings.QUEUE_JOBS, *sys.argv[2:])
 connection = Redis(unix_socket_path=sys.argv[1], retry=Retry(ExponentialBackoff(cap=2, base=0.1), 60))
 queue = Queue("default", connection=connection, serializer=JSONSerializer)
 ShortJobWorker([queue], name="worker-1", serializer=JSONSerializer).work()
@@ -105,18 +108,28 @@ def test_without_any_server_the_error_says_what_to_do(monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def worker(queue: EmbeddedQueue) -> Iterator[subprocess.Popen[bytes]]:
+    with working(queue) as process:
+        yield process
+
+
+@contextmanager
+def working(queue: EmbeddedQueue, *own_jobs: str, before: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """A worker that does these jobs itself. ``before``: statements that it begins with."""
     process = subprocess.Popen(
-        [sys.executable, "-c", WORK, str(queue.socket_path)],
+        [sys.executable, "-c", before + WORK, str(queue.socket_path), *own_jobs],
         env={
             **os.environ,
             "PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}",
             "CLAVIER_HOME": str(queue.folder / "home"),
             "CLAVIER_EXECUTOR": "fake",  # one that needs no child of the worker's to get ready
         },
+        stderr=subprocess.PIPE,
     )
-    yield process
-    process.kill()
-    process.wait()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_worker_survives_a_killed_queue(
@@ -138,3 +151,39 @@ def test_the_job_of_a_killed_worker_ends_with_it(queue: EmbeddedQueue, worker: s
     worker.kill()
     worker.wait()
     wait_until(lambda: not horse.is_running() or horse.status() == psutil.STATUS_ZOMBIE, "the job has ended")
+
+
+def test_a_worker_does_short_jobs_itself_and_goes_on_after_one_that_fails(queue: EmbeddedQueue) -> None:
+    with working(queue, "os.getpid", "os.rmdir") as worker:
+        wrong = queue.rq().enqueue("os.rmdir", "/nowhere")
+        own, other = queue.rq().enqueue("os.getpid"), queue.rq().enqueue("os.getppid")
+        wait_until(lambda: other.is_finished, "both are done")
+        assert wrong.is_failed
+        assert own.return_value() == worker.pid
+        assert other.return_value() == worker.pid  # asked by a fork for its parent
+        assert worker.poll() is None
+
+
+def test_a_short_job_beyond_its_time_ends_and_its_worker_makes_room_for_a_new_one(queue: EmbeddedQueue) -> None:
+    with working(queue, "time.sleep") as worker:
+        job = queue.rq().enqueue("time.sleep", 600, job_timeout=1)
+        assert worker.wait(60) == 0
+        assert job.is_failed
+
+
+def test_a_short_job_that_nothing_interrupts_is_ended_with_its_worker(queue: EmbeddedQueue) -> None:
+    before = "import clavier.core.rq_worker as one; one.LAST_GRACE_S = 0\n"
+    with working(queue, "builtins.exec", before=before) as worker:
+        # As a library that keeps the interpreter to itself: no signal handler of Python's runs meanwhile.
+        queue.rq().enqueue("builtins.exec", "import ctypes; ctypes.PyDLL(None).sleep(600)", job_timeout=1)
+        assert worker.wait(60) == 1
+        assert worker.stderr is not None
+        assert b"rq_worker.py" in worker.stderr.read()  # where it hung
+
+
+def test_a_worker_makes_room_for_a_new_one_after_many_jobs(queue: EmbeddedQueue) -> None:
+    with working(queue, "os.getpid", before="import clavier.core.rq_worker as one; one.MAX_JOBS = 2\n") as worker:
+        for _ in range(3):
+            queue.rq().enqueue("os.getpid")
+        assert worker.wait(60) == 0
+        assert len(queue.rq().job_ids) == 1

@@ -149,7 +149,7 @@ if REDIS_URL:
 else:
     _REDIS_OPTIONS["unix_socket_path"] = str(CLAVIER_REDIS_SOCKET)
 RQ_QUEUES["default"]["DEFAULT_TIMEOUT"] = 60
-#: What the queue's jobs are, and what a worker does once before them.
+#: The short jobs of the queue, which a worker does itself, and what it does once before them.
 QUEUE_JOBS = ("runner.worker.jobs.schedule", "runner.worker.jobs.launch")
 QUEUE_GET_READY = "runner.worker.engines.get_ready"
 

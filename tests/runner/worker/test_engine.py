@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from clavier.core.errors import Unprocessable
 from clavier.quotas.services import set_cap
+from clavier.runs import leases
 from clavier.runs.admission import ask_to_leave
 from clavier.runs.invariants import find_all
 from clavier.runs.models import Attempt, Outbox, Run, RunEvent
@@ -176,6 +177,29 @@ def test_a_launch_that_the_queue_lost_is_made_up_by_the_reconciler(engine, alice
     engine.reconciler.run_pass()
     run.refresh_from_db()
     assert run.state == "RUNNING"
+
+
+def test_the_job_that_admits_several_runs_starts_the_first_and_leaves_the_others_to_the_queue(
+    engine, alice, monkeypatch
+):
+    started, told, was_leased = [], [], []
+    start = engine.executor.start
+
+    def watched(launch):
+        was_leased.append(leases.hold(scheduler.LEASE, "another", for_s=1) is None)
+        leases.give_up(scheduler.LEASE, "another")
+        started.append(launch.name)
+        start(launch)
+
+    monkeypatch.setattr(engine.executor, "start", watched)
+    monkeypatch.setattr(jobs.queue, "enqueue_launch", lambda attempt_id: told.append(str(attempt_id)))
+    engine.will(runs_for_s=None)
+    runs = [engine.submit(alice) for _ in range(3)]
+    jobs.schedule()
+    jobs.schedule()
+    assert was_leased == [False], "it starts once the lease was given up"
+    assert (len(started), len(told)) == (1, 2)
+    assert sorted(started + told) == sorted(str(last_attempt(run).pk) for run in runs)
 
 
 def test_a_wake_up_that_the_queue_never_heard_of_is_made_up_by_the_reconciler(engine, alice):
