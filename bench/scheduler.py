@@ -243,7 +243,7 @@ def durable() -> dict[str, Any]:
         raise ValueError("somebody else has the lease")
     begun: list[Any] = []
     with Stopwatch() as watch:
-        scheduler.carry_out(made, fence, begun, scheduler.Refused())
+        scheduler.carry_out(made, fence, begun.append, scheduler.Refused())
     leases.give_up(scheduler.LEASE, "bench")
     if len(begun) != CARRIED:
         raise ValueError(f"{len(begun)} of {CARRIED} began")

@@ -85,7 +85,7 @@ def scheduler_pass(first, each):
     fence = hold(scheduler.LEASE, "test", for_s=30)
     for _ in range(100):
         made, is_all = scheduler.plan_round(read_world(), first, each, ())
-        scheduler.carry_out(made, fence, [], scheduler.Refused())
+        scheduler.carry_out(made, fence, lambda _: None, scheduler.Refused())
         if is_all:
             break
 
