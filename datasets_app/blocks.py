@@ -18,7 +18,7 @@ import numpy
 
 from datasets_app.formats import MIB, Row
 from datasets_app.personal import may_hold_personal_data
-from datasets_app.validation import LONG_ROW_BYTES, check_order, checked_texts
+from datasets_app.validation import LONG_ROW_BYTES, check_order, checked_texts, row_hash
 
 BLOCK_BYTES = MIB // 2
 #: So many blocks are tried before a file counts as one that needs a closer look everywhere.
@@ -46,10 +46,10 @@ class Block:
         self.sizes = sizes
 
     def hashes(self) -> list[int]:
-        """The hash of each line, equal to that of its bytes."""
+        """The hash of each line, equal to ``row_hash`` of its bytes."""
         view = memoryview(self.data)
         ends = self.starts + self.sizes
-        return [hash(view[start:end]) for start, end in zip(self.starts.tolist(), ends.tolist(), strict=True)]
+        return [row_hash(view[start:end]) for start, end in zip(self.starts.tolist(), ends.tolist(), strict=True)]
 
 
 class FastLines:
