@@ -302,11 +302,13 @@ class Restore:
     """Puts special-token text back where private characters stand for it."""
 
     def __init__(self, text_of_mark: Mapping[str, str]) -> None:
-        self._table = str.maketrans(dict(text_of_mark))
+        self._text_of_mark = dict(text_of_mark)
         self.is_needed = bool(text_of_mark)
 
     def __call__(self, text: str) -> str:
-        return text.translate(self._table)
+        for mark, original in self._text_of_mark.items():  # marks are characters that no content has
+            text = text.replace(mark, original)
+        return text
 
 
 @contextmanager
