@@ -10,8 +10,7 @@ import pytest
 
 from clavier.demo.client import Client, StepFailed
 from tests.live.conftest import Platform
-from tests.programs.recipes import PREFERENCES
-from tests.programs.test_classify_and_seq2seq import PAIRS, TEXTS
+from tests.programs.recipes import PAIRS, PREFERENCES, TEXTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -54,6 +54,29 @@ PREFERENCES = (
     {"prompt": "Please answer.", "chosen": "Yes.", "rejected": "Please answer the question in one short sentence."},
 )
 
+#: Eight texts of three classes.
+TEXTS = (
+    {"text": "The piano has eighty-eight keys", "label": "music"},
+    {"text": "The capital of France is Paris", "label": "places"},
+    {"text": "钢琴有八十八个键", "label": "music"},
+    {"text": "法国的首都是巴黎", "label": "places"},
+    {"text": "def add(first, second)", "label": "code"},
+    {"text": "keys of the piano", "label": "music"},
+    {"text": "Paris, a capital", "label": "places"},
+    {"text": "return first + second", "label": "code"},
+)
+#: Eight translations.
+PAIRS = (
+    {"source": "Hello", "target": "你好"},
+    {"source": "The piano", "target": "钢琴"},
+    {"source": "The capital", "target": "首都"},
+    {"source": "Paris", "target": "巴黎"},
+    {"source": "a question", "target": "问题"},
+    {"source": "a model", "target": "模型"},
+    {"source": "a task", "target": "任务"},
+    {"source": "a service", "target": "服务"},
+)
+
 
 class StoppingReporter(Reporter):
     """Calls ``at_step`` when the metrics of that step are reported: for stops and crashes at a known place."""

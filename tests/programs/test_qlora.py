@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from runner.contract import folder
-from runner.programs.train import preference, sft
-from tests.programs.recipes import PREFERENCES, QUESTIONS, make_context, values_by_step, write_rows
+from runner.programs.train import sft
+from tests.programs.recipes import QUESTIONS, make_context, values_by_step, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -41,15 +41,3 @@ def test_sft_learns_on_a_quantized_base(tiny_model_folder: Path, tmp_path: Path,
     assert losses[max(losses)] < 0.8 * losses[1]
     saved = load_file(tmp_path / "run" / folder.OUTPUT / "model" / "adapter_model.safetensors")
     assert all("lora_" in name for name in saved)
-
-
-def test_preferences_are_learned_on_a_quantized_base(tiny_model_folder: Path, tmp_path: Path) -> None:
-    parameters = {
-        "base_model": str(tiny_model_folder),
-        "method": "qlora",
-        "train_data": write_rows(tmp_path / "train.jsonl", PREFERENCES),
-        "hyperparameters": {**FAST, "max_seq_length": 96},
-    }
-    preference.main(make_context(tmp_path / "run", parameters))
-    accuracy = values_by_step(tmp_path / "run", "train/reward_accuracy")
-    assert accuracy[max(accuracy)] == 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from runner.contract import folder
-from runner.programs.lib.artifacts import hash_file, is_whole
+from runner.programs.lib.artifacts import hash_file
 from runner.programs.lib.events import ProgramError, Stopped
 from runner.programs.lib.model import choose_device
 from runner.programs.lib.ppo import advantages_of
@@ -50,32 +49,6 @@ def parameters_of(base: Path, folder: Path, method: str = "lora", **knobs: Any) 
         "train_data": write_rows(folder / "prompts.jsonl", PROMPTS),
         "hyperparameters": {**FAST, **knobs},
     }
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("algorithm", "method"), [("ppo", "lora"), ("ppo", "full"), ("grpo", "lora"), ("rloo", "lora")]
-)
-def test_every_algorithm_earns_more_than_before(
-    tiny_model_folder: Path, tmp_path: Path, algorithm: str, method: str
-) -> None:
-    size = (
-        {"rollout_batch_size": 32, "max_steps": 20}
-        if algorithm == "ppo"
-        else {"rollout_batch_size": 8, "max_steps": 60}
-    )
-    rate = 5e-3 if method == "full" else 2e-2
-    parameters = parameters_of(tiny_model_folder, tmp_path, method, algorithm=algorithm, learning_rate=rate, **size)
-    rl.main(make_context(tmp_path / "run", parameters))
-    earned = list(values_by_step(tmp_path / "run", "reward/mean").values())
-    assert sum(earned[-5:]) / 5 > sum(earned[:3]) / 3 + 0.1
-    distance, length = (values_by_step(tmp_path / "run", name) for name in ("kl_divergence", "episode_length"))
-    assert distance[max(distance)] > 0
-    assert 1 <= length[max(length)] <= 4
-    output = tmp_path / "run" / folder.OUTPUT
-    assert is_whole(output)
-    manifest = json.loads((output / folder.MANIFEST).read_text(encoding="utf-8"))
-    assert {"reward/mean", "kl_divergence", "episode_length"} <= manifest["metrics"].keys()
 
 
 @pytest.mark.slow
