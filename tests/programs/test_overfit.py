@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from runner.programs.lib.artifacts import is_whole
 from runner.programs.lib.render import Renderer
@@ -64,6 +65,9 @@ def run(main: Callable[[Any], None], cell: Cell, base: Path, place: Path, data: 
     assert is_whole(place / "run" / "output")
     facts = manifest_of(place / "run")["facts"]
     assert facts["format"] == ("full" if cell.method == "full" else "adapter")
+    name = "model" if cell.method == "full" else "adapter_model"
+    saved = load_file(place / "run/output/model" / f"{name}.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
     return place / "run"
 
 

@@ -97,6 +97,13 @@ def quantization_of(knobs: Mapping[str, Any], device: Device) -> Any:
     )
 
 
+def hold_in_float32(package: Any) -> None:
+    """Trained weights in float32 again: TRL turns those on a quantized base into bf16, which loses small updates."""
+    for parameter in package.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
 def save_package(package: Any, method: str, target: Path) -> None:
     """Write the model, or the adapter alone, as safetensors."""
     target.mkdir(exist_ok=True)

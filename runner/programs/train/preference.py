@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.contract.alignment_knobs import PREFERENCE_BETAS
-from runner.programs.lib.adapters import load_trainable, save_package
+from runner.programs.lib.adapters import hold_in_float32, load_trainable, save_package
 from runner.programs.lib.distributed import run_in_processes
 from runner.programs.lib.events import ProgramContext
 from runner.programs.lib.lengths import LengthPolicy
@@ -84,7 +84,7 @@ def make_trainer(context: ProgramContext, order: Order, package: Any, samples: S
     if loss == "simpo":
         options |= {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": knobs["simpo_gamma"]}
     columns = tokens_of_pair if has_reference else labels_of_pair
-    return sealed(pretokenized(trainer_class))(
+    trainer = sealed(pretokenized(trainer_class))(
         model=package,
         args=config(**options),
         train_dataset=dataset_of([columns(sample) for sample in samples]),
@@ -93,6 +93,8 @@ def make_trainer(context: ProgramContext, order: Order, package: Any, samples: S
         optimizers=optimizers_of(package, knobs, options["max_steps"]),
         **({"ref_model": reference_model(order)} if has_reference else {}),
     )
+    hold_in_float32(package)
+    return trainer
 
 
 def reference_model(order: Order) -> Any:
