@@ -10,9 +10,7 @@ import torch
 
 from runner.contract import folder
 from runner.programs.lib.artifacts import hash_file, newest_sealed
-from runner.programs.lib.data import read_preferences
 from runner.programs.lib.events import ProgramError, Stopped
-from runner.programs.lib.render import Renderer
 from runner.programs.train import preference
 from tests.programs.recipes import (
     PREFERENCES,
@@ -52,44 +50,6 @@ def parameters_of(base: Path, train_data: str, method: str = "lora", **knobs: An
         "validation_data": None,
         "hyperparameters": {**FAST, **knobs},
     }
-
-
-@pytest.mark.slow
-def test_dpo_through_our_door_equals_trl_on_its_own(tiny_model_folder: Path, train_data: str, tmp_path: Path) -> None:
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
-
-    knobs = {"warmup_ratio": 0.0, "num_train_epochs": 10, "learning_rate": 1e-3}
-    preference.main(make_context(tmp_path / "ours", parameters_of(tiny_model_folder, train_data, "full", **knobs)))
-    renderer = Renderer.from_folder(tiny_model_folder)
-    rows = [
-        {
-            "prompt": renderer.apply_template(pair.prompt),
-            "chosen": pair.chosen["content"],
-            "rejected": pair.rejected["content"],
-        }
-        for _, pair in read_preferences(train_data)
-    ]
-    arguments = DPOConfig(
-        output_dir=str(tmp_path / "theirs"), max_steps=20, per_device_train_batch_size=4, learning_rate=1e-3,
-        lr_scheduler_type="cosine", adam_beta2=0.95, optim="adamw_torch_fused", seed=42, beta=0.1, max_length=96,
-        logging_steps=1, gradient_checkpointing=False, bf16=False, use_cpu=True, report_to=[], save_strategy="no",
-    )  # fmt: skip
-    load: Any = AutoModelForCausalLM.from_pretrained
-    trainer = DPOTrainer(
-        model=load(tiny_model_folder, dtype=torch.float32),
-        ref_model=load(tiny_model_folder, dtype=torch.float32),
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(tiny_model_folder),
-    )
-    trainer.train()
-    theirs = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
-    ours = values_by_step(tmp_path / "ours", "train/loss")
-    assert len(ours) == 20
-    assert ours == pytest.approx(theirs, abs=1e-4)
 
 
 @pytest.mark.slow
