@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from runner.programs.evaluate.metrics import exact_match
 from runner.programs.lib.data import Message, read_prompts
 from runner.programs.lib.events import ProgramError, Reporter
-from runner.programs.lib.model import Device, load_classifier
-from runner.programs.lib.preferences import encode_replies
+from runner.programs.lib.model import Device
 from runner.programs.lib.render import Renderer
+from runner.programs.lib.scoring import RewardModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,33 +86,12 @@ def _scored_by_model(given: Any, device: Device) -> Reward:
     if not isinstance(given, Mapping) or not given.get("model"):
         message = "the reward reward_model needs the parameter reward_model; choose one, or another reward_function"
         raise ProgramError("parameter_missing", message, "reward_model")
-    model, renderer = load_reward_model(Path(given["model"]), given.get("adapter"), device)
+    model = RewardModel(Path(given["model"]), given.get("adapter"), device)
 
     def score(prompt: Prompt, text: str, _size: int) -> float:
-        token_ids, replies = encode_replies(
-            renderer, prompt.messages, [{"role": "assistant", "content": text}], prompt.row
-        )
-        row = torch.tensor([[*token_ids, *replies[0]]], device=device.device)
-        with torch.inference_mode(), device.autocast():
-            return float(model(input_ids=row).logits[0, 0])
+        return model.scores([model.encode([*prompt.messages, {"role": "assistant", "content": text}], prompt.row)])[0]
 
     return score
-
-
-def load_reward_model(folder: Path, adapter: str | None, device: Device) -> tuple[Any, Renderer]:
-    """A reward model, or a base with the adapter that makes it one; and its renderer. Raises ProgramError."""
-    model = load_classifier(folder, device.autocast_dtype or torch.float32, device.device, ["reward"])
-    renderer = Renderer.from_folder(adapter or folder)
-    model.config.pad_token_id = renderer.padding_id
-    if adapter is None:
-        return model, renderer
-    # Late: the library takes seconds to import.
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(model, adapter).eval(), renderer
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ProgramError("model_invalid", f"the reward model can not be loaded: {error}", "reward_model") from None
 
 
 def rewards_of(reward: Reward, prompts: Sequence[Prompt], texts: Sequence[str], sizes: Sequence[int]) -> list[float]:

@@ -9,7 +9,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from runner.contract import exits, folder
@@ -185,16 +185,25 @@ def check_one_answer(client: ServerClient, served_name: str) -> None:
 
 
 def write_ready(
-    context: ProgramContext, client: ServerClient, *, served_name: str, engine: str, parity: Parity, context_tokens: int
+    context: ProgramContext,
+    client: ServerClient,
+    *,
+    served_name: str,
+    engine: str,
+    parity: Parity | None,
+    context_tokens: int,
 ) -> None:
-    """Write ready.json, durable and readable by the platform's user only: it holds the server's API key."""
+    """Write ready.json, durable and readable by the platform's user only: it holds the server's API key.
+
+    ``parity``: None for a server that makes its tokens with our own renderer.
+    """
     path = context.run_folder / folder.READY
     value = {
         "endpoint": client.endpoint.to_json(),
         "api_key": client.api_key,
         "served_name": served_name,
         "engine": engine,
-        "parity": {"conversations": parity.conversations, "tokens": parity.tokens},
+        "parity": asdict(parity) if parity else None,
         "context_tokens": context_tokens,
     }
     mask = os.umask(0o077)
@@ -202,7 +211,8 @@ def write_ready(
         folder.write_json_durably(path, value)
     finally:
         os.umask(mask)
-    context.report.phase("ready", f"{engine} serves {served_name} ({parity.tokens} golden tokens equal)")
+    compared = f" ({parity.tokens} golden tokens equal)" if parity else ""
+    context.report.phase("ready", f"{engine} serves {served_name}{compared}")
 
 
 def serve_until_stopped(context: ProgramContext, still_alive: Callable[[], None]) -> None:
