@@ -92,6 +92,12 @@ def tasks_of(actor: Actor, *, dataset: UUID | None = None, version: UUID | None 
     return found.select_related("created_by", "dataset", "version__dataset", "made_version__dataset", "plugin", "run")
 
 
+def counted_tokens(version: DatasetVersion, model_version: UUID | None) -> dict[str, Any] | None:
+    """The newest token statistics of a version under the tokenizer of a model version; None: never counted."""
+    found = DataTask.objects.filter(kind="tokens", state="done", version=version, subject=str(model_version))
+    return found.order_by("-created_at").values_list("result", flat=True).first()
+
+
 def access_data_task(actor: Actor, task_id: UUID | str) -> DataTask:
     """The tenant's data task. Raises NotFound."""
     return access_object(tasks_of(actor), actor, task_id, noun="data task")

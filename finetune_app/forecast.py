@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
 from django.db import transaction
 
+from clavier.accounts.access import creator_of
 from clavier.core.errors import NotFound, Unprocessable
 from clavier.files.storage import open_regular
 from clavier.quotas.models import Gpu
 from clavier.runs.models import Attempt, Run
-from datasets_app.models import DatasetVersion
-from finetune_app.estimate import (
-    BYTES_PER_TOKEN,
-    FIRST_SPREAD,
-    LEAST_SPREAD,
-    Calibration,
-    Estimate,
-    Load,
-    Machine,
-    Shape,
-    estimate,
-    shape_of_config,
-)
+from datasets_app.tasks import counted_tokens
+from finetune_app.estimate import BYTES_PER_TOKEN, FIRST_SPREAD, LEAST_SPREAD, Calibration, Estimate, estimate
 from finetune_app.models import FineTuneTask, TrainingCalibration
+from finetune_app.shapes import Job, Load, Machine, Shape, shape_of_config
+from finetune_app.tokenizers import vocabulary_size
 from models_app.models import ModelVersion
 from runner.contract.knobs import NEW_MODEL_SHAPE
 
@@ -41,9 +32,8 @@ def forecast(task: FineTuneTask) -> Estimate | None:
     shape = shape_of(task)
     if shape is None or task.train_dataset is None:
         return None
-    load = load_of(task.train_dataset, task.hyperparameters)
     calibration = calibration_of(task.recipe, task.method, on_gpu=bool(task.resources.get("gpus")))
-    return estimate(shape, task.method, task.hyperparameters, load, machine_of(task), calibration)
+    return estimate(shape, job_of(task), load_of(task, shape), machine_of(task), calibration)
 
 
 def require_fit(task: FineTuneTask, run_id: UUID) -> dict[str, Any]:
@@ -69,10 +59,13 @@ def require_fit(task: FineTuneTask, run_id: UUID) -> dict[str, Any]:
 
 
 def shape_of(task: FineTuneTask) -> Shape | None:
-    """The base's shape, or that of the model a pretraining will make."""
+    """The base's shape, or that of the model a pretraining will make, whose vocabulary is that of its tokenizer."""
     if task.base_version is not None:
         return shape_of_version(task.base_version)
     knobs = {name: task.hyperparameters.get(name) or value for name, value in NEW_MODEL_SHAPE.items()}
+    if task.tokenizer and not task.hyperparameters.get("vocab_size"):
+        size = vocabulary_size(creator_of(task), task.tokenizer)
+        return shape_of_config({**knobs, "vocab_size": size}, None) if size else None
     return shape_of_config(knobs, None)
 
 
@@ -86,18 +79,37 @@ def shape_of_version(version: ModelVersion) -> Shape | None:
     return shape_of_config(config, version.num_parameters) if isinstance(config, dict) else None
 
 
-def load_of(data: DatasetVersion, knobs: Mapping[str, Any]) -> Load:
-    """Rows and lengths of a version, in tokens; packed sequences where the recipe packs."""
+def job_of(task: FineTuneTask) -> Job:
+    """What is trained, and the size of the model that scores answers."""
+    scorer = task.reward_version
+    if scorer is not None and scorer.format == "adapter" and scorer.base_version is not None:
+        scorer = scorer.base_version
+    return Job(task.recipe, task.method, task.hyperparameters, (scorer.num_parameters or 0) if scorer else 0)
+
+
+def load_of(task: FineTuneTask, shape: Shape) -> Load:
+    """Rows and lengths in tokens: as they were counted with the base's tokenizer, else guessed from their bytes."""
+    data, knobs = task.train_dataset, task.hyperparameters
+    if data is None:
+        raise ValueError(f"task {task.pk} has no training data")
     sizes = data.statistics.get("row_bytes") or {}
-    mean, most = float(sizes.get("mean") or 0), float(sizes.get("max") or 0)
+    mean, longest = (float(sizes.get(name) or 0) / BYTES_PER_TOKEN for name in ("mean", "max"))
     if knobs.get("sequence_length"):
         length = int(knobs["sequence_length"])
-        return Load(max(1, round(mean * data.num_samples / BYTES_PER_TOKEN / length)), length, length)
-    longest = int(knobs.get("max_seq_length") or 1024)
+        return Load(max(1, round(mean * data.num_samples / length)), length, length)
+    counted = counted_tokens(data, task.base_version_id) if task.recipe in ("sft", "seq2seq") else None
+    share = 1.0
+    if counted:
+        mean, longest = float(counted["mean"]), float(counted["longest"])
+        share = counted["learned"] / max(1, counted["tokens"])
+    limit = int(knobs.get("max_seq_length") or 1024)
+    limit = min(limit, shape.max_positions or limit)
     return Load(
-        data.num_samples,
-        max(1.0, min(longest, mean / BYTES_PER_TOKEN)),
-        max(1, min(longest, round(most / BYTES_PER_TOKEN))),
+        num_rows=data.num_samples,
+        mean_tokens=max(1.0, min(limit, mean)),
+        max_tokens=max(1, min(limit, round(longest))),
+        longest_tokens=round(longest),
+        learned_share=share,
     )
 
 

@@ -125,6 +125,8 @@ def estimate_fine_tune_task(
     method: str,
     train_dataset: UUID | str,
     base_model: UUID | str | None = None,
+    reward_model: UUID | str | None = None,
+    tokenizer: str = "",
     hyperparameters: Mapping[str, Any] | None = None,
     resources: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -135,11 +137,16 @@ def estimate_fine_tune_task(
     """
     checked = checked_hyperparameters(recipe, method, hyperparameters or {}, has_base=base_model is not None)
     where = checked_options(options or {})
+    base = access_base(actor, base_model, recipe)
     return forecast(
         FineTuneTask(
+            tenant_id=actor.tenant_id,
+            created_by_id=actor.user_id,
             recipe=recipe,
             method=method,
-            base_version=access_base(actor, base_model, recipe),
+            base_version=base,
+            reward_version=access_reward(actor, reward_model, recipe, checked) if reward_model else None,
+            tokenizer=checked_tokenizer(actor, tokenizer, recipe, base),
             train_dataset=access_training_data(actor, train_dataset, recipe, field="train_dataset"),
             hyperparameters=checked,
             resources=checked_resources(resources or {}, resource_group=where.get("resource_group", "")),

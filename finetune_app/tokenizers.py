@@ -4,19 +4,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from clavier.accounts.access import creator_of
 from clavier.core.actor import Actor
-from clavier.core.errors import Invalid, quoted
+from clavier.core.errors import DomainError, Invalid, quoted
 from clavier.files.folders import disk_path, named_file
 from clavier.files.models import StoredFile
-from clavier.files.storage import sha256_of
+from clavier.files.storage import open_regular, sha256_of
 from finetune_app.models import FineTuneTask
 from models_app.models import ModelVersion
+from runner.contract.protobuf import fields_of
 
 MAX_TOKENIZER_MIB = 64
 #: What a folder must hold one of, the first that is there counts; and the endings of single files.
 NAMES = ("tokenizer.json", "tokenizer.model")
 ENDINGS = (".json", ".model")
+#: Number of the field of a SentencePiece model that holds its pieces, one each.
+PIECES = 1
+
+
+class _Added(msgspec.Struct):
+    content: str
+
+
+class _Model(msgspec.Struct):
+    vocab: dict[str, int] | list[tuple[str, float]]
+
+
+class _Tokenizer(msgspec.Struct):
+    """Of a tokenizer.json what names tokens."""
+
+    model: _Model
+    added_tokens: list[_Added] = []
 
 
 def checked_tokenizer(actor: Actor, path: str, recipe: str, base: ModelVersion | None) -> str:
@@ -75,3 +95,23 @@ def tokenizer_path(task: FineTuneTask) -> str | None:
 def sha256_or_none(path: Path) -> str | None:
     """Of a file that may not be there."""
     return sha256_of(path) if path.is_file() else None
+
+
+def vocabulary_size(owner: Actor, location: str) -> int | None:
+    """Tokens of a tokenizer, added ones included; None where it can not be read, which its run will say.
+
+    Raises NotFound where its owner has removed it.
+    """
+    row = named_file(owner, location, field="tokenizer")
+    try:
+        file = chief_file(row, location)
+        with open_regular(disk_path(owner, file).parent, (file.name,)) as stream:
+            data = stream.read(MAX_TOKENIZER_MIB * 2**20)
+        if file.name.endswith(".model"):
+            return sum(number == PIECES for number, _ in fields_of(data)) or None
+        found = msgspec.json.decode(data, type=_Tokenizer)
+    except (DomainError, OSError, ValueError, IndexError, RecursionError):
+        return None
+    words = found.model.vocab
+    names = set(words) if isinstance(words, dict) else {text for text, _ in words}
+    return len(names | {token.content for token in found.added_tokens}) or None

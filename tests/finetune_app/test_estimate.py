@@ -11,24 +11,17 @@ import pytest
 from clavier.core.actor import Actor
 from clavier.core.errors import Unprocessable
 from clavier.runs.models import Attempt, Run
-from finetune_app.estimate import (
-    FIRST_SPREAD,
-    Calibration,
-    Load,
-    Machine,
-    Shape,
-    count_parameters,
-    estimate,
-    peak_memory_bytes,
-    shape_of_config,
-)
-from finetune_app.forecast import calibration_of
+from datasets_app.models import DataTask
+from finetune_app.estimate import FIRST_SPREAD, Calibration, estimate
+from finetune_app.forecast import calibration_of, load_of, shape_of
+from finetune_app.memory import peak_memory_bytes
 from finetune_app.models import FineTuneTask, TrainingCalibration
-from finetune_app.services import create_fine_tune_task
+from finetune_app.services import create_fine_tune_task, estimate_fine_tune_task
+from finetune_app.shapes import Job, Load, Machine, Shape, count_parameters, shape_of_config
 from models_app.models import ModelVersion
 from runner.contract.knobs import check_hyperparameters
 from tests.engine import make_engine
-from tests.worlds import make_dataset, make_model_version, output_of
+from tests.worlds import make_dataset, make_model_version, output_of, put_tree
 
 #: Qwen2.5-0.5B as its configuration says it.
 QWEN = {
@@ -37,6 +30,8 @@ QWEN = {
 }  # fmt: skip
 LOAD = Load(num_rows=1000, mean_tokens=200, max_tokens=512)
 GPU = Machine(memory_mib=32_768, cpu_cores=8, gpus=1, gpu_memory_mib=81_920)
+CPU = Machine(memory_mib=32_768)
+MIB = 2**20
 
 
 def shape() -> Shape:
@@ -45,8 +40,12 @@ def shape() -> Shape:
     return found
 
 
-def knobs(method: str = "lora", **changes: Any) -> dict[str, Any]:
-    return check_hyperparameters("sft", method, changes)
+def job(method: str = "lora", recipe: str = "sft", **changes: Any) -> Job:
+    return Job(recipe, method, check_hyperparameters(recipe, method, changes))
+
+
+def peak_mib(asked: Job, load: Load = LOAD, machine: Machine = GPU, **changes: Any) -> float:
+    return peak_memory_bytes(replace(shape(), **changes), asked, load, machine) / MIB
 
 
 def test_the_parameters_of_a_known_model_are_counted_within_one_percent() -> None:
@@ -56,46 +55,84 @@ def test_the_parameters_of_a_known_model_are_counted_within_one_percent() -> Non
 @pytest.mark.parametrize(
     ("smaller", "larger"),
     [
-        (knobs("lora", per_device_train_batch_size=2), knobs("lora", per_device_train_batch_size=4)),
-        (knobs("lora", gradient_checkpointing=True), knobs("lora")),
-        (knobs("lora", lora_r=8), knobs("lora", lora_r=64)),
+        (job(per_device_train_batch_size=2), job(per_device_train_batch_size=4)),
+        (job(gradient_checkpointing=True), job()),
+        (job(lora_r=8), job(lora_r=64)),
+        (job(), job(packing=False)),
+        (job("qlora"), job("qlora", quantization_bits=8)),
+        (job("full", optim="sgd"), job("full", optim="adamw_8bit")),
+        (job("full"), job("full", "preference")),
+        (job(recipe="preference"), job(recipe="preference", loss_type="simpo")),
+        (job(recipe="rl", algorithm="grpo"), job(recipe="rl", algorithm="ppo")),
+        (job(recipe="rl"), replace(job(recipe="rl"), reward_parameters=500_000_000)),
     ],
 )
-def test_memory_grows_with_what_costs_memory(smaller: dict[str, Any], larger: dict[str, Any]) -> None:
-    less, more = (peak_memory_bytes(shape(), "lora", each, LOAD, on_gpu=False) for each in (smaller, larger))
-    assert less < more
+def test_memory_grows_with_what_costs_memory(smaller: Job, larger: Job) -> None:
+    assert peak_mib(smaller) < peak_mib(larger)
+    assert peak_mib(smaller, machine=CPU) < peak_mib(larger, machine=CPU)
+
+
+def test_our_own_loop_holds_no_logits_of_a_large_vocabulary() -> None:
+    load = replace(LOAD, mean_tokens=512)
+    whole = 8 * 512 * shape().vocab_size * 4 / MIB
+    assert peak_mib(job(), load) < whole + peak_mib(job(), load, vocab_size=1000)
+    assert peak_mib(job(), load) - peak_mib(job(), load, vocab_size=1000) < 10
+    assert peak_mib(job(), load, architecture="GemmaForCausalLM") > whole
+
+
+def test_a_packed_row_is_as_long_as_the_longest_samples_together() -> None:
+    assert LOAD.longest_together(8) < 8 * 512
+    assert replace(LOAD, mean_tokens=512).longest_together(8) == 8 * 512
+    assert Load(3, 200, 512).longest_together(8) <= 3 * 512
+    assert replace(LOAD, longest_tokens=4000).longest_together(8) == 8 * 512  # each is cut at 512
+
+
+def test_several_gpus_hold_whole_copies_or_shares_and_take_fewer_steps() -> None:
+    four = replace(GPU, gpus=4)
+    ddp, fsdp = job("full"), job("full", distributed_strategy="fsdp")
+    assert peak_mib(ddp, machine=four) == peak_mib(ddp)
+    assert peak_mib(fsdp, machine=four) < peak_mib(ddp, machine=four)
+    assert peak_mib(fsdp) == peak_mib(ddp)
+    assert estimate(shape(), ddp, LOAD, four).steps == pytest.approx(
+        estimate(shape(), ddp, LOAD, GPU).steps / 4, rel=0.1
+    )
+
+
+def test_the_steps_of_reinforcement_learning_are_batches_of_prompts() -> None:
+    ppo = job(recipe="rl", num_train_epochs=1, rollout_batch_size=16)
+    grpo = job(recipe="rl", num_train_epochs=1, rollout_batch_size=16, algorithm="grpo", update_epochs=2)
+    assert (estimate(shape(), ppo, LOAD, GPU).steps, estimate(shape(), grpo, LOAD, GPU).steps) == (63, 124)
 
 
 def test_full_training_needs_more_memory_than_lora_and_qlora_less() -> None:
     sizes = [
-        peak_memory_bytes(shape(), method, knobs(method), replace(LOAD, max_tokens=16), on_gpu=True)
-        for method in ("qlora", "lora", "full")
+        peak_mib(job(method), replace(LOAD, max_tokens=16, mean_tokens=16)) for method in ("qlora", "lora", "full")
     ]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[2] / 4
 
 
 def test_a_large_gpu_takes_a_small_model_and_the_numbers_are_of_the_right_size() -> None:
-    found = estimate(shape(), "lora", knobs(), LOAD, GPU)
+    found = estimate(shape(), job(), LOAD, GPU)
     assert (found.verdict, found.on_gpu, found.steps) == ("fits", True, 375)
     assert found.tokens == 600_000
-    assert 5_000 < found.memory_mib.expected < 20_000
+    assert 2_000 < found.memory_mib.expected < 10_000
     assert found.memory_mib.low < found.memory_mib.expected < found.memory_mib.high
 
 
 def test_what_will_not_fit_comes_with_the_smallest_change_that_does() -> None:
-    found = estimate(shape(), "lora", knobs(per_device_train_batch_size=64), LOAD, replace(GPU, gpu_memory_mib=24_576))
+    found = estimate(shape(), job(per_device_train_batch_size=64), LOAD, replace(GPU, gpu_memory_mib=8_192))
     assert found.verdict == "will_not_fit"
     assert found.change is not None
     batch, accumulation = found.change["per_device_train_batch_size"], found.change["gradient_accumulation_steps"]
     assert batch * accumulation == 64
-    again = estimate(shape(), "lora", knobs(**found.change), LOAD, replace(GPU, gpu_memory_mib=24_576))
+    again = estimate(shape(), job(**found.change), LOAD, replace(GPU, gpu_memory_mib=8_192))
     assert again.verdict == "fits"
 
 
 def test_on_a_cpu_more_memory_is_the_last_proposal() -> None:
     load = replace(LOAD, max_tokens=64)
-    found = estimate(shape(), "full", knobs("full", per_device_train_batch_size=1), load, Machine(2_048))
+    found = estimate(shape(), job("full", per_device_train_batch_size=1), load, Machine(2_048))
     assert found.verdict == "will_not_fit"
     assert found.change is not None
     assert set(found.change) == {"memory_mib"}
@@ -103,12 +140,12 @@ def test_on_a_cpu_more_memory_is_the_last_proposal() -> None:
 
 def test_a_model_that_fits_nowhere_gets_no_proposal_that_would_not_help() -> None:
     huge = replace(shape(), num_parameters=70_000_000_000)
-    assert estimate(huge, "full", knobs("full"), LOAD, GPU).change is None
+    assert estimate(huge, job("full"), LOAD, GPU).change is None
 
 
 def test_finished_runs_move_the_estimate_and_narrow_its_band() -> None:
-    first = estimate(shape(), "lora", knobs(), LOAD, GPU)
-    learned = estimate(shape(), "lora", knobs(), LOAD, GPU, Calibration(20, memory=0.5, seconds=2.0, spread=1.2))
+    first = estimate(shape(), job(), LOAD, GPU)
+    learned = estimate(shape(), job(), LOAD, GPU, Calibration(20, memory=0.5, seconds=2.0, spread=1.2))
     assert learned.memory_mib.expected == pytest.approx(first.memory_mib.expected / 2, rel=0.01)
     assert learned.seconds.expected == pytest.approx(first.seconds.expected * 2, rel=0.01)
     assert learned.memory_mib.high / learned.memory_mib.low < first.memory_mib.high / first.memory_mib.low
@@ -161,3 +198,41 @@ def test_a_completed_run_teaches_the_estimator(alice: Actor, spooled: Any, monke
     learned = calibration_of("sft", "lora", on_gpu=False)
     assert learned.memory == pytest.approx(3000 / promised, rel=0.01)
     assert learned.spread < FIRST_SPREAD
+
+
+def test_lengths_that_were_counted_count_more_than_bytes(alice: Actor, spooled: Any) -> None:
+    base, data = base_with_config(alice), make_dataset(alice, spooled)
+    task = FineTuneTask(recipe="sft", base_version=base, train_dataset=data, hyperparameters=job().knobs)
+    guessed = load_of(task, shape())
+    result = {"samples": 5, "tokens": 1500, "learned": 600, "mean": 300.0, "longest": 2000}
+    DataTask.objects.create(
+        tenant_id=alice.tenant_id, created_by_id=alice.user_id, kind="tokens", dataset=data.dataset, version=data,
+        subject=str(base.pk), state="done", result=result,
+    )  # fmt: skip
+    assert guessed.learned_share == 1.0
+    assert load_of(task, shape()) == Load(5, 300.0, 1024, 2000, 0.4)
+    assert load_of(task, replace(shape(), max_positions=128)).max_tokens == 128
+
+
+def test_a_new_model_has_the_vocabulary_of_its_own_tokenizer(alice: Actor, spooled: Any) -> None:
+    words = {f"w{number}": number for number in range(50_000)}
+    tokenizer = {"model": {"type": "BPE", "vocab": words, "merges": []}, "added_tokens": [{"id": 1, "content": "</s>"}]}
+    unigram = {"model": {"type": "Unigram", "vocab": [["a", -1.0], ["b", -2.0]]}}
+    pieces = b"".join(b"\x0a\x03\x0a\x01" + bytes([97 + number]) for number in range(20))
+    files = {"own/tokenizer.json": json.dumps(tokenizer), "two.json": json.dumps(unigram), "own.model": pieces,
+             "bad.json": "[]"}  # fmt: skip
+    put_tree(alice, spooled, files)
+    sizes = {}
+    for name in ("own", "two.json", "own.model", "bad.json", ""):
+        task = FineTuneTask(recipe="pretrain", hyperparameters={}, tokenizer=name and f"private/{name}")
+        task.tenant_id, task.created_by_id = alice.tenant_id, alice.user_id
+        found = shape_of(task)
+        sizes[name] = found and found.vocab_size
+    assert sizes == {"own": 50_001, "two.json": 2, "own.model": 20, "bad.json": None, "": 4096}
+    order: dict[str, Any] = {"recipe": "pretrain", "method": "full", "train_dataset": make_dataset(
+        alice, spooled, [{"text": "The piano has keys. " * 40} for _ in range(20)]).pk}  # fmt: skip
+    large = estimate_fine_tune_task(actor=alice, tokenizer="private/own", **order)
+    small = estimate_fine_tune_task(actor=alice, **order)
+    assert large is not None
+    assert small is not None
+    assert large.memory_mib.expected > small.memory_mib.expected + 50

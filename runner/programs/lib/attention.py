@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from runner.programs.lib.model import PLAIN_HEADS
+from runner.contract.heads import PLAIN_HEADS
 
 NAME = "sample_by_sample"
 #: Ways to turn positions into angles in which a sample's angles depend on its own positions only.

@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 
-#: Positions and numbers of a tile: on a CPU it stays in the cache, a GPU wants large products.
-POSITIONS_AT_ONCE = 1024
-LOGITS_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 27}
+from runner.contract.heads import LOGITS_AT_ONCE, POSITIONS_AT_ONCE
 
 
 def linear_cross_entropy(

@@ -14,12 +14,10 @@ from typing import Any
 
 import torch
 
+from runner.contract.heads import PLAIN_HEADS
 from runner.programs.lib.events import ProgramError
 from runner.programs.lib.head_loss import linear_cross_entropy
 from runner.programs.lib.precision import choose_dtype
-
-#: Architectures whose logits are ``lm_head(hidden)`` and nothing else, so that the head runs on chosen positions only.
-PLAIN_HEADS = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM")
 
 
 @dataclass(frozen=True, slots=True)

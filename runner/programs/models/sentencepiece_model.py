@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from runner.contract.protobuf import fields_of
 from runner.programs.lib.events import ProgramError
 
 SPACE = "\u2581"
@@ -121,37 +122,6 @@ def merges_of(found: SentencePieces, vocabulary: Mapping[str, int]) -> list[tupl
         known = [cut for cut in cuts if cut[0] in vocabulary and cut[1] in vocabulary]
         pairs += [(-score, vocabulary[left], vocabulary[right], left, right) for left, right in known]
     return [(left, right) for *_, left, right in sorted(pairs)]
-
-
-def fields_of(data: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of a protobuf message: whole numbers, or bytes. Raises ValueError, IndexError."""
-    place = 0
-    while place < len(data):
-        key, place = varint(data, place)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, place = varint(data, place)
-            yield number, value - (1 << 64) if value >> 63 else value
-            continue
-        if wire not in (1, 2, 5):
-            raise ValueError(f"byte {place}: wire type {wire}")
-        size, place = varint(data, place) if wire == 2 else ({1: 8, 5: 4}[wire], place)
-        if place + size > len(data):
-            raise ValueError("it ends early")
-        yield number, data[place : place + size]
-        place += size
-
-
-def varint(data: bytes, place: int) -> tuple[int, int]:
-    """A whole number of seven bits a byte, and where it ends."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[place]
-        place += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, place
-    raise ValueError(f"byte {place}: a number of more than ten bytes")
 
 
 def refused(reason: str) -> ProgramError:

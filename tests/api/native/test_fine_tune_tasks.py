@@ -15,6 +15,7 @@ from clavier.runs.states import EndReason, RunState
 from models_app.models import ModelVersion
 from tests.api.native.conftest import World, end, error_of, make_dataset, make_task, names, write
 from tests.api.native.test_files import content_of
+from tests.worlds import put_tree
 
 URL = "/api/v1/fine-tune-tasks"
 
@@ -246,3 +247,17 @@ def test_a_task_is_estimated_without_being_made(
     assert found.json()["memory_mib"]["low"] < found.json()["memory_mib"]["high"]
     assert alice_client.get("/api/v1/fine-tune-tasks").json() == before
     assert charlie_client.post("/api/v1/fine-tune-tasks/estimate", order, "json").status_code == 404
+
+
+def test_the_estimate_of_a_new_model_reads_the_tokenizer_of_its_owner_only(
+    alice: Actor, alice_client: APIClient, charlie_client: APIClient, world: World, spooled: Any
+) -> None:
+    vocab = {f"w{number}": number for number in range(40_000)}
+    put_tree(alice, spooled, {"tokenizer.json": json.dumps({"model": {"type": "BPE", "vocab": vocab, "merges": []}})})
+    text = "".join(json.dumps({"text": "The piano has keys. " * 20 + str(number)}) + "\n" for number in range(20))
+    data = str(make_dataset(alice, "text", text).pk)
+    order = {"recipe": "pretrain", "method": "full", "train_dataset": data}
+    own = {**order, "tokenizer": "private/tokenizer.json"}
+    plain, large = (alice_client.post("/api/v1/fine-tune-tasks/estimate", each, "json").json() for each in (order, own))
+    assert large["memory_mib"]["expected"] > plain["memory_mib"]["expected"] + 50
+    assert charlie_client.post("/api/v1/fine-tune-tasks/estimate", own, "json").status_code == 404

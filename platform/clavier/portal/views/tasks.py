@@ -87,6 +87,8 @@ def task_estimate(request: PortalRequest) -> HttpResponse:
             method=given.get("method", ""),
             base_model=given.get("base_model") or None,
             train_dataset=given.get("train_dataset", ""),
+            reward_model=given.get("reward_model") or None,
+            tokenizer=given.get("tokenizer", ""),
             hyperparameters=form.hyperparameters(),
             resources=form.resources(),
             options=form.where(),

@@ -194,6 +194,8 @@ class EstimateOrder(Strict):
     method = Choice(METHODS)
     train_dataset = Identifier(help_text="Id of a data set version.")
     base_model = Identifier(required=False, allow_null=True, help_text="Id of a full model version.")
+    reward_model = Identifier(required=False, allow_null=True, help_text="Of rl: id of the version that scores.")
+    tokenizer = Text(required=False, max_length=5000, help_text="Of a new model: a file or folder of yours.")
     hyperparameters = AnyObject(required=False)
     resources = Resources(required=False)
     options = AnyObject(required=False, help_text=OPTIONS_HELP)
