@@ -25,7 +25,13 @@ from runner.programs.lib.model import Device
 from runner.programs.lib.render import Renderer
 from runner.programs.lib.rewards import Prompt, Reward, rewards_of
 from runner.programs.lib.train_state import Progress, gathered_state, restore_state, write_state
-from runner.programs.lib.training import PROGRESS_INTERVAL_S, learning_rate_share, make_optimizer, shown_rows
+from runner.programs.lib.training import (
+    NO_PROBABILITIES,
+    PROGRESS_INTERVAL_S,
+    learning_rate_share,
+    make_optimizer,
+    shown_rows,
+)
 
 SAMPLES_SHOWN = 2
 #: The share by which ``kl_coef`` may change at one step.
@@ -127,7 +133,7 @@ class Ppo:
     def _roll_out(self, prompts: list[Prompt]) -> Rollout:
         """Draw answers and compute what they earned."""
         self.model.eval()
-        token_ids, attention, mask = self._draw(prompts)
+        token_ids, attention, mask = self._draw_or_tell(prompts)
         size = mask.shape[1]
         answers = [row[keep].tolist() for row, keep in zip(token_ids[:, -size:], mask, strict=True)]
         texts = [self.renderer.decode(answer) for answer in answers]
@@ -156,6 +162,16 @@ class Ppo:
             rewards,
             kl,
         )
+
+    def _draw_or_tell(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``_draw``. Raises ProgramError where the model's probabilities are no numbers."""
+        try:
+            return self._draw(prompts)
+        except RuntimeError as error:
+            if NO_PROBABILITIES not in str(error):
+                raise
+            what = f"no answer can be drawn at step {self.progress.step + 1}: the probabilities are no numbers"
+            raise self._diverged(what, prompts) from None
 
     def _draw(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Answers drawn from the model: token ids, attention mask, and which answer tokens count (the stop does)."""
@@ -235,12 +251,12 @@ class Ppo:
         value = 0.5 * torch.max((values - rollout.returns[rows]) ** 2, (near - rollout.returns[rows]) ** 2)
         loss = ((policy + self.knobs["vf_coef"] * value) * keep).sum() / keep.sum()
         if not math.isfinite(loss.item()):
-            raise self._diverged(f"the loss of step {step} is {loss.item()}", rollout, rows)
+            raise self._diverged(f"the loss of step {step} is {loss.item()}", [rollout.prompts[row] for row in rows])
         loss.backward()
         limit = self.knobs["max_grad_norm"] or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.learned.values(), limit))
         if not math.isfinite(norm):
-            raise self._diverged(f"the gradient of step {step} is {norm}", rollout, rows)
+            raise self._diverged(f"the gradient of step {step} is {norm}", [rollout.prompts[row] for row in rows])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(loss.item())
@@ -276,8 +292,8 @@ class Ppo:
     def _state(self) -> dict[str, torch.Tensor]:
         return {**self.learned, "kl_coef": self.kl_coef}
 
-    def _diverged(self, what: str, rollout: Rollout, rows: Sequence[int]) -> ProgramError:
-        named = shown_rows([rollout.prompts[row].row for row in rows])
+    def _diverged(self, what: str, prompts: Sequence[Prompt]) -> ProgramError:
+        named = shown_rows([prompt.row for prompt in prompts])
         advice = f"lower learning_rate (now {self.knobs['learning_rate']:g}) or look at these rows: {named}"
         return ProgramError("diverged", f"{what}; {advice}", "learning_rate", exits.DIVERGED)
 

@@ -21,7 +21,13 @@ from runner.programs.lib.artifacts import newest_sealed, prune_checkpoints, seal
 from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
 from runner.programs.lib.model import Device
 from runner.programs.lib.train_state import Progress, gathered_state, restore_random, restore_state, write_state
-from runner.programs.lib.training import PROGRESS_INTERVAL_S, learning_rate_share, make_optimizer, shown_rows
+from runner.programs.lib.training import (
+    NO_PROBABILITIES,
+    PROGRESS_INTERVAL_S,
+    learning_rate_share,
+    make_optimizer,
+    shown_rows,
+)
 
 #: Names in a trainer's log that say nothing a user needs.
 SILENT = (
@@ -170,7 +176,9 @@ def with_rows(collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def collate_with_rows(samples: Sequence[Mapping[str, Any]]) -> Any:
         rows = [str(sample.get(ROWS, "")) for sample in samples]
         batch = collate([{key: value for key, value in sample.items() if key != ROWS} for sample in samples])
-        return {**batch, ROWS: rows} if isinstance(batch, Mapping) else batch
+        if isinstance(batch, Mapping):
+            return {**batch, ROWS: rows}
+        return [{**sample, ROWS: row} for sample, row in zip(batch, rows, strict=True)]
 
     return collate_with_rows
 
@@ -331,8 +339,16 @@ class _Sealed:
         """One forward and backward pass. Raises ProgramError where the loss is no number."""
         if isinstance(inputs, dict):
             self.session.last_rows = inputs.pop(ROWS, [])
+        else:
+            self.session.last_rows = list(dict.fromkeys(sample[ROWS] for sample in inputs))  # several answers to each
         parent: Any = super()
-        loss = parent.training_step(model, inputs, *rest, **options)
+        try:
+            loss = parent.training_step(model, inputs, *rest, **options)
+        except RuntimeError as error:
+            if NO_PROBABILITIES not in str(error):
+                raise
+            what = f"no answer can be drawn at step {self.session.progress.step + 1}: the probabilities are no numbers"
+            raise self.session.diverged(what) from None
         if not torch.isfinite(loss).all():
             raise self.session.diverged(f"the loss of step {self.session.progress.step + 1} is {loss.item()}")
         return loss

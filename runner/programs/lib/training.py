@@ -31,6 +31,8 @@ from runner.programs.lib.train_state import (
 )
 
 PROGRESS_INTERVAL_S = 1.0
+#: How torch refuses to draw a token where a logit is no number.
+NO_PROBABILITIES = "probability tensor contains"
 #: fp16 has no small gradients, so losses are scaled up by a power of two that follows what the gradients bear.
 FIRST_LOSS_SCALE = 2.0**16
 STEPS_TO_DOUBLE = 2000

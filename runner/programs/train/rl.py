@@ -12,6 +12,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from runner.programs.lib.adapters import load_trainable, save_package
 from runner.programs.lib.events import ProgramContext, ProgramError, run_program
 from runner.programs.lib.model import load_causal_model
@@ -92,8 +94,8 @@ def make_trainer(context: ProgramContext, order: Order, package: Any, prompts: S
         return [prompts[int(number)].token_ids for number in numbers], None, {}
 
     # A prompt goes through TRL as its number, so that only our renderer makes tokens of it.
-    rows = [{"prompt": str(number), "number": number} for number in range(len(prompts))]
-    trainer = sealed(trainer_class)(
+    rows = [{"prompt": str(number), "number": number, "rows": prompt.row} for number, prompt in enumerate(prompts)]
+    trainer = sealed(in_order_after_a_restart(trainer_class))(
         model=package,
         reward_funcs=earned,
         args=config(**options),
@@ -103,6 +105,23 @@ def make_trainer(context: ProgramContext, order: Order, package: Any, prompts: S
     )
     trainer._tokenize_prompts = token_ids_of
     return trainer
+
+
+def in_order_after_a_restart(trainer_class: type) -> type:
+    """The trainer class, whose order of prompts follows from the epoch and not from the epochs since the start."""
+
+    def _get_train_sampler(self: Any, dataset: Any = None) -> Any:
+        sampler = trainer_class._get_train_sampler(self, dataset)  # type: ignore[attr-defined]
+
+        def set_epoch(epoch: int) -> None:
+            sampler.generator.manual_seed(sampler.seed)
+            for _ in range(epoch):  # TRL draws one order after the other
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+        sampler.set_epoch = set_epoch
+        return sampler
+
+    return type(trainer_class.__name__, (trainer_class,), {"_get_train_sampler": _get_train_sampler})
 
 
 if __name__ == "__main__":

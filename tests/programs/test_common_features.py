@@ -1,0 +1,217 @@
+"""What every recipe shares: exact resumption, patience, the best weights, recomputation, length, guards, processes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from runner.contract import exits
+from runner.contract.knobs import RECIPES
+from runner.programs.lib.artifacts import hash_file
+from runner.programs.lib.events import ProgramError, Stopped
+from runner.programs.train import classify, preference, pretrain, reward, rl, seq2seq, sft
+from tests.programs.recipes import (
+    PAIRS,
+    PREFERENCES,
+    QUESTIONS,
+    TEXTS,
+    StoppingReporter,
+    events_of,
+    fork_processes,
+    make_context,
+    values_by_step,
+    write_rows,
+)
+from tests.programs.tiny_models import write_tiny_encoder_decoder
+
+pytestmark = pytest.mark.slow
+
+Main = Callable[[Any], None]
+PROMPTS = tuple({"prompt": f"Say {letter}"} for letter in "abcdefgh")
+#: Case -> program and data. ``seq2seq`` with a causal model is ``sft``, so here it is an encoder-decoder.
+CASES: dict[str, tuple[Main, tuple[dict[str, Any], ...]]] = {
+    "sft": (sft.main, QUESTIONS),
+    "classify": (classify.main, TEXTS),
+    "seq2seq": (seq2seq.main, PAIRS),
+    "preference": (preference.main, PREFERENCES),
+    "reward": (reward.main, PREFERENCES),
+    "pretrain": (pretrain.main, ({"text": "The piano has eighty-eight keys. " * 12},)),
+    "rl": (rl.main, PROMPTS),
+    "rl by grpo": (rl.main, PROMPTS),
+}
+#: Those that have a loss on validation data.
+LEARNERS = [name for name in CASES if not name.startswith("rl")]
+METHODS = [(case, method) for case in CASES for method in ("full", "lora") if method in RECIPES[case.split()[0]]]
+#: What this file's other cases and the files of sft, preference and pretrain do not run in two processes.
+IN_PROCESSES = ["classify", "seq2seq", "reward"]
+KNOBS: dict[str, Any] = {
+    "max_steps": 7,
+    "per_device_train_batch_size": 2,
+    "learning_rate": 5e-3,
+    "logging_steps": 1,
+    "precision": "fp32",
+}
+RL: dict[str, Any] = {
+    "reward_function": "regex",
+    "reward_pattern": "[aeiou]",
+    "rollout_batch_size": 4,
+    "num_generations": 2,
+    "max_completion_length": 4,
+    "update_epochs": 1,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_encoder_decoder(tmp_path_factory.mktemp("tiny") / "t5")
+
+
+@pytest.fixture
+def order(tiny_model_folder: Path, encoder_decoder: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Makes the parameters of a case."""
+
+    def make(case: str, method: str = "full", **knobs: Any) -> dict[str, Any]:
+        data = write_rows(tmp_path / "train.jsonl", CASES[case][1])
+        more: dict[str, Any] = {"sequence_length": 16} if case == "pretrain" else {}
+        if case.startswith("rl"):
+            more = RL | ({"algorithm": "grpo"} if case == "rl by grpo" else {})
+        return {
+            "base_model": str(encoder_decoder if case == "seq2seq" else tiny_model_folder),
+            "method": method,
+            "train_data": [data] if case == "pretrain" else data,
+            "validation_data": data if case in LEARNERS else None,
+            "hyperparameters": {**KNOBS, **more, **knobs},
+        }
+
+    return make
+
+
+def result_of(run: Path) -> Path:
+    """The weights that a run made."""
+    return next((run / "output/model").glob("*model.safetensors"))
+
+
+def turned(case: str) -> list[dict[str, Any]]:
+    """Validation data on which what is learned is wrong, so that the loss soon rises."""
+    if case in ("preference", "reward"):
+        return [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in PREFERENCES if "chosen" in row]
+    if case == "classify":
+        return [{"text": row["text"], "label": "code" if row["label"] != "code" else "music"} for row in TEXTS]
+    if case == "pretrain":
+        return [{"text": "def add(first, second): return first + second 1234567890 " * 8}]
+    names = ("question", "answer") if case == "sft" else ("source", "target")
+    rows = CASES[case][1]
+    return [{names[0]: row[names[0]], names[1]: rows[index - 1][names[1]]} for index, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("end", "step"), [("stop", 5), ("crash", 3)])
+def test_a_resumed_run_ends_like_an_unbroken_one(case: str, end: str, step: int, order: Any, tmp_path: Path) -> None:
+    """Stopped in the middle of a later epoch; crashed in the first one, so that the restart goes into the next."""
+    parameters, main = order(case, save_steps=2), CASES[case][0]
+    main(make_context(tmp_path / "whole", parameters))
+
+    def interrupt() -> None:
+        if end == "crash":
+            raise KeyboardInterrupt
+        context.should_stop = True
+
+    broken = tmp_path / "broken"
+    context = make_context(broken, parameters)
+    context.report = StoppingReporter(broken, step, interrupt)
+    with pytest.raises(KeyboardInterrupt if end == "crash" else Stopped):
+        main(context)
+    main(make_context(broken, parameters))
+    assert any(event["name"] == "resume" for event in events_of(broken, "phase"))
+    losses = values_by_step(broken, "train/loss")
+    assert list(losses) == [1, 2, 3, 4, 5, 6, 7]
+    assert losses == values_by_step(tmp_path / "whole", "train/loss")
+    assert values_by_step(broken, "eval/loss") == values_by_step(tmp_path / "whole", "eval/loss")
+    assert hash_file(result_of(broken)) == hash_file(result_of(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("case", LEARNERS)
+def test_patience_ends_a_run_and_the_best_weights_are_taken(case: str, order: Any, tmp_path: Path) -> None:
+    parameters = order(case, max_steps=60, eval_steps=1, load_best=True, early_stopping_patience=3, learning_rate=2e-2)
+    parameters["validation_data"] = write_rows(tmp_path / "validation.jsonl", turned(case))
+    run = tmp_path / "run"
+    CASES[case][0](make_context(run, parameters))
+    evaluated = values_by_step(run, "eval/loss")
+    best = min(evaluated, key=lambda step: evaluated[step])
+    assert max(evaluated) == best + 3 < 60
+    sealed = load_file(run / f"checkpoints/step-{best:08d}/weights.safetensors")
+    saved = load_file(result_of(run))
+    assert all(torch.equal(saved[name], tensor) for name, tensor in sealed.items() if name in saved)
+    assert len(saved.keys() & sealed.keys()) > 5
+
+
+@pytest.mark.parametrize(("case", "method"), METHODS)
+def test_recomputed_activations_change_nothing(case: str, method: str, order: Any, tmp_path: Path) -> None:
+    for name, is_on in (("kept", False), ("recomputed", True)):
+        CASES[case][0](make_context(tmp_path / name, order(case, method, gradient_checkpointing=is_on)))
+    kept, recomputed = (values_by_step(tmp_path / name, "train/loss") for name in ("kept", "recomputed"))
+    assert kept == pytest.approx(recomputed, rel=1e-5, abs=1e-6)
+    assert len(set(kept.values())) > 3
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_number_that_is_none_ends_the_run_and_names_the_rows(case: str, order: Any, tmp_path: Path) -> None:
+    parameters = order(case)
+    base = shutil.copytree(parameters["base_model"], tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    name = next(name for name in weights if name.endswith(("model.norm.weight", "decoder.final_layer_norm.weight")))
+    weights[name][0] = float("nan")
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ProgramError) as caught:
+        CASES[case][0](make_context(tmp_path / "run", {**parameters, "base_model": str(base)}))
+    assert caught.value.exit_code == exits.DIVERGED
+    assert ("tokens " if case == "pretrain" else "train.jsonl line") in caught.value.message
+    assert not (tmp_path / "run/output/manifest.json").exists()
+
+
+@pytest.mark.parametrize("case", [name for name in LEARNERS if name != "pretrain"])
+def test_long_samples_are_cut_or_dropped_as_asked(case: str, order: Any, tmp_path: Path) -> None:
+    long = {"question": "x", "answer": "word " * 90} if case == "sft" else {"text": "word " * 90, "label": "code"}
+    long = {"source": "x", "target": "word " * 90} if case == "seq2seq" else long
+    if case in ("preference", "reward"):
+        long = {"prompt": "x", "chosen": "word " * 90, "rejected": "no"}
+    for policy, more in (("truncate", 1), ("drop", 0)):
+        parameters = order(case, max_seq_length=64, length_policy=policy, max_steps=1)
+        rows = [*CASES[case][1], long]
+        parameters["train_data"] = write_rows(tmp_path / "train.jsonl", rows)
+        parameters["validation_data"] = None
+        CASES[case][0](make_context(tmp_path / policy, parameters))
+        told = next(e["message"] for e in events_of(tmp_path / policy, "phase") if " samples, " in e["message"])
+        assert told.startswith(f"train.jsonl: {len(rows) - 1 + more} samples")
+        warned = [e["message"] for e in events_of(tmp_path / policy, "warning") if e.get("code") == "samples_too_long"]
+        assert len(warned) == 1
+        assert f"({policy})" in warned[0]
+
+
+@pytest.mark.parametrize("case", IN_PROCESSES)
+def test_two_processes_have_the_losses_of_one(case: str, order: Any, tmp_path: Path) -> None:
+    main, one = CASES[case][0], order(case, gradient_accumulation_steps=2, save_steps=3)
+    main(make_context(tmp_path / "one", one))
+    two = {**one, "hyperparameters": {**one["hyperparameters"], "gradient_accumulation_steps": 1}}
+    fork_processes(main, tmp_path / "two", two, 2)
+    for name in ("train/loss", "eval/loss"):
+        theirs = values_by_step(tmp_path / "one", name)
+        assert len(theirs) > 0
+        assert values_by_step(tmp_path / "two", name) == pytest.approx(theirs, abs=1e-4)
+    left, right = (load_file(result_of(tmp_path / name)) for name in ("one", "two"))
+    assert all(torch.allclose(tensor, right[name], atol=1e-4) for name, tensor in left.items())
+
+
+def test_every_recipe_is_a_case() -> None:
+    assert {case.split()[0] for case in CASES} == RECIPES.keys()
