@@ -117,6 +117,7 @@ class NewSearch(Strict):
     validation_dataset = Identifier(required=False, allow_null=True, help_text="Needed for metrics of eval/.")
     base_model = Identifier(required=False, allow_null=True)
     reward_model = Identifier(required=False, allow_null=True)
+    tokenizer = Text(required=False, max_length=5000, help_text="Of new models: a file or folder of yours.")
     hyperparameters = AnyObject(required=False, help_text="What is the same in all trials.")
     space = AnyObject(help_text="`{learning_rate: {low: 1e-5, high: 1e-3, log: true}, lora_r: {choices: [8, 16]}}`.")
     metric = Text(required=False, max_length=100, help_text="Of the finished run. Absent: eval/loss.")
