@@ -17,12 +17,12 @@ from typing import Any, BinaryIO
 from clavier.core.errors import Invalid, quoted
 from datasets_app.findings import Findings, StopReading
 from datasets_app.strict_json import StrictJson, encode_row, row_faults
+from runner.contract.texts import CONTROL
 
 FORMATS = ("json", "jsonl", "csv", "txt", "parquet", "xlsx")
 MIB = 2**20
 MAX_ROW_BYTES = 16 * MIB
 BOM = b"\xef\xbb\xbf"
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")
 _DELIMITERS = ",;\t|"
 #: First bytes of files that are no text, whatever they are called.
 _SIGNATURES = {
@@ -230,7 +230,7 @@ def text_lines(stream: BufferedReader[Any], findings: Findings) -> Iterator[tupl
             text = (raw.removeprefix(BOM) if line == 1 else raw).decode()
         except UnicodeDecodeError as fault:
             raise not_utf8(findings, line, raw, fault.start) from fault
-        control = _CONTROL.search(text)
+        control = CONTROL.search(text)
         if control:
             message = f"the control character U+{ord(control[0]):04X}. Remove control characters from the file."
             findings.error(line, message, reason="control_character", column=control.start() + 1, sample=text)

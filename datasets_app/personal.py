@@ -143,12 +143,18 @@ def replaced(text: str, kinds: Iterable[str], counts: Counter[str] | None = None
     return text
 
 
-def deidentified(value: Any, kinds: Iterable[str], counts: Counter[str]) -> Any:
+def deidentified(row: dict[str, Any], kinds: Iterable[str], counts: Counter[str]) -> dict[str, Any]:
     """A row with every text in it replaced, however deep."""
+    done: dict[str, Any] = in_every_text(row, lambda text: replaced(text, kinds, counts))
+    return done
+
+
+def in_every_text(value: Any, change: Callable[[str], str]) -> Any:
+    """A value with every text in it changed, however deep; names stay."""
     if isinstance(value, str):
-        return replaced(value, kinds, counts)
+        return change(value)
     if isinstance(value, list):
-        return [deidentified(item, kinds, counts) for item in value]
+        return [in_every_text(item, change) for item in value]
     if isinstance(value, dict):
-        return {key: deidentified(item, kinds, counts) for key, item in value.items()}
+        return {key: in_every_text(item, change) for key, item in value.items()}
     return value

@@ -16,8 +16,9 @@ from typing import Any
 from clavier.core.errors import Invalid, quoted
 from datasets_app.formats import Row
 from datasets_app.mapping import checked_mapping, rename
-from datasets_app.personal import KINDS, deidentified
+from datasets_app.personal import KINDS, deidentified, in_every_text
 from datasets_app.strict_json import encode_row
+from runner.contract.texts import without_controls
 from runner.programs.lib.near import NearTexts, sketch_of
 
 MAX_STEPS = 20
@@ -127,6 +128,16 @@ def _checked_step(number: int, given: Mapping[str, Any]) -> Step:
     return make(f"steps[{number}]", options)
 
 
+def _clean(where: str, options: dict[str, Any]) -> Step:
+    def step(rows: Iterable[Row], tally: Tally) -> Iterator[Row]:
+        for row in rows:
+            cleaned = in_every_text(row, without_controls)
+            tally.changed["clean"] += cleaned != row
+            yield cleaned
+
+    return step
+
+
 def _deduplicate(where: str, options: dict[str, Any]) -> Step:
     near = options.get("near", False)
     threshold = _number(where, "threshold", options.get("threshold", 0.8), 0.5, 1.0)
@@ -225,6 +236,7 @@ def _number(where: str, name: str, value: Any, least: float, most: float) -> flo
 
 
 _STEPS: dict[str, tuple[Callable[[str, dict[str, Any]], Step], tuple[str, ...]]] = {
+    "clean": (_clean, ()),
     "deduplicate": (_deduplicate, ("near", "threshold")),
     "deidentify": (_deidentify, ("kinds",)),
     "drop_long": (_drop_long, ("max_characters",)),

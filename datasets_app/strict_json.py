@@ -7,12 +7,13 @@ import math
 import re
 from typing import Any
 
+from runner.contract.texts import CONTROL
+
 MAX_DEPTH = 64
 #: Escapes that may spell a control character or half of a surrogate pair; only then is a row looked through.
 _SUSPECT_ESCAPE = re.compile(rb"\\u00[01]|\\u007[fF]|\\u[dD][89a-fA-F]|\\b")
 #: One encoder for all rows: json.dumps() with options makes a new one each time.
 encode_row = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")
 
 
 class StrictJson:
@@ -62,7 +63,7 @@ def row_faults(row: dict[str, Any], text: bytes) -> tuple[str, str] | None:
 
 def has_escaped_control(row: dict[str, Any], text: bytes) -> bool:
     """Whether a text in the row has a control character (they can only come as escapes)."""
-    return b"\\" in text and bool(_SUSPECT_ESCAPE.search(text)) and find_string(row, _CONTROL) is not None
+    return b"\\" in text and bool(_SUSPECT_ESCAPE.search(text)) and find_string(row, CONTROL) is not None
 
 
 def depth_of(value: Any) -> int:

@@ -184,7 +184,12 @@ class RowChecks:
         if len(text) > LONG_ROW_BYTES:
             self._findings.warn(line, f"the row has {len(text) / MIB:.1f} MiB.", reason="long_row", sample=text)
         if b"\\" in text and has_escaped_control(row, text):
-            self._findings.warn(line, "a text has control characters.", reason="control_character", sample=text)
+            self._findings.warn(
+                line,
+                "a text has control characters; the step clean removes them.",
+                reason="control_character",
+                sample=text,
+            )
         key = row_hash(text)
         first = self._seen.get(key)
         if first is not None:

@@ -77,6 +77,16 @@ def test_only_the_kinds_that_were_named_are_replaced(put: Put, alice: Actor) -> 
     assert next(read_all(made))["answer"] == "bob@example.com [PHONE]"
 
 
+def test_control_characters_are_taken_out_of_every_text(put: Put, alice: Actor) -> None:
+    version = put([pair("who\u0007?", "a\tb\u001bc\nd"), pair("what?", "plain")])
+    assert version.findings["counts"] == {"control_character": 1}
+    made = derive_version(actor=alice, version=version, steps=[{"step": "clean"}])
+    assert next(read_all(made)) == pair("who?", "a\tbc\nd")
+    assert (made.changes["changed"], made.num_samples) == ({"clean": 1}, 2)
+    with pytest.raises(Conflict, match="change no row"):
+        derive_version(actor=alice, version=made, steps=[{"step": "clean"}])
+
+
 def test_steps_work_one_after_the_other(put: Put, alice: Actor) -> None:
     version = put([{"q": f"question {number}", "a": "x" * number} for number in range(20)])
     steps = [

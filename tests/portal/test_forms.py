@@ -277,17 +277,18 @@ def test_bob_can_not_make_himself_an_owner(bob_browser):
 def test_a_version_is_cleaned_and_split_from_its_page(alice_browser, charlie_browser, alice, spooled):
     from tests.worlds import make_dataset
 
-    rows = [{"question": f"q{n % 8}", "answer": "mail bob@example.com"} for n in range(10)]
+    rows = [{"question": f"q{n % 8}", "answer": "mail bob@example.com\x07"} for n in range(10)]
     version = make_dataset(alice, spooled, rows, "to-clean")
     page = f"/datasets/versions/{version.pk}"
     assert charlie_browser.post(f"{page}/clean", {"deduplicate": "on"}).status_code == 404
-    response = alice_browser.post(f"{page}/clean", {"deduplicate": "on", "deidentify": "on"})
+    response = alice_browser.post(f"{page}/clean", {"deduplicate": "on", "deidentify": "on", "controls": "on"})
     cleaned = DatasetVersion.objects.get(dataset=version.dataset, number=2)
     assert response["Location"] == f"/datasets/{version.dataset_id}?version=2"
     assert (cleaned.num_samples, cleaned.changes["personal_data"]) == (8, {"email": 8})
     shown = alice_browser.get(response["Location"]).content.decode()
     assert "Made from" in shown
     assert "repeated rows: −2" in shown
+    assert "rows with control characters removed: 10" in shown
     response = alice_browser.post(f"/datasets/versions/{cleaned.pk}/split", {"validation": "25", "test": "0"})
     splits = DatasetVersion.objects.filter(parent=cleaned).values_list("split", "num_samples")
     assert dict(splits) == {"train": 6, "validation": 2}

@@ -146,6 +146,12 @@ def test_prompts_bring_their_references(tmp_path: Path) -> None:
     assert [reference for _, _, reference in found] == [None, "a", "a", "a"]
 
 
+def test_control_characters_are_never_learned(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", {"text": "a\x07b\tc\x1b[0m\nd\x7f"})
+    (tmp_path / "plain.txt").write_text("e\x00f\r\ng", newline="")
+    assert [piece.text for piece in data.read_texts([rows, tmp_path / "plain.txt"])] == ["ab\tc[0m\nd", "ef\r\ng"]
+
+
 def test_texts_are_chosen_by_their_metadata(tmp_path: Path) -> None:
     path = write(
         tmp_path / "t.jsonl",

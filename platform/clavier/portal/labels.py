@@ -100,6 +100,7 @@ VERDICTS: dict[str, str | Promise] = {
     "will_not_fit": _("will not fit"),
 }
 STEPS: dict[str, str | Promise] = {
+    "clean": _("rows with control characters removed"),
     "deduplicate": _("repeated rows"),
     "deduplicate_near": _("rows almost the same"),
     "deidentify": _("rows with personal data replaced"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.contract.texts import without_controls
 from runner.programs.lib.events import ProgramError
 
 Message = dict[str, str]
@@ -219,8 +220,9 @@ def metadata_conditions(text: str) -> Conditions:
 def read_texts(paths: Iterable[Path | str], wanted: Conditions = ()) -> Iterator[TextPiece]:
     """Yield the documents of pretraining files: a ``.txt`` file is one document, each JSONL row's ``text`` is one.
 
-    ``wanted``: rows whose ``metadata`` is otherwise are passed over. Raises ProgramError for a missing, empty or
-    malformed file, and for a ``.txt`` file, which has no metadata, where some is wanted.
+    Control characters are left out. ``wanted``: rows whose ``metadata`` is otherwise are passed over. Raises
+    ProgramError for a missing, empty or malformed file, and for a ``.txt`` file, which has no metadata, where some is
+    wanted.
     """
     for path in map(Path, paths):
         if not path.is_file():
@@ -229,7 +231,8 @@ def read_texts(paths: Iterable[Path | str], wanted: Conditions = ()) -> Iterator
         if is_plain and wanted:
             message = f"{path.name} has no metadata, which metadata_filter asks about; leave one of them out"
             raise ProgramError("data_invalid", message, "metadata_filter")
-        yield from _text_file(path) if is_plain else _text_rows(path, wanted)
+        for piece in _text_file(path) if is_plain else _text_rows(path, wanted):
+            yield TextPiece(piece.source, without_controls(piece.text), piece.ends_document)
 
 
 def _checked_messages(messages: Any, where: str) -> list[Message]:

@@ -43,9 +43,13 @@ class CleanForm(forms.Form):
         help_text=_("E-mail addresses, telephone, identity and card numbers and keys become [EMAIL] and so on."),
     )
 
+    controls = forms.BooleanField(label=_("Remove control characters"), required=False, initial=True)
+
     def steps(self) -> list[dict[str, Any]]:
         """The steps of ``derive_version``."""
         given, steps = self.cleaned_data, []
+        if given["controls"]:
+            steps.append({"step": "clean"})
         if given["deduplicate"] or given["near"]:
             steps.append({"step": "deduplicate", "near": given["near"]})
         if given["deidentify"]:
