@@ -28,6 +28,7 @@ from clavier.runs.own_code import (
 )
 from clavier.runs.services import checked_resources
 from datasets_app.formats import format_of
+from datasets_app.literals import parameters_of_text
 from datasets_app.mapping import checked_mapping
 from datasets_app.models import DataPlugin, Dataset, DatasetVersion, DataTask
 from datasets_app.queries import access_dataset, access_dataset_version
@@ -127,7 +128,7 @@ def run_plugin(
     actor: Actor,
     dataset: Dataset,
     plugin: UUID | str,
-    parameters: Mapping[str, Any] | None = None,
+    parameters: Mapping[str, Any] | str | None = None,
     input_version: UUID | str | None = None,
     purpose: str = "",
     mapping: Mapping[str, str] | None = None,
@@ -136,14 +137,17 @@ def run_plugin(
 ) -> DataTask:
     """A run of the plugin, whose output becomes the next version of the data set once it passed the gate.
 
+    ``parameters``: names and values, or a text of them as document 000 writes it (``literals.py``);
     ``input_version``: its rows lie at ``${input_dir}/train/train.jsonl``.
-    Raises NotFound, Forbidden, InvalidFields, Conflict, Unprocessable (``needs_container``, ``unschedulable``).
+    Raises NotFound, Forbidden, Invalid (``bad_literal``), InvalidFields, Conflict, Unprocessable (``needs_container``,
+    ``unschedulable``).
     """
     found = access_dataset(actor, dataset.pk)
     require_change(actor, found, noun="data set")
     chosen = access_plugin(actor, plugin, field="plugin")
     rows = access_dataset_version(actor, input_version, field="input_version") if input_version else None
-    values = checked_parameters(chosen.parameters, parameters or {})
+    asked_for = parameters_of_text(parameters) if isinstance(parameters, str) else parameters or {}
+    values = checked_parameters(chosen.parameters, asked_for)
     given = {"purpose": checked_purpose(purpose), "mapping": None if mapping is None else checked_mapping(mapping)}
     require_allowed(has_image=chosen.image_version is not None)
     asked = {"plugin": str(chosen), "parameters": values, "file_name": chosen.output_file, **given}

@@ -204,6 +204,23 @@ def test_parameters_of_a_plugin_are_checked_all_at_once(alice: Actor, home: Path
         create_plugin(actor=alice, name="maker", version="1", command="true")
 
 
+def test_the_parameter_string_of_document_000_is_read_and_checked_as_an_object_is(
+    alice: Actor, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_real_engine(monkeypatch, home)
+    plugin, dataset = plugin_of(alice), create_dataset(actor=alice, name="faq")
+    task = run_plugin(actor=alice, dataset=dataset, plugin=plugin.pk, parameters="{'word': 'hello', 'rows': 2}")
+    assert task.request["parameters"] == {"word": "hello", "rows": "2"}
+    with pytest.raises(InvalidFields) as refusal:
+        run_plugin(actor=alice, dataset=dataset, plugin=plugin.pk, parameters="{'rows': 'many', 'colour': 1}")
+    assert {problem.code for problem in refusal.value.problems} == {"unknown_field", "wrong_type", "required"}
+    with pytest.raises(Invalid, match="character 34 of line 1") as broken:
+        run_plugin(
+            actor=alice, dataset=dataset, plugin=plugin.pk, parameters="{'params1': 'value1', 'params2': 'value2}"
+        )
+    assert (broken.value.code, broken.value.field) == ("bad_literal", "parameters")
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from django.core.validators import ProhibitNullCharactersValidator
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from clavier.core.errors import quoted
@@ -163,6 +164,17 @@ class AnyObject(serializers.DictField):
         "null": "null is not allowed; leave the field out.",
         "not_a_dict": "needs an object {{...}}.",
     }
+
+
+@extend_schema_field({"oneOf": [{"type": "object", "additionalProperties": {}}, {"type": "string"}]})
+class ObjectOrText(AnyObject):
+    """A JSON object, or a text that a service reads as one."""
+
+    default_error_messages = {"not_a_dict": "needs an object {{...}} or a text."}
+
+    def to_internal_value(self, data: Any) -> Any:
+        """Raises ValidationError."""
+        return data if isinstance(data, str) else super().to_internal_value(data)
 
 
 class Strict(serializers.Serializer[Any]):

@@ -18,6 +18,7 @@ from clavier.api.native.fields import (
     Form,
     Identifier,
     Name,
+    ObjectOrText,
     Resources,
     Strict,
     Text,
@@ -81,7 +82,9 @@ class NewFetch(Strict):
 
 class NewPluginRun(Strict):
     plugin = Identifier(help_text="Id of a data plugin.")
-    parameters = AnyObject(required=False, help_text="What the plugin declares.")
+    parameters = ObjectOrText(
+        required=False, help_text="What the plugin declares, as an object or as a text `{'name': 'value'}`."
+    )
     input_version = Identifier(required=False, allow_null=True, help_text="Its rows lie in `${input_dir}/train`.")
     purpose = PURPOSE
     mapping = AnyObject(required=False, help_text=_MAPPING_HELP)
