@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +168,24 @@ def test_accumulation_changes_the_memory_and_not_the_loss(
     assert once == pytest.approx(parts, rel=1e-4)
 
 
-def test_recomputed_activations_change_nothing(tiny_model_folder: Path, train_data: str, tmp_path: Path) -> None:
+def test_recomputed_activations_change_nothing(
+    tiny_model_folder: Path, train_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
+
+    calls, forward = Counter[str](), Qwen2MLP.forward
     for name, is_on in (("kept", False), ("recomputed", True)):
+
+        def counted(layer: Qwen2MLP, x: torch.Tensor, name: str = name) -> torch.Tensor:
+            calls[name] += layer.training
+            return forward(layer, x)
+
+        monkeypatch.setattr(Qwen2MLP, "forward", counted)
         parameters = parameters_of(tiny_model_folder, train_data, gradient_checkpointing=is_on)
         sft.main(make_context(tmp_path / name, parameters))
     kept, recomputed = (values_by_step(tmp_path / name, "train/loss") for name in ("kept", "recomputed"))
     assert kept == pytest.approx(recomputed, rel=1e-5)
+    assert calls["recomputed"] == 2 * calls["kept"], "each layer runs again in the backward pass"
 
 
 def test_bf16_learns_on_a_cpu_and_full_weights_stay_float32(
