@@ -7,9 +7,10 @@ import json
 import pytest
 from django.conf import settings as live
 from django.core.checks import run_checks
+from django.core.exceptions import ImproperlyConfigured
 from django.test import Client
 
-from clavier.config import checks, settings
+from clavier.config import checks, environment, settings
 from clavier.runs import leases, queue
 from clavier.runs.queries import RECONCILER_LEASE
 
@@ -71,21 +72,21 @@ def test_every_hook_and_executor_exists_and_a_missing_one_is_named(settings):
 @pytest.mark.parametrize("text", ["yes please", "2", "tru"])
 def test_a_flag_that_is_none_stops_the_start(monkeypatch, text):
     monkeypatch.setenv("SOME_FLAG", text)
-    with pytest.raises(settings.ImproperlyConfigured, match="SOME_FLAG"):
-        settings.env_bool("SOME_FLAG", False)
+    with pytest.raises(ImproperlyConfigured, match="SOME_FLAG"):
+        environment.env_bool("SOME_FLAG", False)
 
 
 @pytest.mark.parametrize("text", ["0", "70000", "8000.5", "many", "--1", ""])
 def test_a_number_out_of_bounds_stops_the_start(monkeypatch, text):
     monkeypatch.setenv("SOME_NUMBER", text)
-    with pytest.raises(settings.ImproperlyConfigured, match="1 to 65535"):
-        settings.env_int("SOME_NUMBER", 1, 1, 65535)
+    with pytest.raises(ImproperlyConfigured, match="1 to 65535"):
+        environment.env_int("SOME_NUMBER", 1, 1, 65535)
 
 
 def test_an_unknown_word_stops_the_start(monkeypatch):
     monkeypatch.setenv("CLAVIER_EXECUTOR", "ray")
-    with pytest.raises(settings.ImproperlyConfigured, match="fake, local_process"):
-        settings.env_choice("CLAVIER_EXECUTOR", "local_process", {"local_process", "fake"})
+    with pytest.raises(ImproperlyConfigured, match="fake, local_process"):
+        environment.env_choice("CLAVIER_EXECUTOR", "local_process", {"local_process", "fake"})
 
 
 def test_a_deep_home_gets_a_short_folder_for_its_sockets(tmp_path):
