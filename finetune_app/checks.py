@@ -55,6 +55,21 @@ def access_base(actor: Actor, base_model: UUID | str | None, recipe: str) -> Mod
     return base
 
 
+def check_base_fits(hyperparameters: Mapping[str, Any], base: ModelVersion | None) -> None:
+    """An encoder-decoder makes a target in one piece. Raises Invalid (``conflicting_fields``)."""
+    if base is not None and base.task == "seq2seq" and hyperparameters.get("length_policy") == "split":
+        message = f"length_policy split needs a causal base, and {base} is an encoder-decoder; use truncate or drop."
+        raise Invalid(message, code="conflicting_fields", field="hyperparameters.length_policy")
+
+
+def check_validation_fits(hyperparameters: Mapping[str, Any], validation: DatasetVersion | None) -> None:
+    """What compares validation losses needs data to have one on. Raises Invalid (``required``)."""
+    for name in ("load_best", "early_stopping_patience"):
+        if validation is None and hyperparameters.get(name):
+            message = f"hyperparameters.{name} compares validation losses: give a validation_dataset, or leave it out."
+            raise Invalid(message, code="required", field="validation_dataset")
+
+
 def access_training_data(actor: Actor, version_id: UUID | str, recipe: str, *, field: str) -> DatasetVersion:
     """A dataset version whose columns fit the recipe. Raises NotFound, Invalid (``missing_column``)."""
     version = access_dataset_version(actor, version_id, field=field)

@@ -24,6 +24,7 @@ from finetune_app.sampling import Known, checked_space, importances, suggest
 from finetune_app.services import create_fine_tune_task
 from models_app.models import ModelVersion
 from models_app.services import check_model_name
+from runner.contract.knobs import idle_knobs
 
 logger = logging.getLogger(__name__)
 
@@ -166,6 +167,9 @@ def start_trial(actor: Actor, search: HyperparameterSearch) -> SearchTrial:
     number = len(known) + 1
     given = dict(search.task)
     given["hyperparameters"] = {**given.get("hyperparameters", {}), **parameters}
+    for knob in idle_knobs(given["recipe"], given["method"], given["hyperparameters"]):
+        if knob.name in parameters:  # tried beside a choice with which it changes nothing
+            del given["hyperparameters"][knob.name]
     task = create_fine_tune_task(actor=actor, name=f"{search.name}-{number}", output_model_name=search.name, **given)
     return SearchTrial.objects.create(search=search, number=number, parameters=parameters, task=task)
 

@@ -21,7 +21,9 @@ from finetune_app.checks import (
     access_base,
     access_reward,
     access_training_data,
+    check_base_fits,
     check_loss_fits,
+    check_validation_fits,
     checked_hyperparameters,
 )
 from finetune_app.estimate import Estimate
@@ -78,6 +80,7 @@ def create_fine_tune_task(
     check_model_name(name)
     check_model_name(output_model_name, field="output_model_name")
     base = access_base(actor, base_model, recipe)
+    check_base_fits(checked, base)
     train = access_training_data(actor, train_dataset, recipe, field="train_dataset")
     validation = (
         access_training_data(actor, validation_dataset, recipe, field="validation_dataset")
@@ -92,6 +95,7 @@ def create_fine_tune_task(
         raise Invalid(message, code="out_of_range", field="resources")
     for field, data in (("train_dataset", train), ("validation_dataset", validation)):
         check_loss_fits(checked, data, field)
+    check_validation_fits(checked, validation)
     with transaction.atomic():
         task = insert_task(
             actor,
@@ -138,6 +142,7 @@ def estimate_fine_tune_task(
     checked = checked_hyperparameters(recipe, method, hyperparameters or {}, has_base=base_model is not None)
     where = checked_options(options or {})
     base = access_base(actor, base_model, recipe)
+    check_base_fits(checked, base)
     return forecast(
         FineTuneTask(
             tenant_id=actor.tenant_id,

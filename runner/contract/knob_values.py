@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 KnobType = Literal["int", "float", "bool", "str", "list"]
@@ -24,7 +25,8 @@ RECIPES: dict[str, tuple[str, ...]] = {
 @dataclass(frozen=True, slots=True)
 class Knob:
     """One hyperparameter. ``recipes``: who takes it (default: all); ``methods``: () means all; ``default`` None means
-    "not set"."""
+    "not set". ``narrow_choices``: (choice, recipes that take it) where not all do; ``counts_with``: (another knob, its
+    values) without which this one changes nothing."""
 
     name: str
     type: KnobType
@@ -37,6 +39,20 @@ class Knob:
     unit: str = ""
     recipes: tuple[str, ...] = tuple(RECIPES)
     methods: tuple[str, ...] = ()
+    narrow_choices: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    counts_with: tuple[str, tuple[str, ...]] | None = None
+
+    def takers_of(self, choice: str) -> tuple[str, ...]:
+        """The recipes that take one of the choices."""
+        return dict(self.narrow_choices).get(choice, self.recipes)
+
+    def for_recipe(self, recipe: str) -> Knob:
+        """The knob with the choices that the recipe takes."""
+        return replace(self, choices=tuple(choice for choice in self.choices if recipe in self.takers_of(choice)))
+
+    def counts(self, values: Mapping[str, Any]) -> bool:
+        """Whether the knob changes anything beside the values of the others."""
+        return self.counts_with is None or str(values.get(self.counts_with[0])) in self.counts_with[1]
 
 
 class BadValue(ValueError):

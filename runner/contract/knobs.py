@@ -12,7 +12,7 @@ from runner.contract.knob_values import RECIPES, BadValue, Knob, read_value
 from runner.contract.pretrain_knobs import NEW_MODEL_SHAPE, PRETRAIN_KNOBS
 from runner.contract.reinforcement_knobs import REINFORCEMENT_KNOBS
 
-__all__ = ["ADAPTER_METHODS", "KNOBS", "NEW_MODEL_SHAPE", "RECIPES", "check_hyperparameters", "knobs_of"]
+__all__ = ["ADAPTER_METHODS", "KNOBS", "NEW_MODEL_SHAPE", "RECIPES", "check_hyperparameters", "idle_knobs", "knobs_of"]
 
 #: Methods that train an adapter beside a frozen base.
 ADAPTER_METHODS = ("lora", "qlora")
@@ -99,10 +99,11 @@ KNOBS: tuple[Knob, ...] = (
         "length_policy",
         "str",
         "truncate",
-        "Longer samples are cut at the end, dropped, or (only sft) split into several.",
-        "超长样本: truncate 截断, drop 丢弃, split 切分为多条 (仅 sft)。",
+        "Longer samples are cut at the end, dropped, or (sft, and seq2seq with a causal base) split into several.",
+        "超长样本: truncate 截断, drop 丢弃, split 切分为多条 (仅 sft, 以及因果基座的 seq2seq)。",
         choices=("truncate", "drop", "split"),
         recipes=tuple(recipe for recipe in SAMPLE_RECIPES if recipe in LOSS_RECIPES),
+        narrow_choices=(("split", ("sft", "seq2seq")),),
     ),
     Knob(
         "packing",
@@ -287,7 +288,8 @@ def knobs_of(recipe: str, method: str) -> tuple[Knob, ...]:
         raise HyperparametersInvalid([_choice_problem("recipe", recipe, tuple(RECIPES))])
     if method not in RECIPES[recipe]:
         raise HyperparametersInvalid([_choice_problem("method", method, RECIPES[recipe])])
-    return tuple(knob for knob in KNOBS if recipe in knob.recipes and (not knob.methods or method in knob.methods))
+    taken = (knob for knob in KNOBS if recipe in knob.recipes and (not knob.methods or method in knob.methods))
+    return tuple(knob.for_recipe(recipe) for knob in taken)
 
 
 def check_hyperparameters(
@@ -297,8 +299,8 @@ def check_hyperparameters(
 
     ``has_base``: a pretraining goes on from a base model, whose shape counts, so the shape knobs stay unset.
 
-    Raises HyperparametersInvalid with all problems: unknown names, wrong types, values out of range, shapes that
-    contradict each other.
+    Raises HyperparametersInvalid with all problems: unknown names, wrong types, values out of range, values that change
+    nothing beside the others, shapes that contradict each other.
     """
     knobs = knobs_of(recipe, method)
     known = {knob.name: knob for knob in knobs}
@@ -311,6 +313,12 @@ def check_hyperparameters(
             values[knob.name] = read_value(knob, given.get(knob.name))
         except BadValue as error:
             problems.append(KnobProblem(knob.name, given[knob.name], str(error), error.code))
+    bad = {problem.field for problem in problems}
+    problems += [
+        _idle_problem(knob, values[knob.name])
+        for knob in idle_knobs(recipe, method, values)
+        if knob.counts_with and knob.counts_with[0] not in bad
+    ]
     if recipe == "pretrain" and not has_base and not problems:
         problems = _shape_problems(values)
     if values.get("distributed_strategy") == "fsdp" and values["optim"] not in SHARDED_OPTIMIZERS:
@@ -319,6 +327,20 @@ def check_hyperparameters(
     if problems:
         raise HyperparametersInvalid(problems)
     return values
+
+
+def idle_knobs(recipe: str, method: str, values: Mapping[str, Any]) -> list[Knob]:
+    """The knobs that are set to other values than their defaults and change nothing beside the others' values."""
+    taken = knobs_of(recipe, method)
+    known = {**{knob.name: knob.default for knob in taken}, **values}
+    return [knob for knob in taken if known[knob.name] != knob.default and not knob.counts(known)]
+
+
+def _idle_problem(knob: Knob, value: Any) -> KnobProblem:
+    assert knob.counts_with is not None
+    name, wanted = knob.counts_with
+    message = f"changes something with {name} {' or '.join(wanted)} only; leave it out, or change {name}"
+    return KnobProblem(knob.name, value, message, "conflicting_fields")
 
 
 def _shape_problems(values: Mapping[str, Any]) -> list[KnobProblem]:

@@ -35,6 +35,7 @@ REINFORCEMENT_KNOBS: tuple[Knob, ...] = (
         "",
         "Regular expression that an answer must match somewhere, for the rule regex.",
         "规则 regex 使用的正则表达式, 回答中出现匹配即得分。",
+        counts_with=("reward_function", ("regex",)),
         recipes=RL,
     ),
     Knob(
@@ -46,6 +47,7 @@ REINFORCEMENT_KNOBS: tuple[Knob, ...] = (
         1,
         100_000,
         unit="tokens",
+        counts_with=("reward_function", ("length",)),
         recipes=RL,
     ),
     Knob(
@@ -68,6 +70,7 @@ REINFORCEMENT_KNOBS: tuple[Knob, ...] = (
         2,
         1024,
         unit="answers",
+        counts_with=("algorithm", ("grpo", "rloo")),
         recipes=RL,
     ),
     Knob(
@@ -112,6 +115,7 @@ REINFORCEMENT_KNOBS: tuple[Knob, ...] = (
         0.0,
         100.0,
         unit="nats",
+        counts_with=("algorithm", ("ppo",)),
         recipes=RL,
     ),
     Knob("cliprange", "float", 0.2, "How far one update may go.", "单次更新的裁剪范围。", 0.01, 1.0, recipes=RL),
@@ -123,6 +127,7 @@ REINFORCEMENT_KNOBS: tuple[Knob, ...] = (
         "ppo 价值损失的权重。",
         0.0,
         10.0,
+        counts_with=("algorithm", ("ppo",)),
         recipes=RL,
     ),
     Knob(
@@ -133,6 +138,7 @@ REINFORCEMENT_KNOBS: tuple[Knob, ...] = (
         "ppo 优势估计 (GAE) 的 lambda。",
         0.0,
         1.0,
+        counts_with=("algorithm", ("ppo",)),
         recipes=RL,
     ),
 )

@@ -111,3 +111,48 @@ def test_weights_are_shared_out_with_optimizers_that_can_be(optim: str) -> None:
         "taken by sft, pretrain with full, lora"
         in problems_of("sft", "qlora", {"distributed_strategy": "fsdp"})["distributed_strategy"]
     )
+
+
+@pytest.mark.parametrize("recipe", ["classify", "reward", "preference"])
+def test_a_choice_that_a_recipe_does_not_take_is_refused_with_those_it_takes(recipe: str) -> None:
+    assert "is not one of truncate, drop" in problems_of(recipe, "full", {"length_policy": "split"})["length_policy"]
+    for taker in ("sft", "seq2seq"):
+        assert check_hyperparameters(taker, "full", {"length_policy": "split"})["length_policy"] == "split"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "method", "idle", "beside"),
+    [
+        ("rl", "full", {"kl_target": 0.5}, {"algorithm": "grpo"}),
+        ("rl", "full", {"vf_coef": 0.5}, {"algorithm": "rloo"}),
+        ("rl", "lora", {"num_generations": 8}, {"algorithm": "ppo"}),
+        ("rl", "lora", {"reward_pattern": "x"}, {"reward_function": "length"}),
+        ("preference", "lora", {"simpo_gamma": 1.0}, {"loss_type": "dpo"}),
+        ("preference", "qlora", {"bnb_4bit_quant_type": "fp4"}, {"quantization_bits": 8}),
+    ],
+)
+def test_a_value_that_changes_nothing_beside_the_others_is_refused(
+    recipe: str, method: str, idle: dict[str, object], beside: dict[str, object]
+) -> None:
+    (name,), (other,) = idle, beside
+    assert f"changes something with {other} " in problems_of(recipe, method, {**idle, **beside})[name]
+    assert name in check_hyperparameters(recipe, method, beside)
+    with pytest.raises(HyperparametersInvalid) as caught:
+        check_hyperparameters(recipe, method, {**idle, **beside})
+    assert caught.value.problems[0].code == "conflicting_fields"
+
+
+def test_a_bad_choice_is_told_once() -> None:
+    assert set(problems_of("rl", "full", {"algorithm": "dance", "kl_target": 0.5})) == {"algorithm"}
+
+
+def test_what_a_knob_counts_with_is_a_knob_of_the_same_recipes_with_those_choices() -> None:
+    known = {knob.name: knob for knob in KNOBS}
+    for knob in KNOBS:
+        if knob.counts_with:
+            other, values = knob.counts_with
+            assert set(knob.recipes) <= set(known[other].recipes)
+            assert set(values) < set(known[other].choices)
+        for choice, takers in knob.narrow_choices:
+            assert choice in knob.choices
+            assert set(takers) < set(knob.recipes)

@@ -72,6 +72,23 @@ def test_each_trial_that_ends_starts_the_next_until_all_are_done(engine: Engine,
     assert_consistent()
 
 
+def test_a_value_that_would_change_nothing_is_left_out_of_its_trial(
+    engine: Engine, alice: Actor, spooled: Any, order: dict[str, Any]
+) -> None:
+    prompts = make_dataset(alice, spooled, [{"prompt": f"Say {n}"} for n in range(4)], name="prompts")
+    space = {
+        "algorithm": {"choices": ["grpo"]},
+        "kl_target": {"low": 0.3, "high": 0.4},
+        "lora_r": {"low": 2, "high": 9},
+    }
+    task = {**order, "recipe": "rl", "train_dataset": prompts.pk, "space": space, "metric": "reward/mean"}
+    search = create_search(**task, hyperparameters={"reward_function": "length"}, num_trials=1)
+    trial = search.trials.get()
+    assert 0.3 <= trial.parameters["kl_target"] <= 0.4
+    assert trial.task.hyperparameters["kl_target"] == 0.1
+    assert trial.task.hyperparameters["lora_r"] == trial.parameters["lora_r"]
+
+
 def test_a_trial_that_fails_is_noted_with_its_reason_and_the_search_goes_on(
     engine: Engine, order: dict[str, Any]
 ) -> None:

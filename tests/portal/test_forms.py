@@ -72,6 +72,24 @@ def test_a_pretraining_takes_its_own_knobs_only(alice_browser, alice, spooled, w
     assert "lora_r" not in FineTuneTask.objects.get(name="from-form").hyperparameters
 
 
+def test_what_the_page_hides_beside_other_choices_is_not_sent_on(alice_browser, alice, spooled, world):
+    from tests.worlds import make_dataset
+
+    prompts = make_dataset(alice, spooled, [{"prompt": "Say a"}], name="prompts")
+    data = task_data(world, recipe="rl", train_dataset=str(prompts.pk), reward_function="length", reward_length="3")
+    response = alice_browser.post("/tasks/new", {**data, "algorithm": "grpo", "kl_target": "0.7", "vf_coef": "9"})
+    assert response.status_code == 302, errors_of(response)
+    made = FineTuneTask.objects.get(name="from-form").hyperparameters
+    assert (made["kl_target"], made["vf_coef"], made["reward_length"]) == (0.1, 0.1, 3)
+
+
+def test_a_choice_says_which_recipes_take_it():
+    form = TaskForm()
+    assert str(form["length_policy"]).count("data-takers") == 1
+    assert '<option value="split" data-takers="sft seq2seq">' in str(form["length_policy"])
+    assert 'data-beside="algorithm" data-values="ppo"' in str(form["kl_target"])
+
+
 def test_every_bad_knob_is_named_beside_its_field(alice_browser, world):
     response = alice_browser.post("/tasks/new", task_data(world, learning_rate="7", lora_r="many", warmup_ratio="2"))
     html = response.content.decode()

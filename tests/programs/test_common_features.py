@@ -61,7 +61,6 @@ RL: dict[str, Any] = {
     "reward_function": "regex",
     "reward_pattern": "[aeiou]",
     "rollout_batch_size": 4,
-    "num_generations": 2,
     "max_completion_length": 4,
     "update_epochs": 1,
 }
@@ -85,7 +84,7 @@ def order(tiny_model_folder: Path, encoder_decoder: Path, tmp_path: Path) -> Cal
         data = write_rows(tmp_path / "train.jsonl", CASES[case][1])
         more: dict[str, Any] = {"sequence_length": 16} if case == "pretrain" else {}
         if case.startswith("rl"):
-            more = RL | ({"algorithm": "grpo"} if case == "rl by grpo" else {})
+            more = RL | ({"algorithm": "grpo", "num_generations": 2} if case == "rl by grpo" else {})
         return {
             "base_model": str(encoder_decoder if case == "seq2seq" else tiny_model_folder),
             "method": method,

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from runner.contract import folder
+from runner.contract.knobs import idle_knobs
 from runner.programs.lib.artifacts import hash_file
 from runner.programs.lib.events import ProgramError, Stopped
 from runner.programs.lib.model import choose_device
@@ -43,11 +44,13 @@ def one_thread() -> None:
 
 
 def parameters_of(base: Path, folder: Path, method: str = "lora", **knobs: Any) -> dict[str, Any]:
+    idle = {knob.name for knob in idle_knobs("rl", method, {**FAST, **knobs})}
+    knobs = {name: value for name, value in {**FAST, **knobs}.items() if name not in idle}
     return {
         "base_model": str(base),
         "method": method,
         "train_data": write_rows(folder / "prompts.jsonl", PROMPTS),
-        "hyperparameters": {**FAST, **knobs},
+        "hyperparameters": knobs,
     }
 
 

@@ -25,6 +25,7 @@ def load_trainable(order: Order, say: Reporter) -> tuple[Any, Any]:
     quantized = quantization_of(order.knobs, order.device) if order.method == "qlora" else None
     dtype = training_dtype(order.method, order.device)
     model = load_causal_model(order.base, dtype, order.load_device, quantized)
+    keep_layout(model)
     package = add_lora(model, order.base_name, order.knobs) if order.method in ADAPTER_METHODS else model
     quicken_lora(package)
     prepare(model, order.knobs)
@@ -95,6 +96,14 @@ def quantization_of(knobs: Mapping[str, Any], device: Device) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=device.autocast_dtype or torch.float32,
     )
+
+
+def keep_layout(model: Any) -> None:
+    """4-bit weights stay as they are: on some CPUs bitsandbytes would lay them out anew at the first pass of an
+    evaluation, in a way that has no gradients when the training goes on."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def hold_in_float32(package: Any) -> None:

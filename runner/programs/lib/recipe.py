@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from runner.contract.knobs import ADAPTER_METHODS, HyperparametersInvalid, check_hyperparameters
+from runner.contract.knobs import ADAPTER_METHODS, KNOBS, HyperparametersInvalid, check_hyperparameters
 from runner.programs.lib.artifacts import hash_folder, model_facts, write_manifest
 from runner.programs.lib.bundle import write_bundle, write_model_card
 from runner.programs.lib.data import adapter_wishes
@@ -18,6 +18,9 @@ from runner.programs.lib.lengths import longest_sample
 from runner.programs.lib.model import Device, choose_device, model_config
 from runner.programs.lib.render import Renderer
 from runner.programs.lib.sharding import is_wanted
+
+#: Knobs that change nothing without validation data, beside those that are refused then.
+OF_VALIDATION = ("eval_steps", "max_predict_samples")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ def read_order(context: ProgramContext, recipe: str) -> Order:
         for name, value in wishes.items():
             say.phase("data", f"{train_data.name} asks for {name} {value}, which counts")
     knobs = checked_knobs(recipe, method, given, has_base=True, has_validation=validation_data is not None)
+    tell_unused(say, knobs, has_validation=validation_data is not None)
     return Order(
         recipe=recipe,
         method=method,
@@ -85,6 +89,14 @@ def checked_knobs(
         if knobs.get(name) and not has_validation:
             raise ProgramError("hyperparameters_invalid", f"{name} needs validation data", name)
     return knobs
+
+
+def tell_unused(say: Reporter, knobs: Mapping[str, Any], *, has_validation: bool) -> None:
+    """Warn of knobs that were set and need the validation data that are not there."""
+    default = {knob.name: knob.default for knob in KNOBS}
+    for name in OF_VALIDATION:
+        if not has_validation and knobs.get(name, default[name]) != default[name]:
+            say.warning(f"{name} {knobs[name]} changes nothing: there is no validation data", "not_used")
 
 
 def open_device(say: Reporter, knobs: Mapping[str, Any], width: int) -> Device:

@@ -28,7 +28,7 @@ from runner.programs.lib.distributed import (
 )
 from runner.programs.lib.events import ProgramContext, ProgramError, require
 from runner.programs.lib.model import load_causal_model, model_config, quiet_transformers
-from runner.programs.lib.recipe import checked_knobs, finish, loading_device, open_device
+from runner.programs.lib.recipe import checked_knobs, finish, loading_device, open_device, tell_unused
 from runner.programs.lib.render import Renderer
 from runner.programs.lib.sharding import shard_as_asked
 from runner.programs.lib.tokenizer import train_tokenizer
@@ -45,6 +45,7 @@ def main(context: ProgramContext) -> None:
     validation_data = [Path(path) for path in [context.parameters.get("validation_data")] if path]
     given = require(context.parameters, "hyperparameters")
     knobs = checked_knobs("pretrain", "full", given, has_base=bool(base), has_validation=bool(validation_data))
+    tell_unused(say, knobs, has_validation=bool(validation_data))
     base_folder = Path(base) if base else None
     shape = _shape(base_folder, knobs)
     device = open_device(say, knobs, shape.get("hidden_size", 0))

@@ -51,6 +51,13 @@ def main(context: ProgramContext) -> None:
 
 def tune_encoder_decoder(context: ProgramContext, order: Order) -> dict[str, float]:
     """Train on sources and targets, save the weights and return the final metrics."""
+    if order.knobs["length_policy"] == "split":
+        message = (
+            "length_policy split needs a causal base: an encoder-decoder makes a target in one; truncate or drop it"
+        )
+        raise ProgramError("hyperparameters_invalid", message, "length_policy")
+    if order.knobs["packing"]:
+        context.report.warning("samples are padded instead of packed: an encoder-decoder reads one a row", "not_packed")
     samples = read_samples(context, order, order.train_data, order.knobs["length_policy"])
     held_out: list[Translation] = []
     if order.validation_data:

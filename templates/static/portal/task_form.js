@@ -28,8 +28,13 @@ function showField(name, isShown) {
 function fitKnobs() {
   const takes = (words, word) => !words || words.split(" ").includes(word);
   for (const control of form.querySelectorAll("[data-recipes]")) {
-    const fits = takes(control.dataset.recipes, valueOf("recipe")) && takes(control.dataset.methods, valueOf("method"));
-    control.closest(".field").hidden = !fits;
+    const { recipes, methods: ways, beside, values } = control.dataset;
+    const fits = takes(recipes, valueOf("recipe")) && takes(ways, valueOf("method"));
+    control.closest(".field").hidden = !fits || Boolean(beside && !takes(values, valueOf(beside)));
+    for (const option of control.options || []) {
+      option.hidden = option.disabled = !takes(option.dataset.takers, valueOf("recipe"));
+      if (option.disabled && option.selected) control.selectedIndex = 0;
+    }
   }
 }
 

@@ -15,7 +15,7 @@ from clavier.runs.states import EndReason, RunState
 from models_app.models import ModelVersion
 from tests.api.native.conftest import World, end, error_of, make_dataset, make_task, names, write
 from tests.api.native.test_files import content_of
-from tests.worlds import put_tree
+from tests.worlds import make_model_version, put_tree
 
 URL = "/api/v1/fine-tune-tasks"
 
@@ -72,6 +72,20 @@ def test_every_bad_hyperparameter_is_named_at_once(alice_client: APIClient, worl
         ({"resources": {"gpus": 8}}, 422, "unschedulable", "resources"),
         ({"hyperparameters": []}, 400, "wrong_type", "hyperparameters"),
         ({"start": "yes"}, 400, "wrong_type", "start"),
+        ({"hyperparameters": {"load_best": True}}, 400, "required", "validation_dataset"),
+        ({"hyperparameters": {"early_stopping_patience": 2}}, 400, "required", "validation_dataset"),
+        (
+            {"recipe": "rl", "hyperparameters": {"kl_target": 0.5, "algorithm": "grpo", "reward_function": "length"}},
+            400,
+            "conflicting_fields",
+            "hyperparameters.kl_target",
+        ),
+        (
+            {"recipe": "reward", "hyperparameters": {"length_policy": "split"}},
+            400,
+            "not_a_choice",
+            "hyperparameters.length_policy",
+        ),
     ],
 )
 def test_a_bad_task_names_its_field(
@@ -80,6 +94,17 @@ def test_a_bad_task_names_its_field(
     response = alice_client.post(URL, body_of(world, **changes), "json")
     error = error_of(response)
     assert (response.status_code, error["code"], error["field"]) == (status, code, field)
+    assert len(alice_client.get(URL).json()["items"]) == 1
+
+
+def test_an_encoder_decoder_can_not_split_targets(alice_client: APIClient, alice: Actor, world: World) -> None:
+    base = make_model_version(alice, "t5", task="seq2seq")
+    body = body_of(world, recipe="seq2seq", base_model=str(base.pk), hyperparameters={"length_policy": "split"})
+    for url in (URL, f"{URL}/estimate"):
+        response = alice_client.post(url, {k: v for k, v in body.items() if url == URL or k != "name"}, "json")
+        error = error_of(response)
+        assert (response.status_code, error["code"]) == (400, "conflicting_fields")
+        assert error["field"] == "hyperparameters.length_policy"
     assert len(alice_client.get(URL).json()["items"]) == 1
 
 

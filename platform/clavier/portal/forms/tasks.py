@@ -86,7 +86,9 @@ class TaskForm(ResourceForm):
         recipe, method = self.cleaned_data["recipe"], self.cleaned_data["method"]
         taken = (k for k in KNOBS if recipe in k.recipes and (not k.methods or method in k.methods))
         given = {knob.name: self.cleaned_data[knob.name] for knob in taken}
-        return {name: value for name, value in given.items() if value != ""}
+        known = {knob.name: given.get(knob.name) or knob.default for knob in KNOBS}
+        idle = {knob.name for knob in KNOBS if not knob.counts(known)}  # hidden by the choices that the page shows
+        return {name: value for name, value in given.items() if value != "" and name not in idle}
 
     def task(self) -> dict[str, Any]:
         """What ``create_fine_tune_task`` and ``create_search`` take alike."""
@@ -105,9 +107,26 @@ class TaskForm(ResourceForm):
         }
 
 
+class KnobSelect(forms.Select):
+    """A select box whose options say which recipes take them, where not all do that take the knob."""
+
+    def __init__(self, knob: Knob, *args: Any) -> None:
+        super().__init__(*args)
+        self.knob = knob
+
+    def create_option(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """One option of Django's, marked."""
+        option = super().create_option(*args, **kwargs)
+        if str(option["value"]) in dict(self.knob.narrow_choices):
+            option["attrs"]["data-takers"] = " ".join(self.knob.takers_of(str(option["value"])))
+        return option
+
+
 def knob_field(knob: Knob) -> forms.Field:
     """A field of the knob's type with its default, range and help, marked with the recipes and methods that take it."""
     attributes = {"data-recipes": " ".join(knob.recipes), "data-methods": " ".join(knob.methods)}
+    if knob.counts_with:
+        attributes |= {"data-beside": knob.counts_with[0], "data-values": " ".join(knob.counts_with[1])}
     help_text = knob.help_zh if (get_language() or "").startswith("zh") else knob.help_en
     common: dict[str, Any] = {
         "label": labels.KNOBS.get(knob.name, knob.name),
@@ -119,7 +138,7 @@ def knob_field(knob: Knob) -> forms.Field:
         choices = [("false", _("no")), ("true", _("yes"))]
         common |= {"initial": "true" if knob.default else "false", "widget": forms.Select(attributes, choices)}
     elif knob.choices:
-        common |= {"initial": knob.default, "widget": forms.Select(attributes, [(c, c) for c in knob.choices])}
+        common |= {"initial": knob.default, "widget": KnobSelect(knob, attributes, [(c, c) for c in knob.choices])}
     else:
         common |= {"initial": _written(knob.default), "widget": forms.TextInput(attributes | _range(knob))}
     field = forms.CharField(**common)

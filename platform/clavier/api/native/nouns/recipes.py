@@ -38,7 +38,13 @@ class Hyperparameter(serializers.Serializer[Any]):
     maximum = serializers.FloatField(allow_null=True)
     choices = serializers.ListField(child=serializers.CharField(), help_text="Empty: any value of the type.")
     unit = serializers.CharField(help_text="Empty: a plain number.")
+    counts_with = serializers.SerializerMethodField(
+        help_text="Another hyperparameter and its values, without which this one is refused; null: counts always."
+    )
     help = Help(source="*")
+
+    def get_counts_with(self, knob: Knob) -> dict[str, list[str]] | None:
+        return {knob.counts_with[0]: list(knob.counts_with[1])} if knob.counts_with else None
 
 
 class Recipe(serializers.Serializer[Any]):
