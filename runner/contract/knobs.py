@@ -273,7 +273,7 @@ KNOBS: tuple[Knob, ...] = (
         "With several GPUs: ddp holds the whole model on each, fsdp shares weights and optimizer state out.",
         "多 GPU 训练方式: ddp 每卡保存完整模型, fsdp 将权重与优化器状态分片。",
         choices=("ddp", "fsdp"),
-        recipes=("sft", "pretrain"),
+        recipes=LOSS_RECIPES,
         methods=("full", "lora"),
     ),
     *PRETRAIN_KNOBS,

@@ -108,7 +108,7 @@ def test_weights_are_shared_out_with_optimizers_that_can_be(optim: str) -> None:
     problems = problems_of("sft", "full", {"distributed_strategy": "fsdp", "optim": optim})
     assert "fsdp takes adamw or sgd" in problems["optim"]
     assert (
-        "taken by sft, pretrain with full, lora"
+        "taken by sft, preference, reward, classify, seq2seq, pretrain with full, lora"
         in problems_of("sft", "qlora", {"distributed_strategy": "fsdp"})["distributed_strategy"]
     )
 

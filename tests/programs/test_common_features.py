@@ -212,5 +212,45 @@ def test_two_processes_have_the_losses_of_one(case: str, order: Any, tmp_path: P
     assert all(torch.allclose(tensor, right[name], atol=1e-4) for name, tensor in left.items())
 
 
+#: What the files of sft and pretrain do not train with weights that are shared out.
+SHARDED = [
+    ("classify", "full"),
+    ("classify", "lora"),
+    ("seq2seq", "full"),
+    ("reward", "lora"),
+    ("preference", "full"),
+    ("preference", "lora"),
+]
+
+
+@pytest.mark.parametrize(("case", "method"), SHARDED)
+def test_shared_out_weights_go_on_from_the_checkpoint_of_one_process_and_seal_the_same(
+    case: str, method: str, order: Any, tmp_path: Path
+) -> None:
+    main = CASES[case][0]
+    sizes = {"max_steps": 4, "save_steps": 2, "learning_rate": 1e-3, "eval_steps": 2}
+    one = order(case, method, gradient_accumulation_steps=4, **sizes)
+    main(make_context(tmp_path / "one", one))
+    shutil.copytree(tmp_path / "one/checkpoints/step-00000002", tmp_path / "two/checkpoints/step-00000002")
+    shared = {**one["hyperparameters"], "gradient_accumulation_steps": 2, "distributed_strategy": "fsdp"}
+    fork_processes(main, tmp_path / "two", {**one, "hyperparameters": shared}, 2)
+    told = [event["message"] for event in events_of(tmp_path / "two", "phase")]
+    assert "weights, gradients and optimizer state are shared out over 2 processes" in told
+    assert "resumed from the checkpoint of step 2" in told
+    for name in ("train/loss", "eval/loss", "train/grad_norm"):
+        theirs = {step: value for step, value in values_by_step(tmp_path / "one", name).items() if step > 2}
+        assert len(theirs) > 0
+        assert values_by_step(tmp_path / "two", name) == pytest.approx(theirs, abs=1e-4)
+    sealed = ("checkpoints/step-00000004/weights", "checkpoints/step-00000004/optimizer")
+    files = [
+        *(f"{file}.safetensors" for file in sealed),
+        str(result_of(tmp_path / "one").relative_to(tmp_path / "one")),
+    ]
+    for file in files:
+        left, right = (load_file(tmp_path / name / file) for name in ("one", "two"))
+        assert left.keys() == right.keys()
+        assert all(torch.allclose(tensor, right[name], atol=1e-4) for name, tensor in left.items())
+
+
 def test_every_recipe_is_a_case() -> None:
     assert {case.split()[0] for case in CASES} == RECIPES.keys()

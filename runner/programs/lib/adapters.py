@@ -14,6 +14,7 @@ from runner.programs.lib.events import ProgramError, Reporter
 from runner.programs.lib.fast_lora import quicken_lora
 from runner.programs.lib.model import Device, load_causal_model, load_classifier, load_encoder_decoder
 from runner.programs.lib.recipe import Order, training_dtype
+from runner.programs.lib.sharding import is_wanted
 
 
 def load_trainable(order: Order, say: Reporter) -> tuple[Any, Any]:
@@ -123,6 +124,7 @@ def save_package(package: Any, method: str, target: Path) -> None:
 
 def prepare(model: Any, knobs: Mapping[str, Any]) -> None:
     """Recompute activations where the knob asks for it."""
+    model.is_shared_out_later = is_wanted(knobs)
     if knobs["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 

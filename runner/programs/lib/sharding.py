@@ -29,7 +29,12 @@ def shard_as_asked(model: Any, knobs: Mapping[str, Any], device: torch.device, s
     """``shard`` where the knob asks for it and there are others to share with."""
     if is_wanted(knobs):
         shard(model, device)
-        say.phase("model", f"weights, gradients and optimizer state are shared out over {num_processes()} processes")
+        tell(say)
+
+
+def tell(say: Reporter) -> None:
+    """Say that the weights are shared out."""
+    say.phase("model", f"weights, gradients and optimizer state are shared out over {num_processes()} processes")
 
 
 def shard(model: Any, device: torch.device, *, averages: bool = False) -> None:

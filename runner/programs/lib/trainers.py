@@ -16,13 +16,19 @@ import torch
 from transformers import TrainerCallback
 
 from runner.contract import exits
-from runner.programs.lib import distributed
+from runner.programs.lib import distributed, sharding
 from runner.programs.lib.artifacts import newest_sealed, prune_checkpoints, seal_checkpoint
-from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
+from runner.programs.lib.events import ProgramContext, ProgramError, Reporter, Stopped
 from runner.programs.lib.model import Device
-from runner.programs.lib.train_state import Progress, gathered_state, restore_random, restore_state, write_state
+from runner.programs.lib.sealed_steps import ROWS, SealedSteps
+from runner.programs.lib.train_state import (
+    Gathered,
+    Progress,
+    gathered_state,
+    restore_state,
+    write_state,
+)
 from runner.programs.lib.training import (
-    NO_PROBABILITIES,
     PROGRESS_INTERVAL_S,
     learning_rate_share,
     make_optimizer,
@@ -56,7 +62,6 @@ RENAMED = {
 }
 #: Measured values that belong into the summary of a run, besides its losses.
 SCORES = ("reward_accuracy", "reward_margin", "accuracy", "f1")
-ROWS = "rows"
 
 
 def trainer_options(
@@ -135,7 +140,7 @@ def dataset_of(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 def sealed(trainer_class: type) -> type:
     """The trainer class with our checkpoints and guards."""
-    return type(f"Sealed{trainer_class.__name__}", (_Sealed, trainer_class), {})
+    return type(f"Sealed{trainer_class.__name__}", (SealedSteps, trainer_class), {})
 
 
 def run_trainer(
@@ -153,6 +158,8 @@ def run_trainer(
     Resumes from the newest sealed checkpoint. Raises Stopped after sealing one on request, and ProgramError with exit
     code DIVERGED where a loss, a gradient or a weight is no number.
     """
+    if sharding.is_wanted(knobs):
+        shard_trainer(trainer, knobs, context.report)
     session = Session(context, trainer, knobs, {**RENAMED, **(names or {})}, whole_every)
     trainer.data_collator = with_rows(trainer.data_collator)
     trainer.session = session
@@ -168,6 +175,17 @@ def run_trainer(
     if not distributed.is_first():  # the first process writes the result
         raise SystemExit
     return metrics
+
+
+def shard_trainer(trainer: Any, knobs: Mapping[str, Any], say: Reporter) -> None:
+    """Share the model of a trainer out over the processes, with a new optimizer over the shares.
+
+    The trainer takes it as it takes one that transformers shared out while it was loaded: accelerate wraps nothing.
+    """
+    sharding.shard(trainer.model, trainer.args.device, averages=True)
+    sharding.tell(say)
+    trainer.is_distributed_loading_by_transformers = True
+    trainer.optimizer, trainer.lr_scheduler = optimizers_of(trainer.model, knobs, int(trainer.args.max_steps))
 
 
 def with_rows(collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -261,15 +279,16 @@ class Session(TrainerCallback):
         progress, trainer = self.progress, self.trainer
         progress.loss_sum = float(trainer._tr_loss)
         progress.loss_count = trainer.state.global_step - trainer._globalstep_last_logged
+        state = gathered_state(self.trainable, self.optimizer)
         if distributed.is_first():
-            self._write_checkpoint(self._losses())
+            self._write_checkpoint(state, self._losses())
         distributed.wait_for_all()
 
-    def _write_checkpoint(self, known: Mapping[str, float]) -> None:
+    def _write_checkpoint(self, gathered: Gathered, known: Mapping[str, float]) -> None:
         progress, folder, trainer = self.progress, self.context.checkpoints, self.trainer
 
         def write(target: Path) -> None:
-            write_state(target, gathered_state(self.trainable, self.optimizer), progress)
+            write_state(target, gathered, progress)
             trainer.state.log_history = []
             trainer.state.save_to_json(str(target / "trainer_state.json"))
 
@@ -292,7 +311,9 @@ class Session(TrainerCallback):
         if self.knobs.get("load_best") and progress.best_step not in (None, progress.step):
             restore_state(self.context.checkpoints / f"step-{progress.best_step:08d}", self.trainable, None)
             say.phase("train", f"weights of step {progress.best_step} taken: the lowest eval/loss")
-        for name, parameter in self.trainable.items():
+        sharding.gather(self.trainer.model, self.trainer.args.device)
+        learned = ((name, p) for name, p in self.trainer.model.named_parameters() if p.requires_grad)
+        for name, parameter in learned:
             if not torch.isfinite(parameter).all():
                 raise ProgramError("diverged", f"the weights {name} are no numbers", "learning_rate", exits.DIVERGED)
         scores = {
@@ -328,58 +349,3 @@ class Session(TrainerCallback):
     def _losses(self) -> dict[str, float]:
         losses = {"train/loss": self.progress.train_loss, "eval/loss": self.progress.eval_loss}
         return {name: value for name, value in losses.items() if value is not None}
-
-
-class _Sealed:
-    """Mixed into a trainer class: what its checkpoints are and when it gives up; ``session`` is set before."""
-
-    session: Session
-
-    def training_step(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
-        """One forward and backward pass. Raises ProgramError where the loss is no number."""
-        if isinstance(inputs, dict):
-            self.session.last_rows = inputs.pop(ROWS, [])
-        else:
-            self.session.last_rows = list(dict.fromkeys(sample[ROWS] for sample in inputs))  # several answers to each
-        parent: Any = super()
-        try:
-            loss = parent.training_step(model, inputs, *rest, **options)
-        except RuntimeError as error:
-            if NO_PROBABILITIES not in str(error):
-                raise
-            what = f"no answer can be drawn at step {self.session.progress.step + 1}: the probabilities are no numbers"
-            raise self.session.diverged(what) from None
-        if not torch.isfinite(loss).all():
-            raise self.session.diverged(f"the loss of step {self.session.progress.step + 1} is {loss.item()}")
-        return loss
-
-    def prediction_step(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
-        """One forward pass of an evaluation."""
-        parent: Any = super()
-        if isinstance(inputs, dict):
-            inputs.pop(ROWS, None)
-        return parent.prediction_step(model, inputs, *rest, **options)
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        parent: Any = super()
-        norm = parent._get_grad_norm(model, grad_norm=grad_norm)
-        if norm is not None and not math.isfinite(float(norm)):
-            raise self.session.diverged(f"the gradient of step {self.session.progress.step + 1} is {float(norm)}")
-        return norm
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self.session.seal()
-
-    def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
-        """All is restored at once, when the optimizer stands."""
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint:
-            self.session.restore(Path(checkpoint))
-            step = self.session.progress.step
-            self.session.context.report.phase("resume", f"resumed from the checkpoint of step {step}")
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Called once the data loader has drawn its own numbers: those of the checkpoint come last."""
-        if checkpoint:
-            restore_random(Path(checkpoint))

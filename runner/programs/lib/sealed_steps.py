@@ -1,0 +1,93 @@
+"""What we change in the steps of a trainer of transformers or TRL: guards, checkpoints, where weights lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from runner.programs.lib import sharding
+from runner.programs.lib.train_state import restore_random
+from runner.programs.lib.training import NO_PROBABILITIES
+
+if TYPE_CHECKING:
+    from runner.programs.lib.trainers import Session
+
+#: The column of a batch that names where its samples came from.
+ROWS = "rows"
+
+
+class SealedSteps:
+    """Mixed into a trainer class: what its checkpoints are and when it gives up; ``session`` is set before."""
+
+    session: Session
+
+    def training_step(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        """One forward and backward pass. Raises ProgramError where the loss is no number."""
+        if isinstance(inputs, dict):
+            self.session.last_rows = inputs.pop(ROWS, [])
+        else:
+            self.session.last_rows = list(dict.fromkeys(sample[ROWS] for sample in inputs))  # several answers to each
+        parent: Any = super()
+        try:
+            loss = parent.training_step(model, inputs, *rest, **options)
+        except RuntimeError as error:
+            if NO_PROBABILITIES not in str(error):
+                raise
+            what = f"no answer can be drawn at step {self.session.progress.step + 1}: the probabilities are no numbers"
+            raise self.session.diverged(what) from None
+        if not torch.isfinite(loss).all():
+            raise self.session.diverged(f"the loss of step {self.session.progress.step + 1} is {loss.item()}")
+        return loss
+
+    def prediction_step(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        """One forward pass of an evaluation."""
+        parent: Any = super()
+        if isinstance(inputs, dict):
+            inputs.pop(ROWS, None)
+        return parent.prediction_step(model, inputs, *rest, **options)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        parent: Any = super()
+        norm = parent._get_grad_norm(model, grad_norm=grad_norm)
+        norm = None if norm is None else sharding.whole(torch.as_tensor(norm))
+        if norm is not None and not math.isfinite(float(norm)):
+            raise self.session.diverged(f"the gradient of step {self.session.progress.step + 1} is {float(norm)}")
+        return norm
+
+    def _move_model_to_device(self, model: Any, device: Any) -> None:
+        """Weights that are shared out later need not fit into one GPU and go there as shares."""
+        parent: Any = super()
+        if not getattr(model, "is_shared_out_later", False):
+            parent._move_model_to_device(model, device)
+
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Sum the gradients of shares once a step, not after each of its micro-batches."""
+        model: Any = self.model  # type: ignore[attr-defined]
+        model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            model.set_requires_gradient_sync(True)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.session.seal()
+
+    def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
+        """All is restored at once, when the optimizer stands."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint:
+            self.session.restore(Path(checkpoint))
+            step = self.session.progress.step
+            self.session.context.report.phase("resume", f"resumed from the checkpoint of step {step}")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Called once the data loader has drawn its own numbers: those of the checkpoint come last."""
+        if checkpoint:
+            restore_random(Path(checkpoint))
