@@ -49,7 +49,7 @@ def peak_memory_bytes(shape: Shape, job: Job, load: Load, machine: Machine) -> f
         # embeddings, which are the same weights, it comes last.
         forward += 2 * 4.0 * shape.head_parameters
         gradients += 4.0 * shape.head_parameters
-    drawing = _drawing_bytes(shape, job, load, width)
+    drawing = _drawing_bytes(shape, job, load, width, machine.num_processes)
     return held + whole + max(forward, gradients, drawing)
 
 
@@ -191,13 +191,14 @@ def _head_bytes(shape: Shape, job: Job, rows: Rows, load: Load, width: float, *,
     return numbers * (width + (0 if width == 4 else 4)) + rows.scored * shape.hidden_size * (2 * 4 + width)
 
 
-def _drawing_bytes(shape: Shape, job: Job, load: Load, width: float) -> float:
+def _drawing_bytes(shape: Shape, job: Job, load: Load, width: float, num_processes: int) -> float:
     """Reinforcement learning also answers many prompts at once, without gradients: keys, values, and logits of ppo."""
     if job.recipe != "rl":
         return 0.0
     count = min(int(job.knobs["rollout_batch_size"]), load.num_rows)
     if _is_trl_rl(job):
         count *= int(job.knobs["num_generations"])
+    count = -(-count // num_processes)
     tokens, answers = count * answer_length(job, load), count * int(job.knobs["max_completion_length"])
     keys = 2 * shape.hidden_size // shape.num_heads * shape.num_kv_heads
     drawing = tokens * keys * shape.num_layers * width + count * shape.vocab_size * 4 * 3

@@ -10,7 +10,7 @@ from django.db import IntegrityError, transaction
 
 from clavier.accounts.access import access_object, require_change, require_write
 from clavier.core.actor import Actor
-from clavier.core.errors import Conflict, Invalid, quoted
+from clavier.core.errors import Conflict, quoted
 from clavier.runs.models import Run
 from clavier.runs.options import checked_options, with_options
 from clavier.runs.own_code import SPLITS, OwnCode
@@ -38,8 +38,6 @@ from runner.contract.knobs import RECIPES
 from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
 
 PROGRAMS = {recipe: f"runner.programs.train.{recipe}" for recipe in RECIPES}
-#: Recipes that can train on several GPUs at once.
-DATA_PARALLEL_RECIPES = ("sft", "preference", "reward", "classify", "seq2seq", "pretrain")
 DEFAULT_TIME_LIMIT_S = 7 * 24 * 3600
 
 
@@ -90,9 +88,6 @@ def create_fine_tune_task(
     reward = access_reward(actor, reward_model, recipe, checked)
     own_tokenizer = checked_tokenizer(actor, tokenizer, recipe, base)
     where = checked_options(options or {})
-    if (resources or {}).get("gpus", 0) > 1 and recipe not in DATA_PARALLEL_RECIPES:
-        message = f"resources: the recipe {recipe} uses one GPU; {', '.join(DATA_PARALLEL_RECIPES)} can use several."
-        raise Invalid(message, code="out_of_range", field="resources")
     for field, data in (("train_dataset", train), ("validation_dataset", validation)):
         check_loss_fits(checked, data, field)
     check_validation_fits(checked, validation)

@@ -156,10 +156,7 @@ def test_reinforcement_needs_a_reward_model_or_a_rule(engine, asked, alice, spoo
     assert {str(base.path), str(scorer.path)} <= {mount["source"] for mount in spec["mounts"]}
 
 
-def test_only_data_parallel_recipes_take_several_gpus(engine, asked, alice, spooled):
-    wanted = asked | {"recipe": "rl", "hyperparameters": {"reward_function": "length"}}
-    with pytest.raises(Invalid, match="the recipe rl uses one GPU; sft, preference"):
-        create_fine_tune_task(**(wanted | {"resources": {"gpus": 2}}))
+def test_a_task_without_gpus_trains_in_one_process(engine, asked):
     task = create_fine_tune_task(**asked)
     assert task.run.spec["parameters"]["num_processes"] == 1
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from runner.contract import exits
 from runner.contract.knobs import RECIPES
+from runner.programs.lib import distributed
 from runner.programs.lib.artifacts import hash_file
 from runner.programs.lib.events import ProgramError, Stopped
 from runner.programs.train import classify, preference, pretrain, reward, rl, seq2seq, sft
@@ -250,6 +251,61 @@ def test_shared_out_weights_go_on_from_the_checkpoint_of_one_process_and_seal_th
         left, right = (load_file(tmp_path / name / file) for name in ("one", "two"))
         assert left.keys() == right.keys()
         assert all(torch.allclose(tensor, right[name], atol=1e-4) for name, tensor in left.items())
+
+
+def draw_by_row(monkeypatch: pytest.MonkeyPatch, row_of: Callable[[int, int, int], int]) -> None:
+    """Answers are drawn by their place in the whole batch, whoever draws: ``row_of(process, row, rows)``."""
+
+    def multinomial(probabilities: torch.Tensor, num_samples: int, **_: Any) -> torch.Tensor:
+        process, rows = distributed.rank(), len(probabilities)
+        places = torch.tensor([row_of(process, row, rows) for row in range(rows)])
+        quantiles = (0.618 * (1 + places)) % 1
+        return (probabilities.cumsum(1) < quantiles[:, None]).sum(1, keepdim=True).clamp(max=probabilities.shape[1] - 1)
+
+    monkeypatch.setattr(torch, "multinomial", multinomial)
+
+
+@pytest.mark.parametrize("case", ["rl", "rl by grpo"])
+def test_two_processes_answer_and_learn_as_one(
+    case: str, order: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_ppo, main = case == "rl", CASES[case][0]
+    draw_by_row(monkeypatch, lambda process, row, rows: 2 * row + process if is_ppo else process * rows + row)
+    one = order(case, "lora", per_device_train_batch_size=4, update_epochs=2, max_steps=4)
+    with monkeypatch.context() as patch:
+        draw_by_row(patch, lambda _process, row, _rows: row)
+        main(make_context(tmp_path / "one", one))
+    two = {**one, "hyperparameters": {**one["hyperparameters"], "per_device_train_batch_size": 2}}
+    fork_processes(main, tmp_path / "two", two, 2)
+    for name in ("train/loss", "reward/mean", "kl_divergence", "episode_length"):
+        theirs = values_by_step(tmp_path / "one", name)
+        assert len(set(theirs.values())) > (name != "episode_length")
+        assert values_by_step(tmp_path / "two", name) == pytest.approx(theirs, abs=1e-4)
+    left, right = (load_file(result_of(tmp_path / name)) for name in ("one", "two"))
+    assert all(torch.allclose(tensor, right[name], atol=1e-4) for name, tensor in left.items())
+
+
+def stop_after_step_3(context: Any) -> None:
+    """Train until the third step has been told, then stop as a user does, by a word to the first process."""
+    if distributed.is_first():
+        context.report = StoppingReporter(context.run_folder, 3, lambda: setattr(context, "should_stop", True))
+    with pytest.raises(Stopped):
+        rl.main(context)
+
+
+@pytest.mark.parametrize("case", ["rl", "rl by grpo"])
+def test_two_processes_that_draw_apart_end_a_broken_run_like_an_unbroken_one(
+    case: str, order: Any, tmp_path: Path
+) -> None:
+    parameters = order(case, "lora", save_steps=2, max_steps=5)
+    fork_processes(rl.main, tmp_path / "whole", parameters, 2)
+    fork_processes(stop_after_step_3, tmp_path / "broken", parameters, 2)
+    fork_processes(rl.main, tmp_path / "broken", parameters, 2)
+    told = [event["message"] for event in events_of(tmp_path / "broken", "phase")]
+    assert any(message.startswith("resumed from the checkpoint of step") for message in told)
+    for name in ("train/loss", "reward/mean", "kl_divergence"):
+        assert values_by_step(tmp_path / "broken", name) == values_by_step(tmp_path / "whole", name)
+    assert hash_file(result_of(tmp_path / "broken")) == hash_file(result_of(tmp_path / "whole"))
 
 
 def test_every_recipe_is_a_case() -> None:

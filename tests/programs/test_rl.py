@@ -13,7 +13,7 @@ from runner.contract.knobs import idle_knobs
 from runner.programs.lib.artifacts import hash_file
 from runner.programs.lib.events import ProgramError, Stopped
 from runner.programs.lib.model import choose_device
-from runner.programs.lib.ppo import advantages_of
+from runner.programs.lib.ppo_losses import advantages_of
 from runner.programs.lib.rewards import Prompt, make_reward
 from runner.programs.train import reward, rl
 from tests.programs.recipes import PREFERENCES, StoppingReporter, make_context, values_by_step, write_rows

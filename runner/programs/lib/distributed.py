@@ -90,6 +90,15 @@ def even_share(items: Sequence[Item]) -> Sequence[tuple[Item, float]]:
     return [*own, *[(items[0], 0.0)] * missing]
 
 
+def shares_together(items: Sequence[Item]) -> list[Item]:
+    """What all processes have made of their ``own_share``, in the order of the list that was shared."""
+    if not distributed.is_initialized():
+        return list(items)
+    made: list[Any] = [None] * num_processes()
+    distributed.all_gather_object(made, list(items))
+    return [share[place] for place in range(max(map(len, made))) for share in made if place < len(share)]
+
+
 def draw_apart(seed: int, step: int) -> None:
     """Let each of several processes draw its own random numbers from here on, the same ones whenever this step is run.
 

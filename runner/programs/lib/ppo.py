@@ -18,10 +18,12 @@ import torch
 from torch.nn.functional import log_softmax
 
 from runner.contract import exits
+from runner.programs.lib import distributed
 from runner.programs.lib.artifacts import newest_sealed, prune_checkpoints, seal_checkpoint
 from runner.programs.lib.batches import epoch_order, steps_per_epoch
 from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
 from runner.programs.lib.model import Device
+from runner.programs.lib.ppo_losses import advantages_of, clipped_losses
 from runner.programs.lib.render import Renderer
 from runner.programs.lib.rewards import Prompt, Reward, rewards_of
 from runner.programs.lib.train_state import Progress, gathered_state, restore_state, write_state
@@ -36,6 +38,19 @@ from runner.programs.lib.training import (
 SAMPLES_SHOWN = 2
 #: The share by which ``kl_coef`` may change at one step.
 KL_STEP = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer as it was drawn. Tensors: (answer tokens,), on the CPU; ``distances``: log probabilities less those of
+    the base."""
+
+    token_ids: list[int]
+    text: str
+    reward: float
+    log_probs: torch.Tensor
+    distances: torch.Tensor
+    values: torch.Tensor
 
 
 @dataclass(slots=True)
@@ -87,14 +102,14 @@ class Ppo:
 
     def run(self) -> dict[str, float]:
         """Train and return the final metrics. Raises Stopped, and ProgramError where the training diverges."""
-        newest = newest_sealed(self.context.checkpoints)
+        newest = distributed.first_then_others(lambda: newest_sealed(self.context.checkpoints))
         if newest is not None:
             self.progress = restore_state(newest, self._state(), self.optimizer)
             self.context.report.phase("resume", f"resumed from the checkpoint of step {self.progress.step}")
         say, values = self.context.report, {}
         say.phase("train", f"training started at step {self.progress.step} of {self.total_steps}")
         while self.progress.step < self.total_steps:
-            if self.context.should_stop:
+            if distributed.summed(self.context.should_stop)[0]:
                 self._seal()
                 raise Stopped(f"stopped after step {self.progress.step}; a restart goes on from there")
             values = self._one_step()
@@ -105,6 +120,7 @@ class Ppo:
 
     def _one_step(self) -> dict[str, float]:
         step, started = self.progress.step + 1, time.monotonic()
+        distributed.draw_apart(self.knobs["seed"], step)
         rollout = self._roll_out(self._prompts_of(step))
         share = learning_rate_share(step, self.total_steps, self.warmup_steps, self.knobs["lr_scheduler_type"])
         for group in self.optimizer.param_groups:
@@ -131,36 +147,61 @@ class Ppo:
         return [self.prompts[index] for index in order[position * self.batch_size : (position + 1) * self.batch_size]]
 
     def _roll_out(self, prompts: list[Prompt]) -> Rollout:
-        """Draw answers and compute what they earned."""
+        """Answers to the prompts and what they earned; every process draws its share and knows all of them."""
         self.model.eval()
+        own = distributed.own_share(prompts)
+        return self._together(prompts, distributed.shares_together(self._answer(own) if own else []))
+
+    def _answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Draw an answer to each prompt and look at it."""
         token_ids, attention, mask = self._draw_or_tell(prompts)
-        size = mask.shape[1]
-        answers = [row[keep].tolist() for row, keep in zip(token_ids[:, -size:], mask, strict=True)]
+        size, sizes = mask.shape[1], mask.sum(1).tolist()
+        answers = [row[:count].tolist() for row, count in zip(token_ids[:, -size:], sizes, strict=True)]
         texts = [self.renderer.decode(answer) for answer in answers]
-        rewards = torch.tensor(rewards_of(self.reward, prompts, texts, [len(answer) for answer in answers]))
+        rewards = rewards_of(self.reward, prompts, texts, sizes)
         with torch.no_grad():
             log_probs, values = self._evaluate(self.model, token_ids, attention, size)
             with self._base() as base:
-                base_log_probs, _ = self._evaluate(base, token_ids, attention, size)
-        keep = mask.float()
-        distance = (log_probs - base_log_probs) * keep
+                distances = log_probs - self._evaluate(base, token_ids, attention, size)[0]
+        rows = [tensor.cpu() for tensor in (log_probs, distances, values)]
+        return [
+            Answer(answers[row], texts[row], rewards[row], *(tensor[row, : sizes[row]].clone() for tensor in rows))
+            for row in range(len(prompts))
+        ]
+
+    def _together(self, prompts: list[Prompt], answers: list[Answer]) -> Rollout:
+        """All answers of a step side by side."""
+        device, padding_id = self.device.device, self.renderer.padding_id
+        longest, size = max(len(p.token_ids) for p in prompts), max(len(a.token_ids) for a in answers)
+        rows, attention = [], []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            before, after = longest - len(prompt.token_ids), size - len(answer.token_ids)
+            ids = [*prompt.token_ids, *answer.token_ids]
+            rows.append([padding_id] * before + ids + [padding_id] * after)
+            attention.append([0] * before + [1] * len(ids) + [0] * after)
+
+        def padded(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+            return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True).to(device)
+
+        rewards = torch.tensor([answer.reward for answer in answers], device=device)
+        keep = padded([torch.ones(len(answer.token_ids)) for answer in answers])
+        distance = padded([answer.distances for answer in answers])
+        values = padded([answer.values for answer in answers])
         earned = -float(self.kl_coef) * distance
-        last = mask.sum(1) - 1
-        earned[torch.arange(len(prompts)), last] += rewards.to(earned)
-        advantages, returns = advantages_of(earned, values * keep, keep, self.knobs["lam"])
-        kl = float(distance.sum() / keep.sum())
+        earned[torch.arange(len(prompts)), keep.sum(1).long() - 1] += rewards.to(earned)
+        advantages, returns = advantages_of(earned, values, keep, self.knobs["lam"])
         return Rollout(
             prompts,
-            texts,
-            token_ids,
-            attention,
-            mask,
-            log_probs * keep,
+            [answer.text for answer in answers],
+            torch.tensor(rows, device=device),
+            torch.tensor(attention, device=device),
+            keep.bool(),
+            padded([answer.log_probs for answer in answers]),
             advantages,
             returns,
-            values * keep,
+            values,
             rewards,
-            kl,
+            float(distance.sum() / keep.sum()),
         )
 
     def _draw_or_tell(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -228,7 +269,8 @@ class Ppo:
     def _update(self, step: int, rollout: Rollout) -> float:
         """Several passes over the answers; the mean loss."""
         self.model.train()
-        total, count, size = 0.0, 0, self.knobs["per_device_train_batch_size"]
+        total, count = 0.0, 0
+        size = self.knobs["per_device_train_batch_size"] * distributed.num_processes()
         for number in range(self.knobs["update_epochs"]):
             order = epoch_order(len(rollout.prompts), self.knobs["seed"] + step, number)
             for start in range(0, len(order), size):
@@ -237,29 +279,43 @@ class Ppo:
         return total / count
 
     def _minimise(self, step: int, rollout: Rollout, rows: list[int]) -> float:
-        """One optimizer step on some of the answers. Raises ProgramError where a number is none."""
-        keep = rollout.mask[rows].float()
-        log_probs, values = self._evaluate(
-            self.model, rollout.token_ids[rows], rollout.attention[rows], rollout.mask.shape[1]
-        )
-        clip = self.knobs["cliprange"]
-        ratio = torch.exp((log_probs - rollout.log_probs[rows]) * keep)
-        gain = rollout.advantages[rows]
-        policy = torch.max(-gain * ratio, -gain * ratio.clamp(1 - clip, 1 + clip))
-        old = rollout.values[rows]
-        near = old + (values - old).clamp(-clip, clip)
-        value = 0.5 * torch.max((values - rollout.returns[rows]) ** 2, (near - rollout.returns[rows]) ** 2)
-        loss = ((policy + self.knobs["vf_coef"] * value) * keep).sum() / keep.sum()
-        if not math.isfinite(loss.item()):
-            raise self._diverged(f"the loss of step {step} is {loss.item()}", [rollout.prompts[row] for row in rows])
-        loss.backward()
+        """One optimizer step on some of the answers, of which every process takes its share; the loss.
+
+        Raises ProgramError where a number is none.
+        """
+        share, num_tokens = list(distributed.own_share(rows)), rollout.mask[rows].sum()
+        value = 0.0
+        if share:
+            loss = self._loss_sum(rollout, share) / num_tokens
+            loss.backward()  # type: ignore[no-untyped-call]
+            value = float(loss.item())
+        (total,) = distributed.summed(value)
+        if not math.isfinite(total):
+            raise self._diverged(f"the loss of step {step} is {total}", [rollout.prompts[row] for row in rows])
+        distributed.sum_gradients(self.learned.values())
         limit = self.knobs["max_grad_norm"] or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.learned.values(), limit))
         if not math.isfinite(norm):
             raise self._diverged(f"the gradient of step {step} is {norm}", [rollout.prompts[row] for row in rows])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(loss.item())
+        return total
+
+    def _loss_sum(self, rollout: Rollout, rows: list[int]) -> torch.Tensor:
+        """The clipped losses of policy and value, summed over the tokens of some of the answers."""
+        size = rollout.mask.shape[1]
+        log_probs, values = self._evaluate(self.model, rollout.token_ids[rows], rollout.attention[rows], size)
+        policy, value = clipped_losses(
+            log_probs,
+            values,
+            rollout.log_probs[rows],
+            rollout.values[rows],
+            rollout.advantages[rows],
+            rollout.returns[rows],
+            self.knobs["cliprange"],
+        )
+        weighted: torch.Tensor = policy + float(self.knobs["vf_coef"]) * value
+        return (weighted * rollout.mask[rows].float()).sum()
 
     def _steer(self, kl: float) -> None:
         """Make distance dearer where the model goes further than wanted, else cheaper."""
@@ -282,6 +338,11 @@ class Ppo:
             say.progress(step, self.total_steps)
 
     def _seal(self) -> None:
+        if distributed.is_first():
+            self._write_checkpoint()
+        distributed.wait_for_all()
+
+    def _write_checkpoint(self) -> None:
         folder, step = self.context.checkpoints, self.progress.step
         known = {} if self.progress.train_loss is None else {"train/loss": self.progress.train_loss}
         state = gathered_state(self._state(), self.optimizer)
@@ -315,20 +376,3 @@ class _Without(AbstractContextManager[Any]):
 
     def __exit__(self, *error: Any) -> None:
         self._switched.__exit__(*error)
-
-
-def advantages_of(
-    earned: torch.Tensor, values: torch.Tensor, keep: torch.Tensor, lam: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generalised advantages (undiscounted), whitened over the tokens that count, and the returns: (rows, tokens)."""
-    advantages = torch.zeros_like(earned)
-    ahead = torch.zeros_like(earned[:, 0])
-    for index in reversed(range(earned.shape[1])):
-        next_value = values[:, index + 1] if index + 1 < earned.shape[1] else torch.zeros_like(ahead)
-        ahead = (earned[:, index] + next_value - values[:, index] + lam * ahead) * keep[:, index]
-        advantages[:, index] = ahead
-    returns = advantages + values
-    count = keep.sum()
-    mean = (advantages * keep).sum() / count
-    spread = (((advantages - mean) ** 2) * keep).sum() / count
-    return (advantages - mean) * torch.rsqrt(spread + 1e-8) * keep, returns * keep

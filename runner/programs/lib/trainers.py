@@ -231,6 +231,10 @@ class Session(TrainerCallback):
         say = self.context.report
         say.phase("train", f"training started at step {state.global_step} of {self.total_steps}")
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Several processes draw apart, the same numbers whenever this step is run."""
+        distributed.draw_apart(self.knobs["seed"], state.global_step + 1)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Decide what happens after this step."""
         step, knobs = state.global_step, self.knobs

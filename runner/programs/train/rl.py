@@ -9,13 +9,14 @@ to the card). Result: ``output/model/``, the policy, with card and bundle.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from runner.programs.lib.adapters import load_trainable, save_package
-from runner.programs.lib.events import ProgramContext, ProgramError, run_program
+from runner.programs.lib.distributed import is_first, num_processes, run_in_processes
+from runner.programs.lib.events import ProgramContext, ProgramError, Reporter
 from runner.programs.lib.model import load_causal_model
 from runner.programs.lib.ppo import Ppo
 from runner.programs.lib.recipe import Order, finish_order, read_order, training_dtype
@@ -43,6 +44,8 @@ def main(context: ProgramContext) -> None:
             reference = load_causal_model(order.base, dtype, order.device.device)
         policy = Ppo(context, model, package, reference, order.renderer, reward, prompts, knobs, order.device)
         metrics = policy.run()
+        if not is_first():  # the first process writes the result
+            raise SystemExit
     else:
         # Late: TRL takes seconds to import, and data errors are reported before.
         from runner.programs.lib.trainers import run_trainer
@@ -66,8 +69,8 @@ def make_trainer(context: ProgramContext, order: Order, package: Any, prompts: S
     from runner.programs.lib.trainers import base_options, dataset_of, optimizers_of, sealed, tokenizer_of
 
     knobs, renderer = order.knobs, order.renderer
-    num_prompts = min(knobs["rollout_batch_size"], len(prompts))
-    num_answers = num_prompts * knobs["num_generations"]
+    num_prompts = prompts_at_once(knobs, len(prompts), context.report)
+    num_answers = num_prompts * knobs["num_generations"] // num_processes()
     batch_size = math.gcd(knobs["per_device_train_batch_size"], num_answers)
     epoch_steps = len(prompts) // num_prompts * knobs["update_epochs"]
     num_steps = knobs["max_steps"] or max(1, round(knobs["num_train_epochs"] * epoch_steps))
@@ -107,6 +110,25 @@ def make_trainer(context: ProgramContext, order: Order, package: Any, prompts: S
     return trainer
 
 
+def prompts_at_once(knobs: Mapping[str, Any], num_prompts: int, say: Reporter) -> int:
+    """Prompts of a step: as many as asked and there, whose answers the processes can share evenly.
+
+    Raises ProgramError where no number is such.
+    """
+    wanted = min(int(knobs["rollout_batch_size"]), num_prompts)
+    multiple = num_processes() // math.gcd(num_processes(), knobs["num_generations"])
+    taken = wanted // multiple * multiple
+    if not taken:
+        message = (
+            f"{wanted} prompts with {knobs['num_generations']} answers each can not be shared out evenly over "
+            f"{num_processes()} processes; take a multiple of {multiple} prompts a step, or fewer GPUs"
+        )
+        raise ProgramError("hyperparameters_invalid", message, "rollout_batch_size")
+    if taken != wanted:
+        say.warning(f"{taken} prompts a step instead of {wanted}: their answers are shared out evenly", "not_even")
+    return taken
+
+
 def in_order_after_a_restart(trainer_class: type) -> type:
     """The trainer class, whose order of prompts follows from the epoch and not from the epochs since the start."""
 
@@ -125,4 +147,4 @@ def in_order_after_a_restart(trainer_class: type) -> type:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_in_processes(main, "runner.programs.train.rl")
