@@ -12,7 +12,7 @@ from datasets_app.models import DatasetVersion
 from datasets_app.queries import access_dataset_version
 from models_app.models import ModelVersion
 from models_app.services import access_model_version, require_task, require_usable
-from runner.contract.knobs import HyperparametersInvalid, check_hyperparameters
+from runner.contract.knobs import COMPARING, HyperparametersInvalid, check_hyperparameters
 
 #: What the columns of a dataset must look like for a recipe (the kinds of datasets_app).
 DATA_KINDS = {
@@ -64,8 +64,8 @@ def check_base_fits(hyperparameters: Mapping[str, Any], base: ModelVersion | Non
 
 def check_validation_fits(hyperparameters: Mapping[str, Any], validation: DatasetVersion | None) -> None:
     """What compares validation losses needs data to have one on. Raises Invalid (``required``)."""
-    for name in ("load_best", "early_stopping_patience"):
-        if validation is None and hyperparameters.get(name):
+    for name in COMPARING:
+        if validation is None and hyperparameters.get(name) and "algorithm" not in hyperparameters:  # rl has rewards
             message = f"hyperparameters.{name} compares validation losses: give a validation_dataset, or leave it out."
             raise Invalid(message, code="required", field="validation_dataset")
 

@@ -12,7 +12,16 @@ from runner.contract.knob_values import RECIPES, BadValue, Knob, read_value
 from runner.contract.pretrain_knobs import NEW_MODEL_SHAPE, PRETRAIN_KNOBS
 from runner.contract.reinforcement_knobs import REINFORCEMENT_KNOBS
 
-__all__ = ["ADAPTER_METHODS", "KNOBS", "NEW_MODEL_SHAPE", "RECIPES", "check_hyperparameters", "idle_knobs", "knobs_of"]
+__all__ = [
+    "ADAPTER_METHODS",
+    "COMPARING",
+    "KNOBS",
+    "NEW_MODEL_SHAPE",
+    "RECIPES",
+    "check_hyperparameters",
+    "idle_knobs",
+    "knobs_of",
+]
 
 #: Methods that train an adapter beside a frozen base.
 ADAPTER_METHODS = ("lora", "qlora")
@@ -20,6 +29,8 @@ ADAPTER_METHODS = ("lora", "qlora")
 SAMPLE_RECIPES = tuple(recipe for recipe in RECIPES if recipe != "pretrain")
 #: Recipes that learn from given answers, so that validation data has a loss.
 LOSS_RECIPES = tuple(recipe for recipe in RECIPES if recipe != "rl")
+#: Knobs that compare evaluations.
+COMPARING = ("load_best", "early_stopping_patience")
 #: Optimizers whose state is as many numbers as the weights, so that it can be shared out with them.
 SHARDED_OPTIMIZERS = ("adamw", "sgd")
 
@@ -179,12 +190,11 @@ KNOBS: tuple[Knob, ...] = (
         "eval_steps",
         "int",
         0,
-        "Validation loss every so many steps; 0: only at the end.",
-        "每多少步计算一次验证损失; 0 表示仅在结束时。",
+        "Validation loss every so many steps, 0: only at the end; rl: the mean reward of so many steps, 0: never.",
+        "每多少步计算一次验证损失, 0 表示仅在结束时; rl: 每多少步计算一次平均奖励, 0 表示不计算。",
         0,
         1_000_000,
         unit="steps",
-        recipes=LOSS_RECIPES,
     ),
     Knob(
         "save_steps",
@@ -209,20 +219,18 @@ KNOBS: tuple[Knob, ...] = (
         "load_best",
         "bool",
         False,
-        "End with the weights of the lowest validation loss.",
-        "以验证损失最低的权重作为结果。",
-        recipes=LOSS_RECIPES,
+        "End with the weights of the lowest validation loss; rl: of the highest mean reward.",
+        "以验证损失最低的权重作为结果; rl: 平均奖励最高的权重。",
     ),
     Knob(
         "early_stopping_patience",
         "int",
         0,
-        "Stop after so many evaluations without a lower loss; 0: never.",
-        "验证损失连续多少次未下降则提前停止; 0 表示不提前停止。",
+        "Stop after so many evaluations without a lower loss (rl: a higher reward); 0: never.",
+        "验证损失连续多少次未下降 (rl: 奖励未上升) 则提前停止; 0 表示不提前停止。",
         0,
         10_000,
         unit="evaluations",
-        recipes=LOSS_RECIPES,
     ),
     Knob(
         "lora_r",
@@ -319,6 +327,12 @@ def check_hyperparameters(
         for knob in idle_knobs(recipe, method, values)
         if knob.counts_with and knob.counts_with[0] not in bad
     ]
+    if recipe == "rl" and values.get("eval_steps") == 0:
+        problems += [
+            KnobProblem(name, values[name], "compares mean rewards; give eval_steps, such as 10", "conflicting_fields")
+            for name in COMPARING
+            if values.get(name)
+        ]
     if recipe == "pretrain" and not has_base and not problems:
         problems = _shape_problems(values)
     if values.get("distributed_strategy") == "fsdp" and values["optim"] not in SHARDED_OPTIMIZERS:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from runner.contract import exits
 from runner.contract.knobs import RECIPES
-from runner.programs.lib import distributed
+from runner.programs.lib import distributed, ppo
 from runner.programs.lib.artifacts import hash_file
 from runner.programs.lib.events import ProgramError, Stopped
 from runner.programs.train import classify, preference, pretrain, reward, rl, seq2seq, sft
@@ -64,6 +64,7 @@ RL: dict[str, Any] = {
     "rollout_batch_size": 4,
     "max_completion_length": 4,
     "update_epochs": 1,
+    "eval_steps": 2,
 }
 
 
@@ -137,7 +138,9 @@ def test_a_resumed_run_ends_like_an_unbroken_one(case: str, end: str, step: int,
     losses = values_by_step(broken, "train/loss")
     assert list(losses) == [1, 2, 3, 4, 5, 6, 7]
     assert losses == values_by_step(tmp_path / "whole", "train/loss")
-    assert values_by_step(broken, "eval/loss") == values_by_step(tmp_path / "whole", "eval/loss")
+    evaluated = "reward/of_window" if case.startswith("rl") else "eval/loss"
+    assert 7 in values_by_step(broken, evaluated)
+    assert values_by_step(broken, evaluated) == values_by_step(tmp_path / "whole", evaluated)
     assert hash_file(result_of(broken)) == hash_file(result_of(tmp_path / "whole"))
 
 
@@ -154,6 +157,32 @@ def test_patience_ends_a_run_and_the_best_weights_are_taken(case: str, order: An
     saved = load_file(result_of(run))
     assert all(torch.equal(saved[name], tensor) for name, tensor in sealed.items() if name in saved)
     assert len(saved.keys() & sealed.keys()) > 5
+
+
+@pytest.mark.parametrize(("case", "update_epochs"), [("rl", 1), ("rl by grpo", 1), ("rl by grpo", 2)])
+def test_patience_ends_a_run_whose_rewards_fall_and_the_best_weights_are_taken(
+    case: str, update_epochs: int, order: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each batch of answers earns what is laid down here; GRPO makes one every ``update_epochs`` steps."""
+    levels = iter([0.2, 0.4, 0.9, 0.7, 0.6, 0.8, 1.0, 1.0, 1.0])
+
+    def earned(_reward: Any, prompts: Any, _texts: Any, _sizes: Any) -> list[float]:
+        level = next(levels)
+        return [level + (0.1 if place % 2 else -0.1) for place in range(len(prompts))]
+
+    for module in (rl, ppo):
+        monkeypatch.setattr(module, "rewards_of", earned)
+    knobs = {"eval_steps": 1, "load_best": True, "early_stopping_patience": 3, "max_steps": 30, "max_grad_norm": 0.1}
+    run, every = tmp_path / "run", update_epochs
+    CASES[case][0](make_context(run, order(case, **knobs, update_epochs=update_epochs)))
+    expected = {1: 0.2, 2: 0.4, 3: 0.9, 4: 0.7, 5: 0.6, 6: 0.8}
+    assert values_by_step(run, "reward/of_window") == pytest.approx({every * n: value for n, value in expected.items()})
+    sealed, saved = load_file(run / f"checkpoints/step-{3 * every:08d}/weights.safetensors"), load_file(result_of(run))
+    assert len(saved.keys() & sealed.keys()) > 5
+    assert all(torch.equal(saved[name], tensor) for name, tensor in sealed.items() if name in saved)
+    assert events_of(run, "summary")[0]["reward/best"] == pytest.approx(0.9)
+    told = [event["message"] for event in events_of(run, "phase")]
+    assert f"weights of step {3 * every} taken: the best reward/of_window" in told
 
 
 @pytest.mark.parametrize(("case", "method"), METHODS)

@@ -138,13 +138,12 @@ def unread(
             monkeypatch.setattr(module, "checked_knobs", recorded)
         data = write_rows(tmp_path / "train.jsonl", DATA[case.recipe])
         base = encoder_decoder if case.base == "encoder-decoder" else tiny_model_folder if case.base else None
-        more = {} if case.recipe == "rl" else {"eval_steps": 1}
         parameters = {
             "base_model": base and str(base),
             "method": case.method,
             "train_data": [data] if case.recipe == "pretrain" else data,
             "validation_data": None if case.recipe == "rl" else data,
-            "hyperparameters": {**SHORT, **more, **case.knobs},
+            "hyperparameters": {**SHORT, "eval_steps": 1, **case.knobs},
         }
         MAIN[case.recipe](make_context(tmp_path / "run", parameters))
         (record,) = records

@@ -129,7 +129,9 @@ def test_advantages_are_rewards_to_come_less_their_mean() -> None:
         ({"reward_function": "reward_model"}, "reward_model", "choose one, or another reward_function"),
         ({"reward_pattern": ""}, "reward_pattern", "needs reward_pattern"),
         ({"reward_pattern": "("}, "reward_pattern", "is no regular expression"),
-        ({"eval_steps": 3}, "eval_steps", "rl with method lora does not take it"),
+        ({"packing": False}, "packing", "rl with method lora does not take it"),
+        ({"load_best": True}, "load_best", "give eval_steps"),
+        ({"early_stopping_patience": 2}, "early_stopping_patience", "give eval_steps"),
     ],
 )
 def test_a_reward_that_can_not_be_given_is_refused(

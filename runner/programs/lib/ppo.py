@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from runner.programs.lib.render import Renderer
 from runner.programs.lib.rewards import Prompt, Reward, rewards_of
 from runner.programs.lib.train_state import Progress, gathered_state, restore_state, write_state
 from runner.programs.lib.training import (
+    BEST_REWARD,
+    EVALUATED,
     NO_PROBABILITIES,
     PROGRESS_INTERVAL_S,
     learning_rate_share,
@@ -108,11 +111,13 @@ class Ppo:
             self.context.report.phase("resume", f"resumed from the checkpoint of step {self.progress.step}")
         say, values = self.context.report, {}
         say.phase("train", f"training started at step {self.progress.step} of {self.total_steps}")
-        while self.progress.step < self.total_steps:
+        patience = self.knobs["early_stopping_patience"]
+        while self.progress.step < self.total_steps and not self.progress.is_patience_over(patience):
             if distributed.summed(self.context.should_stop)[0]:
                 self._seal()
                 raise Stopped(f"stopped after step {self.progress.step}; a restart goes on from there")
             values = self._one_step()
+        values |= self._take_best()
         for name, parameter in self.learned.items():
             if not torch.isfinite(parameter).all():
                 raise ProgramError("diverged", f"the weights {name} are no numbers", "learning_rate", exits.DIVERGED)
@@ -137,9 +142,28 @@ class Ppo:
             "episode_length": num_tokens / len(rollout.prompts),
         }
         self._report(rollout, {**values, "train/kl_coef": float(self.kl_coef)}, num_tokens, started)
-        if self.knobs["save_steps"] and step % self.knobs["save_steps"] == 0:
+        self.progress.reward_sum += values["reward/mean"]
+        self.progress.reward_count += 1
+        is_best, every = False, self.knobs["eval_steps"]
+        if every and (step % every == 0 or step == self.total_steps):
+            mean, is_best = self.progress.note_rewards()
+            self.context.report.metric(step, self.total_steps, self._epoch(), {EVALUATED: mean})
+        if (self.knobs["save_steps"] and step % self.knobs["save_steps"] == 0) or (is_best and self.knobs["load_best"]):
             self._seal()
         return {name: value for name, value in values.items() if name != "train/learning_rate"}
+
+    def _take_best(self) -> dict[str, float]:
+        """The best weights where the knob asks for them; the best reward."""
+        progress, say = self.progress, self.context.report
+        if progress.step < self.total_steps:
+            say.phase("train", f"stopped early: {EVALUATED} has been best at step {progress.best_step}")
+        if self.knobs["load_best"] and progress.best_step not in (None, progress.step):
+            restore_state(self._best_folder(), self._state(), None)
+            say.phase("train", f"weights of step {progress.best_step} taken: the best {EVALUATED}")
+        return {} if progress.best_loss is None else {BEST_REWARD: -progress.best_loss}
+
+    def _best_folder(self) -> Path:
+        return self.context.checkpoints / f"step-{self.progress.best_step:08d}"
 
     def _prompts_of(self, step: int) -> list[Prompt]:
         epoch, position = divmod(step - 1, self.steps_per_epoch)
@@ -264,7 +288,7 @@ class Ppo:
         """The model as it was before the training."""
         if self.reference is not None:
             return nullcontext(self.reference)
-        return _Without(self.package, self.model)
+        return _without(self.package, self.model)
 
     def _update(self, step: int, rollout: Rollout) -> float:
         """Several passes over the answers; the mean loss."""
@@ -348,7 +372,8 @@ class Ppo:
         state = gathered_state(self._state(), self.optimizer)
         path = seal_checkpoint(folder, step, lambda target: write_state(target, state, self.progress), known)
         self.context.report.checkpoint(step, path.relative_to(self.context.run_folder).as_posix(), known)
-        prune_checkpoints(folder, self.knobs["save_total_limit"])
+        best = self._best_folder() if self.progress.best_step else None
+        prune_checkpoints(folder, self.knobs["save_total_limit"], protected=best)
 
     def _state(self) -> dict[str, torch.Tensor]:
         return {**self.learned, "kl_coef": self.kl_coef}
@@ -362,17 +387,8 @@ class Ppo:
         return self.progress.step / self.steps_per_epoch
 
 
-class _Without(AbstractContextManager[Any]):
+@contextmanager
+def _without(package: Any, model: Any) -> Iterator[Any]:
     """The model without its adapter, for the length of a block."""
-
-    def __init__(self, package: Any, model: Any) -> None:
-        self._off: Callable[[], AbstractContextManager[Any]] = package.disable_adapter
-        self._model = model
-
-    def __enter__(self) -> Any:
-        self._switched = self._off()
-        self._switched.__enter__()
-        return self._model
-
-    def __exit__(self, *error: Any) -> None:
-        self._switched.__exit__(*error)
+    with package.disable_adapter():
+        yield model

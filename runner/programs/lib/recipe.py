@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from runner.contract.knobs import ADAPTER_METHODS, KNOBS, HyperparametersInvalid, check_hyperparameters
+from runner.contract.knobs import ADAPTER_METHODS, COMPARING, KNOBS, HyperparametersInvalid, check_hyperparameters
 from runner.programs.lib.artifacts import hash_folder, model_facts, write_manifest
 from runner.programs.lib.bundle import write_bundle, write_model_card
 from runner.programs.lib.data import adapter_wishes
@@ -62,7 +62,7 @@ def read_order(context: ProgramContext, recipe: str) -> Order:
         for name, value in wishes.items():
             say.phase("data", f"{train_data.name} asks for {name} {value}, which counts")
     knobs = checked_knobs(recipe, method, given, has_base=True, has_validation=validation_data is not None)
-    tell_unused(say, knobs, has_validation=validation_data is not None)
+    tell_unused(say, knobs, has_validation=validation_data is not None or recipe == "rl")
     return Order(
         recipe=recipe,
         method=method,
@@ -85,8 +85,8 @@ def checked_knobs(
         knobs = check_hyperparameters(recipe, method, given, has_base=has_base)
     except HyperparametersInvalid as error:
         raise ProgramError("hyperparameters_invalid", str(error), error.problems[0].field) from None
-    for name in ("load_best", "early_stopping_patience"):
-        if knobs.get(name) and not has_validation:
+    for name in COMPARING:
+        if knobs.get(name) and not has_validation and recipe != "rl":  # which compares rewards
             raise ProgramError("hyperparameters_invalid", f"{name} needs validation data", name)
     return knobs
 

@@ -20,8 +20,9 @@ NESTED = "/"
 @dataclass(slots=True)
 class Progress:
     """Where a training stands. Losses: nats per labelled token; ``loss_sum``, ``clipped_count``: of the steps since
-    the last log; ``mean_loss``: of the last steps, newer ones weigh more; ``loss_scale``: of fp16, with the steps since
-    it was too large."""
+    the last log; ``best_loss``: with rl the highest mean reward, negative; ``reward_sum``, ``reward_count``: of the
+    answers since rewards were last looked at; ``mean_loss``: of the last steps, newer ones weigh more; ``loss_scale``:
+    of fp16, with the steps since it was too large."""
 
     step: int = 0
     loss_sum: float = 0.0
@@ -36,6 +37,27 @@ class Progress:
     clipped_count: int = 0
     loss_scale: float = 1.0
     finite_steps: int = 0
+    reward_sum: float = 0.0
+    reward_count: int = 0
+
+    def note(self, loss: float) -> bool:
+        """Remember an evaluation of this step; True where it is the best so far."""
+        improved = self.best_loss is None or loss < self.best_loss
+        if improved:
+            self.best_loss, self.best_step, self.evaluations_without_gain = loss, self.step, 0
+        else:
+            self.evaluations_without_gain += 1
+        return improved
+
+    def note_rewards(self) -> tuple[float, bool]:
+        """The mean reward since the last call, and whether it is the best so far."""
+        mean = self.reward_sum / self.reward_count
+        self.reward_sum, self.reward_count = 0.0, 0
+        return mean, self.note(-mean)
+
+    def is_patience_over(self, patience: int) -> bool:
+        """``patience`` evaluations have brought nothing; 0: never."""
+        return bool(patience) and self.evaluations_without_gain >= patience
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ from runner.programs.lib.train_state import (
     write_state,
 )
 from runner.programs.lib.training import (
+    BEST_REWARD,
+    EVALUATED,
     PROGRESS_INTERVAL_S,
     learning_rate_share,
     make_optimizer,
@@ -149,18 +151,20 @@ def run_trainer(
     knobs: Mapping[str, Any],
     names: Mapping[str, str] | None = None,
     whole_every: int = 1,
+    rewards: list[float] | None = None,
 ) -> dict[str, float]:
     """Train with a trainer made from ``sealed``; the final metrics. ``names``: more words of the trainer -> ours.
 
     ``whole_every``: checkpoints are sealed, and a stop is followed, after multiples of so many steps only, because
-    between them the trainer holds what no checkpoint has.
+    between them the trainer holds what no checkpoint has. ``rewards``: grows by the mean reward of each batch of
+    answers, which is then what patience and the best weights go by.
 
     Resumes from the newest sealed checkpoint. Raises Stopped after sealing one on request, and ProgramError with exit
     code DIVERGED where a loss, a gradient or a weight is no number.
     """
     if sharding.is_wanted(knobs):
         shard_trainer(trainer, knobs, context.report)
-    session = Session(context, trainer, knobs, {**RENAMED, **(names or {})}, whole_every)
+    session = Session(context, trainer, knobs, {**RENAMED, **(names or {})}, whole_every, rewards)
     trainer.data_collator = with_rows(trainer.data_collator)
     trainer.session = session
     trainer.add_callback(session)
@@ -211,9 +215,11 @@ class Session(TrainerCallback):
         knobs: Mapping[str, Any],
         names: Mapping[str, str],
         whole_every: int,
+        rewards: list[float] | None,
     ) -> None:
         self.context, self.trainer, self.knobs, self.names = context, trainer, knobs, names
         self.whole_every, self._is_due = whole_every, False
+        self.rewards, self._is_due_for_rewards = rewards, False
         self.total_steps = int(trainer.args.max_steps)
         self.trainable = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
         self.optimizer = trainer.optimizer
@@ -252,6 +258,8 @@ class Session(TrainerCallback):
             self.context.report.progress(step, self.total_steps)
         if distributed.summed(self.context.should_stop)[0] and is_whole and not is_last:
             self.is_stopped = control.should_save = control.should_training_stop = True
+        if self.rewards is not None:
+            self._look_at_rewards(state, control, is_last=is_last, is_whole=is_whole)
         control.should_training_stop = control.should_training_stop or is_last
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
@@ -267,16 +275,27 @@ class Session(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Remember the best step; stop when patience is over."""
-        progress, knobs = self.progress, self.knobs
-        loss = progress.eval_loss
-        if loss is not None and (progress.best_loss is None or loss < progress.best_loss):
-            progress.best_loss, progress.best_step, progress.evaluations_without_gain = loss, progress.step, 0
-            control.should_save = control.should_save or knobs["load_best"]
-        else:
-            progress.evaluations_without_gain += 1
-        patience = knobs["early_stopping_patience"]
-        if patience and progress.evaluations_without_gain >= patience:
+        if self.progress.eval_loss is not None:
+            self._follow(control, is_best=self.progress.note(self.progress.eval_loss))
+
+    def _follow(self, control: Any, *, is_best: bool) -> None:
+        """Keep the best step; stop when patience is over."""
+        control.should_save = control.should_save or (is_best and self.knobs["load_best"])
+        if self.progress.is_patience_over(self.knobs["early_stopping_patience"]):
             control.should_training_stop = True
+
+    def _look_at_rewards(self, state: Any, control: Any, *, is_last: bool, is_whole: bool) -> None:
+        """The mean reward of the last ``eval_steps`` steps; looked at where a checkpoint can be made."""
+        step, every = self.progress.step, self.knobs["eval_steps"]
+        while self.rewards:
+            self.progress.reward_sum += self.rewards.pop()
+            self.progress.reward_count += 1
+        self._is_due_for_rewards = self._is_due_for_rewards or (bool(every) and (step % every == 0 or is_last))
+        if self._is_due_for_rewards and is_whole and self.progress.reward_count:
+            self._is_due_for_rewards = False
+            mean, is_best = self.progress.note_rewards()
+            self.context.report.metric(step, self.total_steps, state.epoch or 0.0, {EVALUATED: mean})
+            self._follow(control, is_best=is_best)
 
     def seal(self) -> None:
         """Seal a checkpoint of this step, tell of it, and remove old ones except the best."""
@@ -310,11 +329,12 @@ class Session(TrainerCallback):
     def finish(self) -> dict[str, float]:
         """Take the best weights where the knob asks for them, and the final metrics. Raises ProgramError."""
         progress, say = self.progress, self.context.report
+        said = "eval/loss" if self.rewards is None else EVALUATED
         if progress.step < self.total_steps:
-            say.phase("train", f"stopped early: eval/loss did not fall below {progress.best_loss:.4f}")
-        if self.knobs.get("load_best") and progress.best_step not in (None, progress.step):
+            say.phase("train", f"stopped early: {said} has been best at step {progress.best_step}")
+        if self.knobs["load_best"] and progress.best_step not in (None, progress.step):
             restore_state(self.context.checkpoints / f"step-{progress.best_step:08d}", self.trainable, None)
-            say.phase("train", f"weights of step {progress.best_step} taken: the lowest eval/loss")
+            say.phase("train", f"weights of step {progress.best_step} taken: the best {said}")
         sharding.gather(self.trainer.model, self.trainer.args.device)
         learned = ((name, p) for name, p in self.trainer.model.named_parameters() if p.requires_grad)
         for name, parameter in learned:
@@ -324,6 +344,8 @@ class Session(TrainerCallback):
             name: value for name, value in self.last_values.items() if name in BARE or name.split("/")[-1] in SCORES
         }
         best = {} if progress.best_loss is None else {"eval/best_loss": progress.best_loss}
+        if best and self.rewards is not None:
+            best = {BEST_REWARD: -best["eval/best_loss"]}
         epochs = round(self.trainer.state.epoch or 0.0, 4)
         return {"steps": progress.step, "epochs": epochs, **self._losses(), **best, **scores}
 

@@ -31,6 +31,8 @@ from runner.programs.lib.train_state import (
 )
 
 PROGRESS_INTERVAL_S = 1.0
+#: The mean reward of some steps, and the highest of them, by which rl keeps its best weights.
+EVALUATED, BEST_REWARD = "reward/of_window", "reward/best"
 #: How torch refuses to draw a token where a logit is no number.
 NO_PROBABILITIES = "probability tensor contains"
 #: fp16 has no small gradients, so losses are scaled up by a power of two that follows what the gradients bear.
@@ -162,7 +164,8 @@ class _Training:
         self._try_longest()
         say = self.context.report
         say.phase("train", f"training started at step {self.progress.step} of {self.total_steps}")
-        while self.progress.step < self.total_steps and not self._is_patience_over():
+        patience = self.knobs["early_stopping_patience"]
+        while self.progress.step < self.total_steps and not self.progress.is_patience_over(patience):
             if distributed.summed(self.context.should_stop)[0]:
                 self._seal()
                 raise Stopped(f"stopped after step {self.progress.step}; a restart goes on from there")
@@ -304,20 +307,7 @@ class _Training:
         progress = self.progress
         progress.eval_loss = mean_loss(self.model, self.plan.validation, self.device)
         self.context.report.metric(progress.step, self.total_steps, self._epoch(), {"eval/loss": progress.eval_loss})
-        improved = progress.best_loss is None or progress.eval_loss < progress.best_loss
-        if improved:
-            progress.best_loss, progress.best_step, progress.evaluations_without_gain = (
-                progress.eval_loss,
-                progress.step,
-                0,
-            )
-        else:
-            progress.evaluations_without_gain += 1
-        return improved
-
-    def _is_patience_over(self) -> bool:
-        patience = self.knobs["early_stopping_patience"]
-        return bool(patience) and self.progress.evaluations_without_gain >= patience
+        return progress.note(progress.eval_loss)
 
     def _finish(self) -> dict[str, float]:
         progress = self.progress

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from runner.programs.lib.adapters import load_trainable, save_package
-from runner.programs.lib.distributed import is_first, num_processes, run_in_processes
+from runner.programs.lib.distributed import is_first, num_processes, run_in_processes, summed
 from runner.programs.lib.events import ProgramContext, ProgramError, Reporter
 from runner.programs.lib.model import load_causal_model
 from runner.programs.lib.ppo import Ppo
@@ -50,17 +50,28 @@ def main(context: ProgramContext) -> None:
         # Late: TRL takes seconds to import, and data errors are reported before.
         from runner.programs.lib.trainers import run_trainer
 
-        trainer = make_trainer(context, order, package, prompts, reward)
+        means: list[float] = []
+        trainer = make_trainer(context, order, package, prompts, reward, means)
         # The answers that are passed over several times are in no checkpoint, which is therefore made between them.
-        metrics = run_trainer(context, trainer, knobs, NAMES, whole_every=knobs["update_epochs"])
+        metrics = run_trainer(context, trainer, knobs, NAMES, whole_every=knobs["update_epochs"], rewards=means)
 
     save_package(package, order.method, context.output / "model")
     order.renderer.save(order.base, context.output / "model")
     finish_order(context, order, metrics)
 
 
-def make_trainer(context: ProgramContext, order: Order, package: Any, prompts: Sequence[Prompt], reward: Reward) -> Any:
-    """TRL's trainer of GRPO or RLOO; one optimizer step uses the answers to a whole batch of prompts."""
+def make_trainer(
+    context: ProgramContext,
+    order: Order,
+    package: Any,
+    prompts: Sequence[Prompt],
+    reward: Reward,
+    means: list[float],
+) -> Any:
+    """TRL's trainer of GRPO or RLOO; one optimizer step uses the answers to a whole batch of prompts.
+
+    ``means``: grows by the mean reward of each batch of answers, those of all processes.
+    """
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
     from trl.trainer.rloo_config import RLOOConfig
@@ -91,7 +102,10 @@ def make_trainer(context: ProgramContext, order: Order, package: Any, prompts: S
 
     def earned(completion_ids: Sequence[list[int]], number: Sequence[int], **_: Any) -> list[float]:
         texts = [renderer.decode(token_ids) for token_ids in completion_ids]
-        return rewards_of(reward, [prompts[index] for index in number], texts, [len(ids) for ids in completion_ids])
+        rewards = rewards_of(reward, [prompts[index] for index in number], texts, [len(ids) for ids in completion_ids])
+        total, count = summed(sum(rewards), len(rewards))
+        means.append(total / count)
+        return rewards
 
     def token_ids_of(numbers: Sequence[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [prompts[int(number)].token_ids for number in numbers], None, {}
