@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from runner.programs.lib import head_loss, recipe, training
+from runner.programs.lib import attention, head_loss, recipe, training
 from runner.programs.lib import precision as precisions
 from runner.programs.lib.adapters import add_lora
 from runner.programs.lib.attention import sample_by_sample
@@ -91,6 +92,93 @@ def test_a_packed_row_has_the_gradients_of_the_padded_batch(tiny_model_folder: P
     packed, padded = gradients(pack(samples)), gradients(pad(samples))
     for name, gradient in padded.items():
         torch.testing.assert_close(packed[name], gradient, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def plain_varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, key_starts: torch.Tensor,
+    longest: int, longest_key: int, *, scale: float, window_size: tuple[int, int], enable_gqa: bool,
+) -> torch.Tensor:  # fmt: skip
+    """What torch documents of its ``varlen_attn``, token by token; (tokens, heads, width) in and out."""
+    assert starts.dtype == key_starts.dtype == torch.int32
+    assert window_size == (-1, 0)
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    bounds = starts.tolist()
+    assert longest == longest_key == max(end - start for start, end in itertools.pairwise(bounds))
+    group, answers = query.shape[1] // key.shape[1], []
+    for start, end in itertools.pairwise(bounds):
+        for at in range(start, end):
+            seen = slice(start, at + 1)
+            keys, values = (tensor[seen].repeat_interleave(group, 1) for tensor in (key, value))
+            shares = torch.softmax(torch.einsum("hd,khd->hk", query[at], keys) * scale, -1)
+            answers.append(torch.einsum("hk,khd->hd", shares, values))
+    return torch.stack(answers)
+
+
+@pytest.mark.parametrize("shape", ["tiny_model_folder", "tiny_llama_folder"])
+def test_one_call_for_all_samples_answers_as_one_for_each(
+    shape: str, samples: list[Sample], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU is here: the call for all is replaced by what its documentation says, all around it is ours."""
+    folder = request.getfixturevalue(shape)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model = loaded(folder).train()
+        with sample_by_sample(model):
+            _loss_sum(model, pack(samples), CPU).backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    by_sample = gradients()
+    monkeypatch.setattr(attention, "kernel_of", lambda *_: "flash")
+    monkeypatch.setattr(attention, "varlen_attn", plain_varlen)
+    together = gradients()
+    for name, gradient in by_sample.items():
+        torch.testing.assert_close(together[name], gradient, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_torch_takes_the_call_for_all_samples_and_gives_gradients_of_the_same_shapes() -> None:
+    """Without numbers: torch's own operator on the device that has shapes only."""
+    sizes = {"query": 4, "key": 2, "value": 2}
+    given = {name: torch.empty(1, heads, 20, 64, device="meta", dtype=torch.bfloat16) for name, heads in sizes.items()}
+    for tensor in given.values():
+        tensor.requires_grad_()
+    answer = attention._flash(*given.values(), sizes=(5, 12, 3), scaling=0.125)
+    assert answer.shape == (1, 20, 4, 64)
+    answer.float().sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.shape == tensor.shape for tensor in given.values())
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "width", "num_samples", "dropout", "expected"),
+    [
+        ((9, 0), torch.bfloat16, 128, 12, 0.0, "flash"),
+        ((8, 0), torch.float16, 64, 2, 0.0, "flash"),
+        ((12, 0), torch.bfloat16, 256, 2, 0.0, "flash"),
+        ((9, 0), torch.float32, 128, 12, 0.0, "by_sample"),
+        ((7, 5), torch.float16, 128, 12, 0.0, "by_sample"),
+        (None, torch.bfloat16, 128, 12, 0.0, "by_sample"),
+        ((9, 0), torch.bfloat16, 100, 12, 0.0, "by_sample"),
+        ((9, 0), torch.bfloat16, 320, 12, 0.0, "by_sample"),
+        ((9, 0), torch.bfloat16, 128, 12, 0.1, "by_sample"),
+        ((9, 0), torch.bfloat16, 128, 1, 0.0, "by_sample"),
+    ],
+)
+def test_flash_attention_is_taken_where_gpu_format_and_width_allow(
+    capability: tuple[int, int] | None, dtype: torch.dtype, width: int, num_samples: int, dropout: float, expected: str
+) -> None:
+    assert attention.choose_kernel(capability, dtype, width, num_samples, dropout) == expected
+
+
+def test_a_cpu_attends_sample_by_sample_and_a_gpu_is_asked_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    query = torch.zeros(1, 2, 4, 64, dtype=torch.bfloat16)
+    assert attention.kernel_of(query, 3, 0.0) == "by_sample"
+
+    class OnGpu:
+        device, dtype, shape = torch.device("cuda", 0), torch.bfloat16, query.shape
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    for has_flash, expected in ((True, "flash"), (False, "by_sample")):
+        monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda has_flash=has_flash: has_flash)
+        assert attention.kernel_of(OnGpu(), 3, 0.0) == expected
 
 
 def test_rows_are_few_and_full_and_hold_every_sample_once(samples: list[Sample]) -> None:
