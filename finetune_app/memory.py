@@ -118,7 +118,7 @@ def _is_trl_rl(job: Job) -> bool:
 
 def _copies_gradients(job: Job, machine: Machine) -> bool:
     """Several processes of a trainer of transformers sum their gradients in buckets of its own."""
-    return machine.num_processes > 1 and is_by_trainer(job)
+    return machine.num_processes > 1 and is_by_trainer(job) and job.knobs.get("distributed_strategy") != "fsdp"
 
 
 def _base_bytes(shape: Shape, job: Job, width: float) -> float:

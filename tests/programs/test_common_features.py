@@ -16,6 +16,8 @@ from runner.contract.knobs import RECIPES
 from runner.programs.lib import distributed, ppo
 from runner.programs.lib.artifacts import hash_file
 from runner.programs.lib.events import ProgramError, Stopped
+from runner.programs.lib.first_pass import longest_rows
+from runner.programs.lib.trainers import dataset_of
 from runner.programs.train import classify, preference, pretrain, reward, rl, seq2seq, sft
 from tests.programs.recipes import (
     PAIRS,
@@ -207,6 +209,55 @@ def test_a_number_that_is_none_ends_the_run_and_names_the_rows(case: str, order:
     assert caught.value.exit_code == exits.DIVERGED
     assert ("tokens " if case == "pretrain" else "train.jsonl line") in caught.value.message
     assert not (tmp_path / "run/output/manifest.json").exists()
+
+
+@pytest.mark.parametrize("case", ["classify", "seq2seq", "preference", "reward"])
+def test_a_loss_that_leaps_ends_the_run_and_names_the_rows_of_the_step(
+    case: str, order: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer's loss is multiplied from the third step on; sft and pretrain have a test of their own."""
+    import transformers
+
+    step, calls = transformers.Trainer.training_step, []
+
+    def leaping(self: Any, *args: Any, **options: Any) -> torch.Tensor:
+        calls.append(1)
+        return step(self, *args, **options) * (1000 if len(calls) > 4 else 1)
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", leaping)
+    with pytest.raises(ProgramError, match=r"the loss of step 3 is [\d.e+]+, \d+ times that") as caught:
+        CASES[case][0](make_context(tmp_path / "run", order(case, gradient_accumulation_steps=2, learning_rate=1e-4)))
+    assert caught.value.exit_code == exits.DIVERGED
+    assert caught.value.message.count("train.jsonl line") == 4  # two passes of two rows
+    assert not (tmp_path / "run/output/manifest.json").exists()
+
+
+@pytest.mark.parametrize("case", LEARNERS)
+def test_the_longest_batch_runs_first_and_memory_that_is_missing_is_told_in_words(
+    case: str, order: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if case == "pretrain":
+        pytest.skip("all its sequences are of one length")
+    passes: list[int] = []
+
+    def full(*args: Any, **options: Any) -> Any:
+        passes.append(1)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.Tensor, "backward", full)
+    with pytest.raises(ProgramError, match=r"2 samples of .* tokens do not fit into .*; lower per_device") as caught:
+        CASES[case][0](make_context(tmp_path / "run", order(case)))
+    assert caught.value.field == "per_device_train_batch_size"
+    assert passes == [1]
+    assert events_of(tmp_path / "run", "metric") == []
+
+
+def test_the_longest_rows_are_those_with_the_most_tokens() -> None:
+    rows = [
+        {"rows": "r", "input_ids": [1] * size, "labels": [2] * more} for size, more in ((3, 9), (8, 1), (2, 2), (9, 9))
+    ]
+    assert longest_rows(dataset_of(rows), 2) == ([3, 0], 30)
+    assert longest_rows(dataset_of(rows).select([2, 1]), 5) == ([1, 0], 13)
 
 
 @pytest.mark.parametrize("case", [name for name in LEARNERS if name != "pretrain"])

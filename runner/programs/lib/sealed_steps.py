@@ -42,6 +42,8 @@ class SealedSteps:
             raise self.session.diverged(what) from None
         if not torch.isfinite(loss).all():
             raise self.session.diverged(f"the loss of step {self.session.progress.step + 1} is {loss.item()}")
+        self.session.step_loss += float(loss)
+        self.session.step_rows += self.session.last_rows
         return loss
 
     def prediction_step(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
@@ -55,7 +57,8 @@ class SealedSteps:
         parent: Any = super()
         norm = parent._get_grad_norm(model, grad_norm=grad_norm)
         norm = None if norm is None else sharding.whole(torch.as_tensor(norm))
-        if norm is not None and not math.isfinite(float(norm)):
+        is_first = self.session.progress.step == 0 and self.session.rewards is None  # equal rewards teach nothing
+        if norm is not None and (not math.isfinite(float(norm)) or (is_first and float(norm) == 0.0)):
             raise self.session.diverged(f"the gradient of step {self.session.progress.step + 1} is {float(norm)}")
         return norm
 

@@ -13,6 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from runner.programs.lib.sharding import kept, share_of
 
+#: A loss so many times the mean of the last steps, and twice the first one, is a training that has gone off.
+SPIKE = 5.0
+SPIKE_OF_FIRST = 2.0
 #: Between the names of nested state in a file.
 NESTED = "/"
 
@@ -54,6 +57,18 @@ class Progress:
         mean = self.reward_sum / self.reward_count
         self.reward_sum, self.reward_count = 0.0, 0
         return mean, self.note(-mean)
+
+    def leap(self, loss: float, least: float = 0.0) -> float | None:
+        """How many times the mean of the last steps a step's loss is, where that is a training that has gone off.
+
+        ``least``: nats below which no loss is.
+        """
+        if self.first_loss is None:
+            self.first_loss = self.mean_loss = loss
+        if loss > max(least, SPIKE * self.mean_loss, SPIKE_OF_FIRST * self.first_loss):
+            return loss / self.mean_loss
+        self.mean_loss = 0.9 * self.mean_loss + 0.1 * loss
+        return None
 
     def is_patience_over(self, patience: int) -> bool:
         """``patience`` evaluations have brought nothing; 0: never."""

@@ -19,6 +19,7 @@ from runner.contract import exits
 from runner.programs.lib import distributed, sharding
 from runner.programs.lib.artifacts import newest_sealed, prune_checkpoints, seal_checkpoint
 from runner.programs.lib.events import ProgramContext, ProgramError, Reporter, Stopped
+from runner.programs.lib.first_pass import try_longest
 from runner.programs.lib.model import Device
 from runner.programs.lib.sealed_steps import ROWS, SealedSteps
 from runner.programs.lib.train_state import (
@@ -54,6 +55,8 @@ SILENT = (
 )
 #: Names that document 003 asks for as they are, without train/ in front.
 BARE = ("reward/mean", "kl_divergence", "episode_length")
+#: Losses of a few whole samples leap where one is misjudged; from so many nats on more than a sample is wrong.
+SURE_AND_WRONG = 10.0
 #: A trainer's own words -> ours.
 RENAMED = {
     "rewards/accuracies": "reward_accuracy",
@@ -226,6 +229,7 @@ class Session(TrainerCallback):
         self.progress = Progress()
         self.is_stopped = False
         self.last_rows: list[str] = []
+        self.step_loss, self.step_rows = 0.0, list[str]()
         self.last_values: dict[str, float] = {}
         self._told_at = 0.0
         self._log_started, self._log_tokens = time.monotonic(), 0.0
@@ -234,18 +238,23 @@ class Session(TrainerCallback):
         """The steps of a broken logging interval count."""
         self.trainer._tr_loss += self.progress.loss_sum
         self.trainer._globalstep_last_logged = state.global_step - self.progress.loss_count
+        if self.rewards is None and state.global_step < self.total_steps:
+            try_longest(self.trainer)
         say = self.context.report
         say.phase("train", f"training started at step {state.global_step} of {self.total_steps}")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Several processes draw apart, the same numbers whenever this step is run."""
         distributed.draw_apart(self.knobs["seed"], state.global_step + 1)
+        self.step_loss, self.step_rows = 0.0, []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Decide what happens after this step."""
         step, knobs = state.global_step, self.knobs
         is_last = step >= self.total_steps
         self.progress.step = step
+        if self.rewards is None:
+            self._look_for_a_spike(step)
         control.should_log = step == 1 or step % knobs["logging_steps"] == 0 or is_last
         due = bool(knobs.get("eval_steps")) and step % knobs["eval_steps"] == 0
         control.should_evaluate = self.trainer.eval_dataset is not None and (is_last or due)
@@ -261,6 +270,14 @@ class Session(TrainerCallback):
         if self.rewards is not None:
             self._look_at_rewards(state, control, is_last=is_last, is_whole=is_whole)
         control.should_training_stop = control.should_training_stop or is_last
+
+    def _look_for_a_spike(self, step: int) -> None:
+        """Raises ProgramError where the loss of a step, the mean over the processes, has left what it was by far."""
+        loss = distributed.summed(self.step_loss)[0] / distributed.num_processes()
+        times = self.progress.leap(loss, SURE_AND_WRONG)
+        if times is not None:
+            self.last_rows = self.step_rows
+            raise self.diverged(f"the loss of step {step} is {loss:.4g}, {times:.0f} times that of the last steps")
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Report what the trainer measured under our names."""

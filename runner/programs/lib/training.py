@@ -38,9 +38,6 @@ NO_PROBABILITIES = "probability tensor contains"
 #: fp16 has no small gradients, so losses are scaled up by a power of two that follows what the gradients bear.
 FIRST_LOSS_SCALE = 2.0**16
 STEPS_TO_DOUBLE = 2000
-#: A loss so many times the mean of the last steps, and twice the first one, is a training that has gone off.
-SPIKE = 5.0
-SPIKE_OF_FIRST = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +126,17 @@ def shown_rows(rows: Sequence[str]) -> str:
     return ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
 
 
+def memory_error(num_samples: int, num_tokens: int, device_name: str) -> ProgramError:
+    """The longest batch does not fit."""
+    return ProgramError(
+        "out_of_memory",
+        f"out of memory: {num_samples} samples of {num_tokens} tokens do not fit into {device_name}; lower "
+        "per_device_train_batch_size (and raise gradient_accumulation_steps) or max_seq_length, or turn "
+        "gradient_checkpointing on",
+        "per_device_train_batch_size",
+    )
+
+
 def mean_loss(model: Any, batches: Iterable[Batch], device: Device) -> float:
     """Loss per labelled token over batches, in nats. Leaves the model in training mode."""
     total, num_labels = 0.0, 0
@@ -181,13 +189,7 @@ class _Training:
         try:
             sharding.within(self.model, _loss_sum, batch, self.device).backward()  # type: ignore[no-untyped-call]
         except torch.OutOfMemoryError:
-            raise ProgramError(
-                "out_of_memory",
-                f"out of memory: {len(batch.rows)} samples of {batch.token_ids.numel()} tokens do not fit into "
-                f"{self.device.name}; lower per_device_train_batch_size (and raise gradient_accumulation_steps) or "
-                "max_seq_length, or turn gradient_checkpointing on",
-                "per_device_train_batch_size",
-            ) from None
+            raise memory_error(len(batch.rows), batch.token_ids.numel(), self.device.name) from None
         self.optimizer.zero_grad(set_to_none=True)
         restore_random_states(drawn)
 
@@ -255,15 +257,10 @@ class _Training:
 
     def _look_for_a_spike(self, step: int, loss: float, batches: Sequence[Batch]) -> None:
         """Raises ProgramError where the loss has left what it was before by far."""
-        progress = self.progress
-        if progress.first_loss is None:
-            progress.first_loss = progress.mean_loss = loss
-        if loss > SPIKE * progress.mean_loss and loss > SPIKE_OF_FIRST * progress.first_loss:
-            what = (
-                f"the loss of step {step} is {loss:.4g}, {loss / progress.mean_loss:.0f} times that of the last steps"
-            )
+        times = self.progress.leap(loss)
+        if times is not None:
+            what = f"the loss of step {step} is {loss:.4g}, {times:.0f} times that of the last steps"
             raise self._diverged(what, batches)
-        progress.mean_loss = 0.9 * progress.mean_loss + 0.1 * loss
 
     def _diverged(self, what: str, batches: Sequence[Batch]) -> ProgramError:
         named = shown_rows([row for batch in batches for row in batch.rows])
