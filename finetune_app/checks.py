@@ -13,6 +13,7 @@ from datasets_app.queries import access_dataset_version
 from models_app.models import ModelVersion
 from models_app.services import access_model_version, require_task, require_usable
 from runner.contract.knobs import COMPARING, HyperparametersInvalid, check_hyperparameters
+from runner.contract.reinforcement_knobs import even_prompts
 
 #: What the columns of a dataset must look like for a recipe (the kinds of datasets_app).
 DATA_KINDS = {
@@ -68,6 +69,19 @@ def check_validation_fits(hyperparameters: Mapping[str, Any], validation: Datase
         if validation is None and hyperparameters.get(name) and "algorithm" not in hyperparameters:  # rl has rewards
             message = f"hyperparameters.{name} compares validation losses: give a validation_dataset, or leave it out."
             raise Invalid(message, code="required", field="validation_dataset")
+
+
+def check_processes_fit(hyperparameters: Mapping[str, Any], num_gpus: int) -> None:
+    """GRPO and RLOO share the answers of a step evenly. Raises Invalid (``conflicting_fields``)."""
+    if num_gpus < 2 or hyperparameters.get("algorithm") not in ("grpo", "rloo"):
+        return
+    prompts, answers = hyperparameters["rollout_batch_size"], hyperparameters["num_generations"]
+    if not even_prompts(prompts, answers, num_gpus):
+        message = (
+            f"resources: {num_gpus} GPUs can not share {prompts} prompts with {answers} answers each evenly. "
+            "Raise rollout_batch_size or num_generations, or ask for fewer GPUs."
+        )
+        raise Invalid(message, code="conflicting_fields", field="resources")
 
 
 def access_training_data(actor: Actor, version_id: UUID | str, recipe: str, *, field: str) -> DatasetVersion:

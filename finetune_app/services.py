@@ -23,6 +23,7 @@ from finetune_app.checks import (
     access_training_data,
     check_base_fits,
     check_loss_fits,
+    check_processes_fit,
     check_validation_fits,
     checked_hyperparameters,
 )
@@ -91,6 +92,8 @@ def create_fine_tune_task(
     for field, data in (("train_dataset", train), ("validation_dataset", validation)):
         check_loss_fits(checked, data, field)
     check_validation_fits(checked, validation)
+    booked = checked_resources(resources or {}, resource_group=where.get("resource_group", ""))
+    check_processes_fit(checked, booked.get("gpus", 0))
     with transaction.atomic():
         task = insert_task(
             actor,
@@ -105,7 +108,7 @@ def create_fine_tune_task(
             reward_version=reward,
             tokenizer=own_tokenizer,
             hyperparameters=checked,
-            resources=checked_resources(resources or {}, resource_group=where.get("resource_group", "")),
+            resources=booked,
             options=where,
             time_limit_s=time_limit_s or DEFAULT_TIME_LIMIT_S,
             output_model_name=output_model_name,
@@ -197,6 +200,7 @@ def retry_fine_tune_task(
             task.hyperparameters = checked_hyperparameters(task.recipe, task.method, wanted, has_base=has_base)
         if resources:
             task.resources = checked_resources({**task.resources, **resources})
+        check_processes_fit(task.hyperparameters, task.resources.get("gpus", 0))
         task.time_limit_s = time_limit_s or task.time_limit_s
         task.save(update_fields=["hyperparameters", "resources", "time_limit_s", "updated_at"])
         launch(actor, task)

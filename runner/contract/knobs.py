@@ -278,10 +278,10 @@ KNOBS: tuple[Knob, ...] = (
         "distributed_strategy",
         "str",
         "ddp",
-        "With several GPUs: ddp holds the whole model on each, fsdp shares weights and optimizer state out.",
-        "多 GPU 训练方式: ddp 每卡保存完整模型, fsdp 将权重与优化器状态分片。",
+        "With several GPUs: ddp holds the whole model on each, fsdp (not rl) shares weights and optimizer state out.",
+        "多 GPU 训练方式: ddp 每卡保存完整模型, fsdp (rl 除外) 将权重与优化器状态分片。",
         choices=("ddp", "fsdp"),
-        recipes=LOSS_RECIPES,
+        narrow_choices=(("fsdp", LOSS_RECIPES),),
         methods=("full", "lora"),
     ),
     *PRETRAIN_KNOBS,
@@ -320,7 +320,8 @@ def check_hyperparameters(
         try:
             values[knob.name] = read_value(knob, given.get(knob.name))
         except BadValue as error:
-            problems.append(KnobProblem(knob.name, given[knob.name], str(error), error.code))
+            message = str(error) + _others_take(knob.name, given[knob.name])
+            problems.append(KnobProblem(knob.name, given[knob.name], message, error.code))
     bad = {problem.field for problem in problems}
     problems += [
         _idle_problem(knob, values[knob.name])
@@ -348,6 +349,12 @@ def idle_knobs(recipe: str, method: str, values: Mapping[str, Any]) -> list[Knob
     taken = knobs_of(recipe, method)
     known = {**{knob.name: knob.default for knob in taken}, **values}
     return [knob for knob in taken if known[knob.name] != knob.default and not knob.counts(known)]
+
+
+def _others_take(name: str, value: Any) -> str:
+    """Who takes a choice that not every recipe takes; empty where nobody does or it is none."""
+    narrow = next(dict(knob.narrow_choices) for knob in KNOBS if knob.name == name)
+    return f"; {value} is for {', '.join(narrow[value])}" if isinstance(value, str) and value in narrow else ""
 
 
 def _idle_problem(knob: Knob, value: Any) -> KnobProblem:

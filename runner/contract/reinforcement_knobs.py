@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 from runner.contract.knob_values import Knob
 
 ALGORITHMS = ("ppo", "grpo", "rloo")
 #: Rules by which an answer earns its reward, besides the reward model.
 REWARD_RULES = ("reward_model", "exact_match", "contains", "regex", "length")
 RL = ("rl",)
+
+
+def even_prompts(num_prompts: int, num_generations: int, num_processes: int) -> int:
+    """The most prompts, up to ``num_prompts``, whose answers several processes can share evenly; 0: none can."""
+    multiple = num_processes // math.gcd(num_processes, num_generations)
+    return num_prompts // multiple * multiple
+
 
 REINFORCEMENT_KNOBS: tuple[Knob, ...] = (
     Knob(

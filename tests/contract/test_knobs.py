@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from runner.contract.knobs import KNOBS, RECIPES, HyperparametersInvalid, check_hyperparameters, knobs_of
+from runner.contract.reinforcement_knobs import even_prompts
 
 
 def problems_of(recipe: str, method: str, given: dict[str, object]) -> dict[str, str]:
@@ -108,14 +109,15 @@ def test_weights_are_shared_out_with_optimizers_that_can_be(optim: str) -> None:
     problems = problems_of("sft", "full", {"distributed_strategy": "fsdp", "optim": optim})
     assert "fsdp takes adamw or sgd" in problems["optim"]
     assert (
-        "taken by sft, preference, reward, classify, seq2seq, pretrain with full, lora"
+        "taken by sft, preference, reward, classify, seq2seq, rl, pretrain with full, lora"
         in problems_of("sft", "qlora", {"distributed_strategy": "fsdp"})["distributed_strategy"]
     )
 
 
 @pytest.mark.parametrize("recipe", ["classify", "reward", "preference"])
 def test_a_choice_that_a_recipe_does_not_take_is_refused_with_those_it_takes(recipe: str) -> None:
-    assert "is not one of truncate, drop" in problems_of(recipe, "full", {"length_policy": "split"})["length_policy"]
+    told = problems_of(recipe, "full", {"length_policy": "split"})["length_policy"]
+    assert told == "'split' is not one of truncate, drop; split is for sft, seq2seq"
     for taker in ("sft", "seq2seq"):
         assert check_hyperparameters(taker, "full", {"length_policy": "split"})["length_policy"] == "split"
 
@@ -156,3 +158,18 @@ def test_what_a_knob_counts_with_is_a_knob_of_the_same_recipes_with_those_choice
         for choice, takers in knob.narrow_choices:
             assert choice in knob.choices
             assert set(takers) < set(knob.recipes)
+
+
+def test_answers_are_drawn_with_the_whole_model_in_each_process() -> None:
+    assert check_hyperparameters("rl", "full", {"distributed_strategy": "ddp"})["distributed_strategy"] == "ddp"
+    told = problems_of("rl", "full", {"distributed_strategy": "fsdp"})["distributed_strategy"]
+    assert told.startswith("'fsdp' is not one of ddp; fsdp is for sft, preference")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "answers", "processes", "even"),
+    [(16, 4, 8, 16), (7, 2, 4, 6), (3, 3, 4, 0), (5, 4, 1, 5), (5, 3, 2, 4)],
+)
+def test_answers_are_shared_evenly(prompts: int, answers: int, processes: int, even: int) -> None:
+    assert even_prompts(prompts, answers, processes) == even
+    assert even * answers % processes == 0

@@ -156,6 +156,14 @@ def test_reinforcement_needs_a_reward_model_or_a_rule(engine, asked, alice, spoo
     assert {str(base.path), str(scorer.path)} <= {mount["source"] for mount in spec["mounts"]}
 
 
+def test_gpus_that_can_not_share_the_answers_evenly_are_refused(engine, asked):
+    knobs = {"algorithm": "grpo", "reward_function": "length", "rollout_batch_size": 3, "num_generations": 3}
+    wanted = asked | {"recipe": "rl", "hyperparameters": knobs, "resources": {"gpus": 4}}
+    with pytest.raises(Invalid, match="4 GPUs can not share 3 prompts with 3 answers each evenly") as refusal:
+        create_fine_tune_task(**wanted)
+    assert (refusal.value.code, refusal.value.field) == ("conflicting_fields", "resources")
+
+
 def test_a_task_without_gpus_trains_in_one_process(engine, asked):
     task = create_fine_tune_task(**asked)
     assert task.run.spec["parameters"]["num_processes"] == 1

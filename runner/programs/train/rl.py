@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from runner.contract.reinforcement_knobs import even_prompts
 from runner.programs.lib.adapters import load_trainable, save_package
 from runner.programs.lib.distributed import is_first, num_processes, run_in_processes, summed
 from runner.programs.lib.events import ProgramContext, ProgramError, Reporter
@@ -130,12 +131,11 @@ def prompts_at_once(knobs: Mapping[str, Any], num_prompts: int, say: Reporter) -
     Raises ProgramError where no number is such.
     """
     wanted = min(int(knobs["rollout_batch_size"]), num_prompts)
-    multiple = num_processes() // math.gcd(num_processes(), knobs["num_generations"])
-    taken = wanted // multiple * multiple
+    taken = even_prompts(wanted, knobs["num_generations"], num_processes())
     if not taken:
         message = (
             f"{wanted} prompts with {knobs['num_generations']} answers each can not be shared out evenly over "
-            f"{num_processes()} processes; take a multiple of {multiple} prompts a step, or fewer GPUs"
+            f"{num_processes()} processes; take more prompts or answers, or fewer GPUs"
         )
         raise ProgramError("hyperparameters_invalid", message, "rollout_batch_size")
     if taken != wanted:

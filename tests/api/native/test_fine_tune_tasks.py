@@ -72,6 +72,7 @@ def test_every_bad_hyperparameter_is_named_at_once(alice_client: APIClient, worl
         ({"resources": {"gpus": 8}}, 422, "unschedulable", "resources"),
         ({"hyperparameters": []}, 400, "wrong_type", "hyperparameters"),
         ({"start": "yes"}, 400, "wrong_type", "start"),
+        ({"resources": {"gpus": "two"}}, 400, "wrong_type", "resources.gpus"),
         ({"hyperparameters": {"load_best": True}}, 400, "required", "validation_dataset"),
         ({"hyperparameters": {"early_stopping_patience": 2}}, 400, "required", "validation_dataset"),
         (
