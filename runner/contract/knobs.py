@@ -10,7 +10,7 @@ from typing import Any
 from runner.contract.alignment_knobs import ALIGNMENT_KNOBS
 from runner.contract.knob_values import RECIPES, BadValue, Knob, read_value
 from runner.contract.pretrain_knobs import NEW_MODEL_SHAPE, PRETRAIN_KNOBS
-from runner.contract.reinforcement_knobs import REINFORCEMENT_KNOBS
+from runner.contract.reinforcement_knobs import COMPARING, REINFORCEMENT_KNOBS, contradictions
 
 __all__ = [
     "ADAPTER_METHODS",
@@ -29,8 +29,6 @@ ADAPTER_METHODS = ("lora", "qlora")
 SAMPLE_RECIPES = tuple(recipe for recipe in RECIPES if recipe != "pretrain")
 #: Recipes that learn from given answers, so that validation data has a loss.
 LOSS_RECIPES = tuple(recipe for recipe in RECIPES if recipe != "rl")
-#: Knobs that compare evaluations.
-COMPARING = ("load_best", "early_stopping_patience")
 #: Optimizers whose state is as many numbers as the weights, so that it can be shared out with them.
 SHARDED_OPTIMIZERS = ("adamw", "sgd")
 
@@ -328,12 +326,9 @@ def check_hyperparameters(
         for knob in idle_knobs(recipe, method, values)
         if knob.counts_with and knob.counts_with[0] not in bad
     ]
-    if recipe == "rl" and values.get("eval_steps") == 0:
-        problems += [
-            KnobProblem(name, values[name], "compares mean rewards; give eval_steps, such as 10", "conflicting_fields")
-            for name in COMPARING
-            if values.get(name)
-        ]
+    if recipe == "rl":
+        told = contradictions(values)
+        problems += [KnobProblem(name, values[name], message, "conflicting_fields") for name, message in told]
     if recipe == "pretrain" and not has_base and not problems:
         problems = _shape_problems(values)
     if values.get("distributed_strategy") == "fsdp" and values["optim"] not in SHARDED_OPTIMIZERS:

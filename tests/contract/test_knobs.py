@@ -173,3 +173,8 @@ def test_answers_are_drawn_with_the_whole_model_in_each_process() -> None:
 def test_answers_are_shared_evenly(prompts: int, answers: int, processes: int, even: int) -> None:
     assert even_prompts(prompts, answers, processes) == even
     assert even * answers % processes == 0
+
+
+def test_ppo_is_not_computed_in_fp16() -> None:
+    assert "use bf16, fp32 or auto" in problems_of("rl", "full", {"precision": "fp16"})["precision"]
+    assert check_hyperparameters("rl", "full", {"precision": "fp16", "algorithm": "grpo"})["precision"] == "fp16"

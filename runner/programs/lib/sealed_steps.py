@@ -57,10 +57,17 @@ class SealedSteps:
         parent: Any = super()
         norm = parent._get_grad_norm(model, grad_norm=grad_norm)
         norm = None if norm is None else sharding.whole(torch.as_tensor(norm))
+        if norm is not None and not math.isfinite(float(norm)) and self._loss_scale() > 1.0:
+            return norm  # too large for fp16: the step is skipped, and losses are scaled less
         is_first = self.session.progress.step == 0 and self.session.rewards is None  # equal rewards teach nothing
         if norm is not None and (not math.isfinite(float(norm)) or (is_first and float(norm) == 0.0)):
             raise self.session.diverged(f"the gradient of step {self.session.progress.step + 1} is {float(norm)}")
         return norm
+
+    def _loss_scale(self) -> float:
+        """By which losses are multiplied in fp16; 1 in every other format."""
+        scaler = self.accelerator.scaler  # type: ignore[attr-defined]
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def _move_model_to_device(self, model: Any, device: Any) -> None:
         """Weights that are shared out later need not fit into one GPU and go there as shares."""
