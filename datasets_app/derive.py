@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path, PurePath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from django.conf import settings
@@ -23,6 +24,7 @@ from datasets_app.queries import access_dataset_version
 from datasets_app.services import add_version, examined, rows_path
 from datasets_app.steps import Tally, apply, checked_shares, checked_steps, keys_of, row_key, split_of_rows
 from datasets_app.strict_json import encode_row
+from runner.programs.lib.near import DISK_BYTES
 
 #: Larger versions are changed outside and uploaded again: a request must end.
 MAX_DERIVED_BYTES = 4 * 1024 * MIB
@@ -36,7 +38,11 @@ def derive_version(*, actor: Actor, version: DatasetVersion, steps: Sequence[Map
     """
     found = _changeable(actor, version)
     functions, tally = checked_steps(steps), Tally()
-    with examined(actor, _writer(lambda: apply(functions, read_all(found), tally)), derived_name(found)) as checked:
+    if any(step.get("near") for step in steps):
+        refuse_low_disk(
+            settings.CLAVIER_DATASETS, rows_path(found).stat().st_size + found.num_samples * DISK_BYTES, None
+        )
+    with examined(actor, _writer(partial(apply, functions, read_all(found), tally)), derived_name(found)) as checked:
         changes = tally.as_json()
         if not tally.removed.total() and not tally.changed.total():
             raise Conflict("The steps change no row, so there is no new version.", code="nothing_changed")
@@ -148,17 +154,19 @@ def _changeable(actor: Actor, version: DatasetVersion) -> DatasetVersion:
     return found
 
 
-def _writer(rows: Callable[[], Iterable[Row]]) -> Callable[[Path], None]:
+def _writer(rows: Callable[[Path], Iterable[Row]]) -> Callable[[Path], None]:
+    """Writes rows, whose maker is told a folder for what it puts aside meanwhile."""
+
     def write(path: Path) -> None:
-        with open(path, "wb", buffering=MIB) as stream:
-            for row in rows():
+        with TemporaryDirectory(dir=path.parent) as scratch, open(path, "wb", buffering=MIB) as stream:
+            for row in rows(Path(scratch)):
                 stream.write(encode_row(row).encode() + b"\n")
 
     return write
 
 
-def _rows_of(version: DatasetVersion, places: list[str], name: str) -> Callable[[], Iterator[Row]]:
-    return lambda: (row for row, place in zip(read_all(version), places, strict=True) if place == name)
+def _rows_of(version: DatasetVersion, places: list[str], name: str) -> Callable[[Path], Iterator[Row]]:
+    return lambda _scratch: (row for row, place in zip(read_all(version), places, strict=True) if place == name)
 
 
 def _locked(version: DatasetVersion) -> Dataset:

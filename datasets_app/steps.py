@@ -11,6 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from clavier.core.errors import Invalid, quoted
@@ -19,7 +20,7 @@ from datasets_app.mapping import checked_mapping, rename
 from datasets_app.personal import KINDS, deidentified, in_every_text
 from datasets_app.strict_json import encode_row
 from runner.contract.texts import without_controls
-from runner.programs.lib.near import NearTexts, sketch_of
+from runner.programs.lib.near import NearTexts, Text, in_blocks
 
 MAX_STEPS = 20
 SPLITS = ("train", "validation", "test")
@@ -32,17 +33,20 @@ class Tally:
     removed: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
     personal: Counter[str] = field(default_factory=Counter)
+    #: Rows that are so much like many others that near duplicates of them were looked for through a part of them only.
+    crowded: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """``{removed: {step: rows}, changed: {step: rows}, personal_data: {kind: finds}}``."""
+        """``{removed: {step: rows}, changed: {step: rows}, personal_data: {kind: finds}, crowded: rows}``."""
         return {
             "removed": dict(+self.removed),
             "changed": dict(+self.changed),
             "personal_data": dict(+self.personal),
-        }
+        } | ({"crowded": self.crowded} if self.crowded else {})
 
 
-Step = Callable[[Iterable[Row], Tally], Iterator[Row]]
+#: Rows, what was done, and a folder for what does not fit into memory, which need not exist.
+Step = Callable[[Iterable[Row], Tally, Path], Iterator[Row]]
 
 
 def checked_steps(given: Sequence[Mapping[str, Any]]) -> list[Step]:
@@ -52,10 +56,10 @@ def checked_steps(given: Sequence[Mapping[str, Any]]) -> list[Step]:
     return [_checked_step(number, step) for number, step in enumerate(given)]
 
 
-def apply(steps: Sequence[Step], rows: Iterable[Row], tally: Tally) -> Iterator[Row]:
-    """The rows after all steps, as a stream."""
-    for step in steps:
-        rows = step(rows, tally)
+def apply(steps: Sequence[Step], rows: Iterable[Row], tally: Tally, scratch: Path) -> Iterator[Row]:
+    """The rows after all steps, as a stream; what a step puts aside below ``scratch`` is gone after the last row."""
+    for number, step in enumerate(steps):
+        rows = step(rows, tally, scratch / str(number))
     return iter(rows)
 
 
@@ -129,7 +133,7 @@ def _checked_step(number: int, given: Mapping[str, Any]) -> Step:
 
 
 def _clean(where: str, options: dict[str, Any]) -> Step:
-    def step(rows: Iterable[Row], tally: Tally) -> Iterator[Row]:
+    def step(rows: Iterable[Row], tally: Tally, _scratch: Path) -> Iterator[Row]:
         for row in rows:
             cleaned = in_every_text(row, without_controls)
             tally.changed["clean"] += cleaned != row
@@ -142,24 +146,29 @@ def _deduplicate(where: str, options: dict[str, Any]) -> Step:
     near = options.get("near", False)
     threshold = _number(where, "threshold", options.get("threshold", 0.8), 0.5, 1.0)
 
-    def step(rows: Iterable[Row], tally: Tally) -> Iterator[Row]:
+    def exact(rows: Iterable[Row], tally: Tally, _scratch: Path) -> Iterator[Row]:
         seen: set[bytes] = set()
-        lookalikes = NearTexts(threshold) if near else None
         for row in rows:
             key = row_key(row)
             if key in seen:
                 tally.removed["deduplicate"] += 1
-                continue
-            seen.add(key)
-            if lookalikes is not None:
-                sketch = sketch_of(encode_row(row))
-                if lookalikes.most_like(sketch):
-                    tally.removed["deduplicate_near"] += 1
-                    continue
-                lookalikes.add(sketch)
-            yield row
+            else:
+                seen.add(key)
+                yield row
 
-    return step
+    def lookalikes(rows: Iterable[Row], tally: Tally, scratch: Path) -> Iterator[Row]:
+        with NearTexts(threshold, scratch) as known:
+            for block in in_blocks(((row, encode_row(row)) for row in rows), lambda pair: len(pair[1])):
+                texts = [Text(0, int.from_bytes(row_key(row), "little"), text) for row, text in block]
+                matches = known.look_up(texts, remember="different")
+                for (row, _), match in zip(block, matches, strict=True):
+                    if match is None:
+                        yield row
+                    else:
+                        tally.removed["deduplicate" if match.is_equal else "deduplicate_near"] += 1
+            tally.crowded += known.crowded
+
+    return lookalikes if near else exact
 
 
 def _deidentify(where: str, options: dict[str, Any]) -> Step:
@@ -170,7 +179,7 @@ def _deidentify(where: str, options: dict[str, Any]) -> Step:
             f"{where}.kinds {quoted(kinds)} must be a list of {', '.join(KINDS)}.", code="not_a_choice", field="steps"
         )
 
-    def step(rows: Iterable[Row], tally: Tally) -> Iterator[Row]:
+    def step(rows: Iterable[Row], tally: Tally, _scratch: Path) -> Iterator[Row]:
         for row in rows:
             before = tally.personal.total()
             row = deidentified(row, kinds, tally.personal)
@@ -185,7 +194,7 @@ def _select(where: str, options: dict[str, Any]) -> Step:
     count = int(_number(where, "count", options.get("count", 2**62), 1, 2**62))
     every = int(_number(where, "every", options.get("every", 1), 1, 10**9))
 
-    def step(rows: Iterable[Row], tally: Tally) -> Iterator[Row]:
+    def step(rows: Iterable[Row], tally: Tally, _scratch: Path) -> Iterator[Row]:
         kept = 0
         for number, row in enumerate(rows):
             if number < first or kept >= count or (number - first) % every:
@@ -200,7 +209,7 @@ def _select(where: str, options: dict[str, Any]) -> Step:
 def _drop_long(where: str, options: dict[str, Any]) -> Step:
     most = int(_number(where, "max_characters", options.get("max_characters", 0), 1, 10**8))
 
-    def step(rows: Iterable[Row], tally: Tally) -> Iterator[Row]:
+    def step(rows: Iterable[Row], tally: Tally, _scratch: Path) -> Iterator[Row]:
         for row in rows:
             if len(encode_row(row)) > most:
                 tally.removed["drop_long"] += 1
@@ -216,7 +225,7 @@ def _rename(where: str, options: dict[str, Any]) -> Step:
         raise Invalid(f'{where}.mapping must be an object such as {{"question": "q"}}.', code="required", field="steps")
     checked = checked_mapping(mapping)
 
-    def step(rows: Iterable[Row], tally: Tally) -> Iterator[Row]:
+    def step(rows: Iterable[Row], tally: Tally, _scratch: Path) -> Iterator[Row]:
         for row in rows:
             renamed = rename(row, checked)
             tally.changed["rename"] += list(renamed) != list(row)

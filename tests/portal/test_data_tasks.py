@@ -13,7 +13,11 @@ SAMPLE = {"kind": "near", "line": 3, "other_line": 7, "similarity": 0.91, "text"
 OVERLAP = {
     "rows": 5,
     "sets": [{"label": "test v1", "rows": 9, "exact": 1, "near": 1, "samples": [SAMPLE]}],
-    "within": {"near": 1, "samples": [SAMPLE]},
+    "within": {
+        "near": 1,
+        "samples": [SAMPLE],
+        "compared": {"different": 1200, "comparisons": 9, "crowded": 1100},
+    },
     "notes": [],
 }
 
@@ -24,7 +28,15 @@ def test_reports_and_refusals_are_shown(alice_browser, world):
     DataTask.objects.create(kind="overlap", state="done", version=world.data, result=OVERLAP, **columns)
     DataTask.objects.create(kind="fetch", state="failed", message="line 2: bad", **columns)
     html = alice_browser.get(f"/datasets/{world.data.dataset_id}/work").content.decode()
-    for part in ("25</td>", "60</td>", "line 2: bad", "Row 3 is row 7 of test v1", "&lt;b&gt;asked", "hx-trigger"):
+    for part in (
+        "25</td>",
+        "60</td>",
+        "line 2: bad",
+        "Row 3 is row 7 of test v1",
+        "&lt;b&gt;asked",
+        "hx-trigger",
+        "with the first 16",
+    ):
         assert part in html, part
 
 

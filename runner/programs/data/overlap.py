@@ -1,13 +1,15 @@
 """Looks for rows that two sets of data share, and for near duplicates in one: ``python -m ... RUN_FOLDER``.
 
 Parameters: ``rows`` (JSONL), ``against`` (``[{id, label, rows}]``), ``threshold`` (0.5 to 1).
-Writes ``output/result.json``: ``{rows, threshold, sets: [{id, label, rows, exact, near, samples}], within: {near,
-samples}, notes}``. Counted are rows of ``rows``. A sample has both lines, the similarity and both texts.
+Writes ``output/result.json``: ``{rows, threshold, sets: [{id, label, rows, exact, near, samples, compared}], within:
+{near, samples, compared}, notes}``. Counted are rows of ``rows``. A sample has both lines, the similarity and both
+texts; ``compared`` says what was: ``{different, comparisons, crowded}``, the rows that were remembered, the pairs of
+sketches, and how many of the rows were so much like others that some bands of their sketches lead to those alone.
 
 Compared is what a model is asked (the user's turns, question, prompt), or the whole text where nothing is asked: a
 question that is known from training is leaked, however its answer is worded. Exact: equal without case, punctuation
-and white space. Near: the estimated Jaccard similarity of the sets of 5-character shingles. Memory is bounded: 8 bytes
-a row for the exact ones, about 1 KiB for each of the first rows for the near ones.
+and white space. Near: the estimated Jaccard similarity of the sets of 5-character shingles. All rows of all sets are
+compared; memory does not grow with them (``lib/near.py``), and on disk they take about 920 bytes a row meanwhile.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,24 +24,23 @@ from typing import Any
 from runner.contract.folder import MANIFEST, write_json_durably
 from runner.programs.lib.data import PAIRS, read_rows
 from runner.programs.lib.events import ProgramContext, Stopped, require, run_program
-from runner.programs.lib.near import NearTexts, sketch_of
+from runner.programs.lib.near import REPRESENTATIVES, Match, NearTexts, Remember, Text, in_blocks
 
-#: Rows of one set that are remembered for finding near ones: about 250 MiB.
-MAX_NEAR_ROWS = 250_000
 LISTED = 20
 SAMPLE_CHARACTERS = 200
 _PROGRESS_EVERY_ROWS = 2_000
 
 
 def main(context: ProgramContext) -> None:
-    """One pass over the rows for each set, and one within them."""
+    """Each other set is remembered and the rows looked up in it; at last the rows are looked up in themselves."""
     rows, threshold = Path(require(context.parameters, "rows")), float(context.parameters.get("threshold") or 0.8)
     against = context.parameters.get("against") or []
-    notes: list[str] = []
-    total = sum(1 for _ in texts_of(rows))
-    progress = Progress(context, total * (len(against) + 1))
-    sets = [compare(rows, other, threshold, progress, notes) for other in against]
-    within = near_within(rows, threshold, progress, notes)
+    total = count_rows(rows)
+    progress = Progress(context, sum(total + count_rows(Path(other["rows"])) for other in against) + total)
+    sets = [compare(context, rows, other, threshold, progress) for other in against]
+    context.report.phase("within", f"looking for near duplicates among {total:,} rows")
+    within = near_within(context, rows, threshold, progress)
+    notes = [note for item in sets for note in said(item)]
     result = {"rows": total, "threshold": threshold, "sets": sets, "within": within, "notes": notes}
     target = context.output / "result.json"
     write_json_durably(target, result)
@@ -51,7 +51,7 @@ def main(context: ProgramContext) -> None:
 
 
 class Progress:
-    """Rows compared so far, told now and then."""
+    """Rows read so far, told now and then."""
 
     def __init__(self, context: ProgramContext, total: int) -> None:
         self._context = context
@@ -68,68 +68,80 @@ class Progress:
 
 
 def compare(
-    rows: Path, other: Mapping[str, Any], threshold: float, progress: Progress, notes: list[str]
+    context: ProgramContext, rows: Path, other: Mapping[str, Any], threshold: float, progress: Progress
 ) -> dict[str, Any]:
     """How many of the rows another set has too, with samples."""
-    lines, near = index_of(Path(other["rows"]), threshold)
-    known = sorted_keys(lines)
-    if len(lines) > len(near):
-        notes.append(f"{other['label']}: near rows were looked for among its first {len(near):,} of {len(lines):,}.")
-    found: dict[str, Any] = {"id": other["id"], "label": other["label"], "rows": len(lines), "exact": 0, "near": 0}
+    place, found = Path(other["rows"]), {"exact": 0, "near": 0}
     samples: list[dict[str, Any]] = []
-    wanted: dict[int, str] = {}
-    for line, text in texts_of(rows):
-        progress.step()
-        number = find(known, key_of(text))
-        match: tuple[int, float] | None = (number, 1.0) if number is not None else None
-        kind = "exact" if match else "near"
-        match = match or near.most_like(sketch_of(text))
-        if match is None:
-            continue
-        found[kind] += 1
-        if len(samples) < LISTED:
-            samples.append(sample_of(kind, line, match[0] + 1, match[1], text))
-            wanted[match[0] + 1] = ""
-    for line, text in texts_of(Path(other["rows"])) if wanted else ():
+    with NearTexts(threshold, context.work / "near") as near:
+        context.report.phase("index", f"reading {other['label']}")
+        size = sum(1 for _ in looked_up(near, place, "new", progress))
+        context.report.phase(
+            "compare", f"comparing with {other['label']}: {size:,} rows, {near.remembered:,} different"
+        )
+        for text, match in looked_up(near, rows, "none", progress):
+            if match is not None:
+                kind = "exact" if match.is_equal else "near"
+                found[kind] += 1
+                if len(samples) < LISTED:
+                    samples.append(sample_of(kind, text, match))
+    wanted = {sample["other_line"]: "" for sample in samples}
+    for line, asked in texts_of(place) if wanted else ():
         if line in wanted:
-            wanted[line] = text[:SAMPLE_CHARACTERS]
+            wanted[line] = asked[:SAMPLE_CHARACTERS]
     for sample in samples:
         sample["other_text"] = wanted[sample["other_line"]]
-    return found | {"samples": samples}
+    facts = {"id": other["id"], "label": other["label"], "rows": size}
+    return facts | found | {"samples": samples, "compared": compared(near)}
 
 
-def near_within(rows: Path, threshold: float, progress: Progress, notes: list[str]) -> dict[str, Any]:
+def near_within(context: ProgramContext, rows: Path, threshold: float, progress: Progress) -> dict[str, Any]:
     """Rows that are almost an earlier one of the same set (equal ones are the gate's), with samples."""
-    near, count, keys, lines = NearTexts(threshold), 0, set[int](), array("Q")
-    samples: list[dict[str, Any]] = []
+    count, samples = 0, list[dict[str, Any]]()
+    with NearTexts(threshold, context.work / "near") as near:
+        for text, match in looked_up(near, rows, "different", progress):
+            if match is not None and not match.is_equal:
+                count += 1
+                if len(samples) < LISTED:
+                    samples.append(sample_of("near", text, match))
+    return {"near": count, "samples": samples, "compared": compared(near)}
+
+
+def looked_up(
+    near: NearTexts, rows: Path, remember: Remember, progress: Progress
+) -> Iterator[tuple[Text, Match | None]]:
+    """Each row with what is most like it among the remembered ones."""
+    for block in in_blocks(_keyed(rows, progress), lambda text: len(text.text)):
+        yield from zip(block, near.look_up(block, remember=remember), strict=True)
+
+
+def compared(near: NearTexts) -> dict[str, int]:
+    """What was compared, for the report."""
+    return {"different": near.remembered, "comparisons": near.comparisons, "crowded": near.crowded}
+
+
+def said(part: Mapping[str, Any]) -> Iterator[str]:
+    """What a reader should know about the comparison with another set, in words."""
+    crowded, different = part["compared"]["crowded"], part["compared"]["different"]
+    if crowded:
+        yield (
+            f"{part['label']}: {crowded:,} of its {different:,} different rows share parts with many others, as rows "
+            f"of a template do. By those parts rows were compared with the first {REPRESENTATIVES} of them only."
+        )
+
+
+def count_rows(rows: Path) -> int:
+    """Rows of a file, without a look at what they say; 0 where there is none, which whoever reads it says in words."""
+    if not rows.is_file():
+        return 0
+    with open(rows, "rb") as stream:
+        return sum(1 for line in stream if line.strip())
+
+
+def _keyed(rows: Path, progress: Progress) -> Iterator[Text]:
     for line, text in texts_of(rows):
         progress.step()
-        key = key_of(text)
-        if key in keys:
-            continue
-        sketch = sketch_of(text)
-        match = near.most_like(sketch)
-        if match is not None:
-            count += 1
-            if len(samples) < LISTED:
-                samples.append(sample_of("near", line, lines[match[0]], match[1], text))
-        elif len(near) < MAX_NEAR_ROWS:
-            near.add(sketch)
-            lines.append(line)
-            keys.add(key)
-    if len(near) == MAX_NEAR_ROWS:
-        notes.append(f"near duplicates were looked for among the first {MAX_NEAR_ROWS:,} different rows.")
-    return {"near": count, "samples": samples}
-
-
-def index_of(rows: Path, threshold: float) -> tuple[array[int], NearTexts]:
-    """The keys of all rows in order, and the first rows for finding near ones."""
-    keys, near = array("Q"), NearTexts(threshold)
-    for _, text in texts_of(rows):
-        keys.append(key_of(text))
-        if len(near) < MAX_NEAR_ROWS:
-            near.add(sketch_of(text))
-    return keys, near
+        yield Text(line, key_of(text), text)
 
 
 def texts_of(rows: Path) -> Iterator[tuple[int, str]]:
@@ -162,30 +174,14 @@ def key_of(text: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def sorted_keys(keys: array[int]) -> tuple[Any, Any]:
-    """The keys in ascending order, and the row of each: 16 bytes a row, and every one found in a few steps."""
-    import numpy  # late: it comes with the libraries that read models, and takes its time
-
-    values = numpy.frombuffer(keys, dtype=numpy.uint64) if keys else numpy.empty(0, dtype=numpy.uint64)
-    order = numpy.argsort(values, kind="stable")
-    return values[order], order
-
-
-def find(known: tuple[Any, Any], key: int) -> int | None:
-    """The first row with the key, from 0."""
-    values, order = known
-    place = int(values.searchsorted(values.dtype.type(key)))
-    return int(order[place]) if place < len(values) and int(values[place]) == key else None
-
-
-def sample_of(kind: str, line: int, other_line: int, similarity: float, text: str) -> dict[str, Any]:
+def sample_of(kind: str, text: Text, match: Match) -> dict[str, Any]:
     """One finding as the report shows it."""
     return {
         "kind": kind,
-        "line": line,
-        "other_line": other_line,
-        "similarity": round(similarity, 3),
-        "text": text[:SAMPLE_CHARACTERS],
+        "line": text.label,
+        "other_line": match.label,
+        "similarity": round(match.similarity, 3),
+        "text": text.text[:SAMPLE_CHARACTERS],
     }
 
 

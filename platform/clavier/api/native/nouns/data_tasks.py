@@ -63,7 +63,8 @@ class DataTaskDetail(DataTaskItem):
     result = serializers.DictField(
         help_text="Of tokens: `{samples, tokens, learned, mean, longest, quantiles, histogram, at, path, ...}`, where "
         "`at` has for each length the samples that are longer and the shares of learned tokens lost. Of overlap: "
-        "`{rows, sets: [{label, rows, exact, near, samples}], within, notes}`. Of a refused file: `{problems}`."
+        "`{rows, sets: [{label, rows, exact, near, samples, compared}], within, notes}`. "
+        "Of a refused file: `{problems}`."
     )
 
 
