@@ -252,7 +252,7 @@ def ours(work: Work) -> dict[str, Any]:
     from runner.contract.run_spec import RunSpec
     from runner.programs.lib.adapters import add_lora
     from runner.programs.lib.attention import sample_by_sample
-    from runner.programs.lib.batches import Packed, Sample
+    from runner.programs.lib.batches import Packed, Sample, row_tokens
     from runner.programs.lib.events import ProgramContext, Reporter
     from runner.programs.lib.fast_lora import quicken_lora
     from runner.programs.lib.model import choose_device, load_causal_model
@@ -280,7 +280,7 @@ def ours(work: Work) -> dict[str, Any]:
         meter.mark()
         chosen = samples[(step - 1) * per_step : step * per_step]
         meter.tokens.append(sum(len(sample.token_ids) for sample in chosen))
-        return Packed(MAX_TOKENS * BATCH)(chosen)
+        return Packed(row_tokens(samples, per_step, device.device.type))(chosen)
 
     with tempfile.TemporaryDirectory() as run_folder, sample_by_sample(model):
         context = ProgramContext(Path(run_folder), RunSpec("fine_tune", None, {}), Silent(Path(run_folder)))

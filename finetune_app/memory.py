@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finetune_app.shapes import Job, Load, Machine, Shape
-from runner.contract.heads import LOGITS_AT_ONCE, PLAIN_HEADS, POSITIONS_AT_ONCE
+from runner.contract.heads import CPU_ROW_TOKENS, LOGITS_AT_ONCE, PLAIN_HEADS, POSITIONS_AT_ONCE
 from runner.contract.knobs import ADAPTER_METHODS
 
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0.1, "sgd": 0}
@@ -32,7 +32,7 @@ SHARE_OF_PAIR = 2 / 3
 def peak_memory_bytes(shape: Shape, job: Job, load: Load, machine: Machine) -> float:
     """Bytes held at the worst moment, the longest batch; of a GPU, or of the process; the runtime is not counted."""
     width, trained = number_bytes(job, on_gpu=machine.is_gpu), trained_parameters(shape, job)
-    rows = batch_of(job, load)
+    rows = batch_of(job, load, on_gpu=machine.is_gpu)
     shares = machine.num_processes if job.knobs.get("distributed_strategy") == "fsdp" else 1
     held = (
         _base_bytes(shape, job, width) + trained * OPTIMIZER_BYTES.get(str(job.knobs.get("optim", "adamw")), 8)
@@ -42,7 +42,8 @@ def peak_memory_bytes(shape: Shape, job: Job, load: Load, machine: Machine) -> f
     forward = _layers_bytes(shape, job, rows, width) + _cast_bytes(shape, job, width, shares)
     forward += _head_bytes(shape, job, rows, load, width, on_gpu=machine.is_gpu)
     gradients = 4.0 * trained / shares * (2 if _copies_gradients(job, machine) else 1)
-    if is_accumulating(job):
+    is_split = rows.tokens < batch_of(job, load, on_gpu=True).tokens  # a CPU lays a batch out in several rows
+    if is_accumulating(job) or is_split:
         forward += gradients
     if job.method == "full" and has_head(job):
         # The gradient of the head is there before that of any layer, and once more as it is scaled; of the
@@ -75,7 +76,7 @@ class Rows:
     scored: float
 
 
-def batch_of(job: Job, load: Load) -> Rows:
+def batch_of(job: Job, load: Load, *, on_gpu: bool) -> Rows:
     """The longest batch that the recipe makes of the rows."""
     size = min(int(job.knobs.get("per_device_train_batch_size") or 1), load.num_rows)
     if job.recipe == "rl":
@@ -83,7 +84,8 @@ def batch_of(job: Job, load: Load) -> Rows:
         answer = int(job.knobs["max_completion_length"])
         return Rows(size * answer_length(job, load), size * answer)
     if job.recipe in ("sft", "seq2seq") and job.knobs.get("packing"):
-        tokens = load.longest_together(size)
+        together = load.longest_together(size)
+        tokens = together if on_gpu or job.recipe != "sft" else min(together, max(CPU_ROW_TOKENS, load.max_tokens))
         return Rows(tokens, tokens * load.learned_share)
     if job.recipe == "reward" or (job.recipe == "preference" and job.knobs.get("loss_type") != "kto"):
         tokens = 2 * size * max(1.0, SHARE_OF_PAIR * load.max_tokens)

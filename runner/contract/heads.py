@@ -8,3 +8,5 @@ PLAIN_HEADS = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "Mist
 #: Positions and numbers of a tile: on a CPU it stays in the cache, a GPU wants large products.
 POSITIONS_AT_ONCE = 1024
 LOGITS_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 27}
+#: Tokens of a packed row on a CPU: longer ones are no faster, and all that a row keeps for its backward pass is memory.
+CPU_ROW_TOKENS = 512

@@ -55,7 +55,6 @@ def test_the_parameters_of_a_known_model_are_counted_within_one_percent() -> Non
 @pytest.mark.parametrize(
     ("smaller", "larger"),
     [
-        (job(per_device_train_batch_size=2), job(per_device_train_batch_size=4)),
         (job(gradient_checkpointing=True), job()),
         (job(lora_r=8), job(lora_r=64)),
         (job(), job(packing=False)),
@@ -70,6 +69,14 @@ def test_the_parameters_of_a_known_model_are_counted_within_one_percent() -> Non
 def test_memory_grows_with_what_costs_memory(smaller: Job, larger: Job) -> None:
     assert peak_mib(smaller) < peak_mib(larger)
     assert peak_mib(smaller, machine=CPU) < peak_mib(larger, machine=CPU)
+
+
+def test_a_larger_batch_is_longer_rows_on_a_gpu_and_more_rows_on_a_cpu() -> None:
+    few, many = job(per_device_train_batch_size=2), job(per_device_train_batch_size=4)
+    assert peak_mib(few) < peak_mib(many)
+    assert peak_mib(few, machine=CPU) == peak_mib(many, machine=CPU)
+    few, many = (replace(one, knobs={**one.knobs, "packing": False}) for one in (few, many))
+    assert peak_mib(few, machine=CPU) < peak_mib(many, machine=CPU)
 
 
 def test_our_own_loop_holds_no_logits_of_a_large_vocabulary() -> None:

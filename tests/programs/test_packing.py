@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from runner.programs.lib import attention, head_loss, recipe, training
+from runner.programs.lib import attention, batches, head_loss, recipe, training
 from runner.programs.lib import precision as precisions
 from runner.programs.lib.adapters import add_lora
 from runner.programs.lib.attention import sample_by_sample
-from runner.programs.lib.batches import Packed, Sample, pack, pad
+from runner.programs.lib.batches import Packed, Sample, pack, pad, row_tokens
 from runner.programs.lib.events import ProgramError
 from runner.programs.lib.fast_lora import quicken_lora
 from runner.programs.lib.head_loss import linear_cross_entropy
@@ -30,6 +30,7 @@ from runner.programs.train import sft
 from tests.programs.recipes import QUESTIONS, events_of, make_context, values_by_step, write_rows
 
 CPU = Device(torch.device("cpu"), "CPU", None)
+ONE_STEP = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 1, "seed": 1}
 LORA = {"target_modules": ["all-linear"], "lora_r": 4, "lora_alpha": 8.0, "lora_dropout": 0.0}
 
 
@@ -188,6 +189,29 @@ def test_rows_are_few_and_full_and_hold_every_sample_once(samples: list[Sample])
     assert len(rows) == 3  # of 168 tokens
     assert len(Packed(200, multiple=2)(samples)) == 2
     assert Packed(64)([]) == []
+    assert max(batch.token_ids.numel() for batch in Packed(16)(samples)) == 60  # the longest sample has a row
+
+
+def test_rows_on_a_cpu_are_short(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert row_tokens(samples, 3, "cuda") == row_tokens(samples, 3, "cpu") == 60 + 44 + 31
+    monkeypatch.setattr(batches, "CPU_ROW_TOKENS", 64)
+    assert row_tokens(samples, 3, "cpu") == 64
+    assert row_tokens(samples, 3, "cuda") == 135
+    plan = sft.plan_of(samples, samples[:2], {**LORA, **ONE_STEP}, 64)
+    assert plan.longest is not None
+    assert plan.longest.token_ids.numel() == 60  # the largest that a step may hold of the three longest
+
+
+def test_a_run_has_the_same_losses_in_rows_of_any_size(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in (8, 512):
+        monkeypatch.setattr(batches, "CPU_ROW_TOKENS", limit)
+        sft.main(make_context(tmp_path / str(limit), parameters_of(tiny_model_folder, tmp_path)))
+    for metric in ("train/loss", "eval/loss", "train/grad_norm"):
+        short, long = (values_by_step(tmp_path / str(limit), metric) for limit in (8, 512))
+        assert len(long) > 0
+        assert short == pytest.approx(long, abs=1e-4)
 
 
 @pytest.mark.parametrize("is_head_trained", [False, True])

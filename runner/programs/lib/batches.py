@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from runner.contract.heads import CPU_ROW_TOKENS
 from runner.programs.lib.training import Batch
 
 
@@ -56,11 +57,21 @@ class Padded:
         return [pad(by_length[at : at + self.batch_size]) for at in range(0, len(by_length), self.batch_size)]
 
 
+def row_tokens(samples: Sequence[Sample], batch_size: int, kind: str) -> int:
+    """Tokens of a packed row: on a GPU as many as the longest padded batch has, on a CPU as few as cost no speed.
+
+    ``kind``: of the device.
+    """
+    longest = heapq.nlargest(batch_size, (len(sample.token_ids) for sample in samples))
+    return min(CPU_ROW_TOKENS, sum(longest)) if kind == "cpu" else sum(longest)
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Lays samples out in as few rows of at most ``max_tokens`` as possible, all of about the same length.
+    """Lays samples out in as few rows as possible, all of about the same length.
 
-    ``multiple``: processes that share the rows, so that each gets as many.
+    No row has more than ``max_tokens``, or than the longest sample of the step. ``multiple``: processes that share the
+    rows, so that each gets as many.
     """
 
     max_tokens: int
@@ -69,11 +80,13 @@ class Packed:
     def __call__(self, samples: Sequence[Sample]) -> list[Batch]:
         if not samples:
             return []
-        num_rows = -(-sum(len(sample.token_ids) for sample in samples) // self.max_tokens)
+        sizes = [len(sample.token_ids) for sample in samples]
+        limit = max(self.max_tokens, *sizes)
+        num_rows = -(-sum(sizes) // limit)
         while True:
             num_rows = -(-num_rows // self.multiple) * self.multiple
             rows = _spread(samples, num_rows)
-            if max(sum(len(sample.token_ids) for sample in row) for row in rows) <= self.max_tokens:
+            if max(sum(len(sample.token_ids) for sample in row) for row in rows) <= limit:
                 return [pack(row) for row in rows if row]
             num_rows += max(1, num_rows // 16)
 

@@ -17,7 +17,7 @@ import torch
 from runner.programs.lib.adapters import load_trainable, save_package
 from runner.programs.lib.answers import answer_scores, questions_of
 from runner.programs.lib.attention import sample_by_sample, why_not_packed
-from runner.programs.lib.batches import Packed, Padded, Sample, pack, pad, shuffled_batches, steps_per_epoch
+from runner.programs.lib.batches import Packed, Padded, Sample, pad, row_tokens, shuffled_batches, steps_per_epoch
 from runner.programs.lib.data import read_messages
 from runner.programs.lib.distributed import first_then_others, is_first, num_processes, run_in_processes
 from runner.programs.lib.events import ProgramContext, ProgramError, Reporter
@@ -50,7 +50,12 @@ def tune(context: ProgramContext, order: Order) -> dict[str, float]:
     model, package = load_trainable(order, say)
     packed = is_packed(order, model, say)
     shard_as_asked(model, knobs, order.device.device, say)
-    plan = plan_of(samples, held_out, knobs, is_packed=packed)
+    plan = plan_of(
+        samples,
+        held_out,
+        knobs,
+        row_tokens(samples, knobs["per_device_train_batch_size"], order.device.device.type) if packed else None,
+    )
     with sample_by_sample(model) if packed else nullcontext():
         metrics = train(context, model, plan, knobs, order.device)
     if not is_first():  # the first process writes the result
@@ -59,23 +64,22 @@ def tune(context: ProgramContext, order: Order) -> dict[str, float]:
     return {**metrics, **score_validation(context, order, model)}
 
 
-def plan_of(samples: list[Sample], held_out: list[Sample], knobs: dict[str, Any], *, is_packed: bool) -> Plan:
-    """What to train on; packed or padded, a step has the same samples and no batch more tokens than the longest."""
+def plan_of(samples: list[Sample], held_out: list[Sample], knobs: dict[str, Any], max_tokens: int | None) -> Plan:
+    """What to train on, in rows of ``max_tokens`` or, where that is None, padded; a step has the same samples."""
     batch_size = knobs["per_device_train_batch_size"]
     longest = sorted(samples, key=lambda sample: len(sample.token_ids))[-batch_size:]
-    size = sum(len(sample.token_ids) for sample in longest)
-    held_out_size = max([size, *(len(sample.token_ids) for sample in held_out)])
     samples_per_step = batch_size * knobs["gradient_accumulation_steps"] * num_processes()
+    lay_out = Padded(batch_size) if max_tokens is None else Packed(max_tokens, num_processes())
+    largest = (
+        pad(longest)
+        if max_tokens is None
+        else max(Packed(max_tokens)(longest), key=lambda batch: batch.token_ids.numel())
+    )
     return Plan(
-        shuffled_batches(
-            samples,
-            samples_per_step,
-            knobs["seed"],
-            Packed(size, num_processes()) if is_packed else Padded(batch_size),
-        ),
+        shuffled_batches(samples, samples_per_step, knobs["seed"], lay_out),
         steps_per_epoch(len(samples), samples_per_step),
-        (Packed(held_out_size, num_processes()) if is_packed else Padded(batch_size))(held_out),
-        longest=pack(longest) if is_packed else pad(longest),
+        lay_out(held_out),
+        longest=largest,
     )
 
 
