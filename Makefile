@@ -40,10 +40,10 @@ up: setup ## the platform on http://127.0.0.1:$(PORT)
 	exec $(BIN)/python manage.py up --port $(PORT)
 
 test: setup ## every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --reruns 1
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --reruns 1
 
 test-fast: setup ## the tests without the slow ones
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not browser and not postgres and not docker"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not browser and not postgres and not docker"
 
 lint: setup ## style, types, the dependency rule, migrations, templates
 	$(BIN)/ruff check .

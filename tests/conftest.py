@@ -29,6 +29,30 @@ def actor_of(user: User) -> Actor:
     )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What a second run on another database need not repeat."""
+    parser.addoption("--database-only", action="store_true", help="leave out what uses no database")
+
+
+def uses_the_database(item: pytest.Item) -> bool:
+    """Whether it has a database, by its marker or by a fixture."""
+    fixtures = set(getattr(item, "fixturenames", ()))
+    return item.get_closest_marker("django_db") is not None or bool({"db", "transactional_db"} & fixtures)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Files with the longest time limits first: of two processes none is left alone with a long one at the end."""
+    if config.getoption("--database-only"):
+        left_out = [item for item in items if not uses_the_database(item)]
+        items[:] = [item for item in items if uses_the_database(item)]
+        config.hook.pytest_deselected(items=left_out)
+    limits: dict[Path, float] = {}
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        limits[item.path] = max(limits.get(item.path, 0.0), float(marker.args[0]) if marker else 0.0)
+    items.sort(key=lambda item: -limits[item.path])
+
+
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings(tmp_path_factory: pytest.TempPathFactory) -> None:
     """SQLite on the disk: tests race threads against each other, and a database in memory locks whole tables."""
@@ -62,7 +86,7 @@ def home(tmp_path: Path, settings: Settings) -> Path:
 @pytest.fixture(autouse=True)
 def _home_with_the_database(request: pytest.FixtureRequest) -> None:
     """A test that uses the database never touches the real home."""
-    if request.node.get_closest_marker("django_db") or {"db", "transactional_db"} & set(request.fixturenames):
+    if uses_the_database(request.node):
         request.getfixturevalue("home")
 
 

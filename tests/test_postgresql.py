@@ -35,7 +35,7 @@ pytestmark = [
 
 
 def test_every_suite_of_the_database_passes_on_postgresql():
-    passes_on_postgresql("-m", "not slow", *SUITES)
+    passes_on_postgresql("--database-only", "-m", "not slow", *SUITES)
 
 
 def test_the_storm_on_quotas_holds_on_postgresql():
