@@ -1,4 +1,4 @@
-"""The guards that our own trainers add, without a trainer: gradients of fp16 that are too large."""
+"""What our own trainers add, without a trainer: guards, and checkpoints that keep by how much fp16 scales losses."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from runner.programs.lib.events import ProgramError
 from runner.programs.lib.sealed_steps import SealedSteps
+from runner.programs.lib.train_state import Progress
 
 
 class Trainer:
@@ -44,3 +45,26 @@ def test_a_first_gradient_of_zero_ends_the_run_where_a_loss_is_learned() -> None
         trainer._get_grad_norm(None, torch.tensor(0.0))
     trainer.session.rewards = []
     assert trainer._get_grad_norm(None, torch.tensor(0.0)) == 0
+
+
+def test_a_resumed_run_scales_losses_of_fp16_as_the_stopped_one_did() -> None:
+    stopped, resumed = Guarded(None), Guarded(None)
+    sealed: list[Progress] = []
+    for trainer in (stopped, resumed):
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
+        trainer.session.progress = Progress()
+        trainer.session.context = SimpleNamespace(report=SimpleNamespace(phase=lambda name, words: None))
+    scaler = stopped.accelerator.scaler
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    for gradient in (float("inf"), float("inf"), 1.0):
+        scaler.scale(weight.sum() * gradient).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    stopped.session.seal = lambda: sealed.append(stopped.session.progress)
+    stopped._save_checkpoint(None, None)
+    resumed.session.restore = lambda folder: setattr(resumed.session, "progress", sealed[0])
+    resumed._load_optimizer_and_scheduler("step-1")
+    assert resumed.accelerator.scaler.state_dict() == scaler.state_dict()
+    assert (resumed._loss_scale(), sealed[0].finite_steps) == (16384.0, 1)

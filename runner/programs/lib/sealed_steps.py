@@ -86,6 +86,10 @@ class SealedSteps:
             model.set_requires_gradient_sync(True)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        scaler = self.accelerator.scaler  # type: ignore[attr-defined]
+        if scaler is not None:
+            state, progress = scaler.state_dict(), self.session.progress
+            progress.loss_scale, progress.finite_steps = state["scale"], state["_growth_tracker"]
         self.session.seal()
 
     def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
@@ -94,8 +98,11 @@ class SealedSteps:
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint:
             self.session.restore(Path(checkpoint))
-            step = self.session.progress.step
-            self.session.context.report.phase("resume", f"resumed from the checkpoint of step {step}")
+            progress, scaler = self.session.progress, self.accelerator.scaler  # type: ignore[attr-defined]
+            if scaler is not None:
+                known = {"scale": progress.loss_scale, "_growth_tracker": progress.finite_steps}
+                scaler.load_state_dict(scaler.state_dict() | known)
+            self.session.context.report.phase("resume", f"resumed from the checkpoint of step {progress.step}")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Called once the data loader has drawn its own numbers: those of the checkpoint come last."""
