@@ -104,15 +104,16 @@ class Bench:
         run_id = self._client.post("/api/v1/fine-tune-tasks", body)["run"]["id"]
         answered = time.time()
         metrics = self._home / "runs" / run_id / "metrics.jsonl"
+        wrapper = wait_until("the start", lambda: self.wrapper_of(run_id), every_s=0.005)
         while not (step := first_step(metrics)):
             time.sleep(0.002)
+        # First what goes on: the program is at its second step now.
+        cpu = {"wrapper": cpu_of([wrapper]), "program": cpu_of(process_tree.descendants(wrapper))}
         at = time.time()
+        cpu |= {name: used - cpu_before[name] for name, used in self.platform_cpu_s().items()}
+        cpu["zygote"] = self.zygote_cpu_s() - helper_before
         place = self.control_folder(run_id)
         started = json.loads((place / "started.json").read_text())
-        cpu = {name: used - cpu_before[name] for name, used in self.platform_cpu_s().items()}
-        cpu["zygote"] = self.zygote_cpu_s() - helper_before
-        wrapper = started["wrapper"]
-        cpu["wrapper"], cpu["program"] = cpu_of([wrapper]), cpu_of(process_tree.descendants(wrapper))
         launched = (place / "launch.json").stat().st_mtime
         run = wait_until("the run's end", lambda: self.ended(run_id))
         if run["state"] != "COMPLETED":
@@ -141,6 +142,12 @@ class Bench:
     def attempts(self) -> list[Path]:
         """Control sub-folders."""
         return [path for path in (self._home / "executors/local_process").iterdir() if path.name[0] != "."]
+
+    def wrapper_of(self, run_id: str) -> int:
+        """The process id of the wrapper of a run's attempt; 0 before it has started the program."""
+        with suppress(ValueError, OSError):
+            return int(json.loads((self.control_folder(run_id) / "started.json").read_text())["wrapper"])
+        return 0
 
     def control_folder(self, run_id: str) -> Path:
         """That of a run's attempt."""
@@ -243,13 +250,13 @@ def is_ready(origin: str) -> bool:
         return False
 
 
-def wait_until(what: str, condition: Any) -> Any:
+def wait_until(what: str, condition: Any, every_s: float = 0.1) -> Any:
     """What a condition gives once it is true. Raises TimeoutError."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         if found := condition():
             return found
-        time.sleep(0.1)
+        time.sleep(every_s)
     raise TimeoutError(f"{what}: not within {PATIENCE_S:g} s")
 
 
