@@ -8,6 +8,7 @@ from typing import Any
 
 from runner.programs import evaluate, train
 from runner.programs.lib.render import DEFAULT_TEMPLATE, compile_template
+from runner.programs.rehearsal import rehearse
 
 #: Imported by programs only once they know that they need it.
 LATE = (
@@ -24,7 +25,7 @@ LAZY = (
 
 
 def preload() -> None:
-    """Import, and fill the caches that are the same for all. No model, no device, no thread. Raises ImportError."""
+    """Import, and fill the caches that are the same for all. Nothing stays open, no thread. Raises ImportError."""
     # Late: whoever only asks what would be loaded must not load it.
     import transformers
     from transformers import conversion_mapping
@@ -40,3 +41,4 @@ def preload() -> None:
             importlib.import_module(module.name)
     patterns.get_checkpoint_conversion_mapping("qwen2")  # compiles hundreds of them, for all models
     compile_template(DEFAULT_TEMPLATE)
+    rehearse()

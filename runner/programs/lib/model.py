@@ -120,12 +120,14 @@ def quiet_transformers() -> None:
     """Neither progress bars nor the libraries' notes to programmers in the log."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if (theirs := logging.getLogger("bitsandbytes")).level != logging.ERROR:  # setting it visits all loggers
+        theirs.setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
     their_logging: Any = transformers_logging  # the library has no types here
     their_logging.disable_progress_bar()
-    their_logging.set_verbosity_error()
+    if their_logging.get_verbosity() != logging.ERROR:
+        their_logging.set_verbosity_error()
 
 
 def model_config(folder: Path) -> dict[str, Any]:

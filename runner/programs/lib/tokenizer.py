@@ -21,7 +21,33 @@ QWEN2_WORDS = (
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, context_tokens: int, target: Path) -> None:
     """Learn a vocabulary of at most ``vocab_size`` tokens and write the tokenizer package with its ChatML template."""
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = blank(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=specials(),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    write_tokenizer(tokenizer, context_tokens, target)
+
+
+def spell() -> Tokenizer:
+    """A tokenizer that has learned nothing: one token for each byte. Making it starts no thread."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = blank(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
+    tokenizer.add_special_tokens(specials())
+    return tokenizer
+
+
+def specials() -> list[AddedToken]:
+    """The tokens that no text becomes."""
+    return [AddedToken(text, special=True, normalized=False) for text in (END_OF_TEXT, TURN_START, TURN_END)]
+
+
+def blank(model: models.Model) -> Tokenizer:
+    """A tokenizer around a model of words, which cuts text as Qwen2 does."""
+    tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -31,14 +57,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context_tokens: int, 
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    specials = [AddedToken(text, special=True, normalized=False) for text in (END_OF_TEXT, TURN_START, TURN_END)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=specials,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def write_tokenizer(tokenizer: Tokenizer, context_tokens: int, target: Path) -> None:
+    """Write the tokenizer package with its ChatML template."""
     target.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(target / "tokenizer.json"))
     write_json_durably(
