@@ -73,9 +73,12 @@ class Zygote:
     def serve(self) -> None:
         """Fork for each order, until it has been idle for long, or code, packages or its folder have changed."""
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for wrappers
-        while self._is_wanted():
-            if select.select([self._listener], [], [], min(_TICK_S, self._idle_s))[0] and not self._answer():
-                return
+        is_wanted = self._is_wanted()
+        while is_wanted:
+            if select.select([self._listener], [], [], min(_TICK_S, self._idle_s))[0]:
+                is_wanted = self._answer()  # the order's key tells of changes
+            else:
+                is_wanted = self._is_wanted()
 
     def _is_wanted(self) -> bool:
         try:

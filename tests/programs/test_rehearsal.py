@@ -11,6 +11,7 @@ import torch
 
 from runner.programs import rehearsal
 from runner.programs.lib.tokenizer import spell
+from runner.programs.lib.train_state import random_states, restore_random_states, seed_all
 
 
 def test_a_rehearsal_runs_through_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,3 +48,14 @@ def test_what_is_spelled_is_read_again() -> None:
     token_ids = tokenizer.encode("Zwei 琴?").ids
     assert len(token_ids) == len("Zwei 琴?".encode())
     assert tokenizer.decode(token_ids) == "Zwei 琴?"
+
+
+def test_a_seed_means_the_same_as_to_torch() -> None:
+    before = random_states()
+    try:
+        seed_all(5)
+        drawn = torch.rand(3)
+        torch.manual_seed(5)
+        assert torch.equal(torch.rand(3), drawn)
+    finally:
+        restore_random_states(before)

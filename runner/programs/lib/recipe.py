@@ -18,6 +18,7 @@ from runner.programs.lib.lengths import longest_sample
 from runner.programs.lib.model import Device, choose_device, model_config
 from runner.programs.lib.render import Renderer
 from runner.programs.lib.sharding import is_wanted
+from runner.programs.lib.train_state import seed_all
 
 #: Knobs that change nothing without validation data, beside those that are refused then.
 OF_VALIDATION = ("eval_steps", "max_predict_samples")
@@ -101,7 +102,7 @@ def tell_unused(say: Reporter, knobs: Mapping[str, Any], *, has_validation: bool
 
 def open_device(say: Reporter, knobs: Mapping[str, Any], width: int) -> Device:
     """Choose the device and say which; every random choice from here on follows from the seed."""
-    torch.manual_seed(knobs["seed"])
+    seed_all(knobs["seed"])
     device = choose_device(knobs["precision"], width)
     kind = "float32" if device.autocast_dtype is None else str(device.autocast_dtype).removeprefix("torch.")
     say.phase("device", f"device: {device.name}, {kind}: {device.reason}")

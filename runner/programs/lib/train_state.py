@@ -149,6 +149,14 @@ def restore_random(source: Path) -> None:
     restore_random_states(load_file(source / "random.safetensors"))
 
 
+def seed_all(seed: int) -> None:
+    """Every source of random numbers. Without a GPU torch would still take down the stack for each kind of one."""
+    if torch.cuda.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 def random_states() -> dict[str, torch.Tensor]:
     """The state of every source of random numbers."""
     states = {"cpu": torch.get_rng_state()}
