@@ -33,6 +33,7 @@ TEXT_READERS: dict[str, type[JsonLines] | type[JsonArray] | type[Csv] | type[Pla
 HEAD_ROWS = 50
 HEAD_BYTES = MIB
 _OFFSETS_AT_ONCE = 65536
+_NEWLINE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,9 @@ def examine(
                 raise StopReading
             checks = RowChecks(kind or "table", findings)
             _take(head, checks, writer, reader, findings)
-            fast = FastLines.for_rows(checks.kind, [row for _, row, _ in head]) if type(reader) is JsonLines else None
+            fast = None
+            if type(reader) is JsonLines:
+                fast = FastLines.for_rows(checks.kind, [(row, text) for _, row, text in head])
             if fast is not None and isinstance(reader, JsonLines):
                 rows = _rest(stream, head[-1][0], fast, checks, writer, reader, findings)
             _take(rows, checks, writer, reader, findings)
@@ -121,21 +124,49 @@ def _rest(
     findings: Findings,
 ) -> Iterator[Item]:
     """The rows after the first ``line`` lines that need a closer look; blocks that need none are added on the way."""
-    while fast.is_worth_trying and (data := stream.read(BLOCK_BYTES)):
-        data += stream.readline(BLOCK_BYTES)
-        if data[-1:] != b"\n":  # the last line, or a very long one
-            tail = io.BufferedReader(_Joined(data, stream))
+    buffer = memoryview(bytearray(2 * BLOCK_BYTES))
+    while fast.is_worth_trying and (size := stream.readinto(buffer[:BLOCK_BYTES])):
+        last = stream.readline(BLOCK_BYTES)
+        buffer[size : size + len(last)] = last
+        data = buffer[: size + len(last)]
+        if data[-1] != _NEWLINE:  # the last line, or a very long one
+            tail = io.BufferedReader(_Joined(bytes(data), stream))
             yield from reader.read(tail, line)
             return
-        block = fast.passed(data)
-        if block is not None and checks.add_block(line + 1, block.sizes, block.hashes(), fast.signature):
-            if not findings.errors:
-                writer.add_block(block)
-            line += len(block.sizes)
-        else:
+        block = fast.look(data)
+        if block is None:
             yield from reader.read(io.BytesIO(data), line)
-            line += data.count(b"\n")
+            line += bytes(data).count(b"\n")
+        else:
+            yield from _parts(block, line, fast, checks, writer, reader, findings)
+            line += len(block.sizes)
     yield from reader.read(stream, line)
+
+
+def _parts(
+    block: Block,
+    line: int,
+    fast: FastLines,
+    checks: RowChecks,
+    writer: RowWriter,
+    reader: JsonLines,
+    findings: Findings,
+) -> Iterator[Item]:
+    """The rows of a block after so many lines that need a closer look; the others are added on the way."""
+    waiting = block.parts()[::-1]
+    hashes = block.hashes()
+    while waiting:
+        first, behind, is_odd = waiting.pop()
+        if is_odd:
+            yield from reader.read(io.BytesIO(block.bytes_of(first, behind)), line + first)
+            continue
+        few, labels = hashes[first:behind], block.labels_of(first, behind)
+        if checks.add_block(line + first + 1, block.sizes[first:behind], few, labels, fast.signature):
+            if not findings.errors:
+                writer.add_block(block, first, behind, reader.is_canonical)
+        else:
+            block.is_odd[[first + number for number in checks.repeated(few)]] = True
+            waiting += block.parts(first, behind)[::-1]
 
 
 class _Joined(io.RawIOBase):
@@ -200,13 +231,16 @@ class RowWriter:
             self._copy.write(b"\n")
         self._position += len(text) + 1
 
-    def add_block(self, block: Block) -> None:
-        """Append whole lines, which are canonical as they stand."""
+    def add_block(self, block: Block, first: int, behind: int, original_is_canonical: bool) -> None:
+        """Append some of the lines of a block, which are canonical as they stand."""
+        if self._copy is None and not original_is_canonical:
+            self._start_copy()
         self._flush_offsets()
-        self._index.write((block.starts + self._position).astype("<u8").tobytes())
+        starts = block.starts[first:behind]
+        self._index.write((starts + (self._position - starts[0])).astype("<u8").tobytes())
         if self._copy is not None:
-            self._copy.write(block.data)
-        self._position += len(block.data)
+            self._copy.write(block.bytes_of(first, behind))
+        self._position += int(block.sizes[first:behind].sum()) + len(starts)
 
     def finish(self, original_is_canonical: bool) -> None:
         """Make rows and index durable; for a canonical original the rows are a hard link to it."""

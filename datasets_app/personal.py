@@ -72,6 +72,9 @@ PATTERNS: tuple[Pattern, ...] = (
 )
 _API_KEY = re.compile(PATTERNS[1].expression.pattern.encode())
 KINDS = tuple(pattern.kind for pattern in PATTERNS)
+_PRIVATE_KEY = re.compile(b"PRIVATE KEY")
+#: Digits of the shortest number that could be personal, and how many bytes are passed over in looking for one.
+_LONG_NUMBER, _STRIDE = 11, 5
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _KEY_MARKS = (
     *(b"sk-", b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_"),
@@ -79,33 +82,47 @@ _KEY_MARKS = (
 )
 
 
-def may_hold_personal_data(data: bytes, bytes_of: Any) -> bool:
-    """Whether some bytes could hold a find of ``kinds_in``; False is certain. ``bytes_of``: them as numpy array."""
-    if b"@" in data:
-        return True
-    # A run of 11 digits has two neighbours among every fifth byte.
-    is_digit = (bytes_of[::5] - 48) < 10
-    if (is_digit[:-1] & is_digit[1:]).any() and b"00000000000" in data.translate(_ZEROS):
-        return True
-    signs = numpy.flatnonzero((bytes_of == ord("-")) | (bytes_of == ord("_")) | (bytes_of == ord("A")))
-    signs = signs[(signs >= 3) & (signs < len(bytes_of) - 4)]
-    is_capital = bytes_of[signs] == ord("A")
-    capitals, ends = signs[is_capital], signs[~is_capital]
+def places_of_personal_data(data: memoryview, bytes_of: Any, signs: Any) -> Any:
+    """Places of a block, a row of which may only hold a find of ``kinds_in`` where one of them is in it, or an ``@``.
+
+    ``bytes_of``: the block as numpy array; ``signs``: where ``-``, ``_`` and ``A`` are in it. All places: int64.
+    """
+    inner = signs[(signs >= 3) & (signs < len(bytes_of) - 4)]
+    is_capital = bytes_of[inner] == ord("A")
+    capitals, ends = inner[is_capital], inner[~is_capital]
     last, middle, first = (bytes_of[ends - before] for before in (1, 2, 3))
-    has_dashes = ((last == ord("-")) & (middle == ord("-"))).any()
-    if has_dashes and b"PRIVATE KEY" in data:
-        return True
+    found: list[int] = []
+    if ((last == ord("-")) & (middle == ord("-"))).any():
+        found += [match.start() for match in _PRIVATE_KEY.finditer(data)]
     # Before the sign: sk, ghp (gho ghu ghs ghr), hf, clv, xox and a letter.
     marked = (last == ord("k")) & (middle == ord("s"))
     marked |= (middle == ord("h")) & (first == ord("g"))
     marked |= (last == ord("f")) & (middle == ord("h"))
     marked |= (last == ord("v")) & (middle == ord("l"))
     marked |= (middle == ord("x")) & (first == ord("o"))
-    if any(_API_KEY.search(data, max(0, end - 8), end + 80) for end in ends[marked].tolist()):
-        return True
+    found += [end for end in ends[marked].tolist() if _API_KEY.search(data, max(0, end - 8), end + 80)]
     following = bytes_of[capitals + 1]
     capitals = capitals[(following == ord("K")) | (following == ord("I"))]
-    return any(data[place : place + 4] in (b"AKIA", b"AIza") for place in capitals.tolist())
+    found += [place for place in capitals.tolist() if bytes(data[place : place + 4]) in (b"AKIA", b"AIza")]
+    return numpy.concatenate([numpy.array(found, dtype=numpy.int64), _long_numbers(bytes_of)])
+
+
+def _long_numbers(bytes_of: Any) -> Any:
+    """A place within each run of 11 digits or more: such a run has two neighbours among every fifth byte."""
+    fifth = (bytes_of[::_STRIDE] - 48) < 10
+    places = numpy.flatnonzero(fifth[:-1] & fifth[1:]) * _STRIDE
+    last = len(bytes_of) - 1
+    length = numpy.zeros(len(places), dtype=numpy.int64)
+    for direction in (1, -1):
+        goes_on = numpy.ones(len(places), dtype=bool)
+        for step in range(1, _LONG_NUMBER):
+            at = places + direction * step
+            goes_on &= (bytes_of[numpy.clip(at, 0, last)] - 48) < 10
+            goes_on &= (at >= 0) & (at <= last)
+            if not goes_on.any():
+                break
+            length += goes_on
+    return places[length + 1 >= _LONG_NUMBER]
 
 
 def kinds_in(text: bytes) -> Counter[str]:

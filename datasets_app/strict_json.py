@@ -61,9 +61,10 @@ def row_faults(row: dict[str, Any], text: bytes) -> tuple[str, str] | None:
     return None
 
 
-def has_escaped_control(row: dict[str, Any], text: bytes) -> bool:
-    """Whether a text in the row has a control character (they can only come as escapes)."""
-    return b"\\" in text and bool(_SUSPECT_ESCAPE.search(text)) and find_string(row, CONTROL) is not None
+def has_control(row: dict[str, Any], text: bytes) -> bool:
+    """Whether a text in the row has a control character: all come as escapes but DEL, which JSON takes as it is."""
+    may_have = (b"\\" in text and _SUSPECT_ESCAPE.search(text) is not None) or b"\x7f" in text
+    return may_have and find_string(row, CONTROL) is not None
 
 
 def depth_of(value: Any) -> int:

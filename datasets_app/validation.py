@@ -12,7 +12,7 @@ from xxhash import xxh3_64_intdigest
 from datasets_app.findings import Findings
 from datasets_app.formats import MIB, Row, json_type
 from datasets_app.personal import kinds_in
-from datasets_app.strict_json import has_escaped_control
+from datasets_app.strict_json import has_control
 
 #: Columns by which a kind is known, in the order in which they are tried.
 KIND_COLUMNS: dict[str, tuple[str, ...]] = {
@@ -40,7 +40,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
 }
 ROLES = ("system", "user", "assistant", "tool")
 #: Which role may follow which; "" is the start.
-_FOLLOWERS = {
+FOLLOWERS = {
     "": ("system", "user"),
     "system": ("user",),
     "user": ("assistant",),
@@ -58,6 +58,9 @@ _MAX_ROLE_ORDERS = 1000
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "list", dict: "object"}
 
 
+Signature = tuple[tuple[str, type], ...]
+
+
 class Problem(NamedTuple):
     """Why a row is bad (``is_error``) or doubtful."""
 
@@ -66,9 +69,8 @@ class Problem(NamedTuple):
     is_error: bool = True
 
 
-def row_hash(text: bytes | memoryview) -> int:
-    """Tells rows apart to find repeated ones. Who forges a collision gets a wrong warning about data of his own."""
-    return xxh3_64_intdigest(text)
+#: Of a row's bytes, to find repeated ones. Who forges a collision gets a wrong warning about data of his own.
+row_hash = xxh3_64_intdigest
 
 
 def kind_of(row: Row) -> str:
@@ -93,7 +95,7 @@ class RowChecks:
         self.kind = kind
         self._findings = findings
         self._check = _CHECKS.get(kind)
-        self._signatures: Counter[tuple[tuple[str, type], ...]] = Counter()
+        self._signatures: Counter[Signature] = Counter()
         self._columns: dict[str, Counter[str]] = {}
         self._labels: Counter[str] = Counter()
         self._personal: Counter[str] = Counter()
@@ -121,10 +123,10 @@ class RowChecks:
             self._labels[str(row.get("label"))] += 1
         self._look_for_warnings(line, row, text)
 
-    def add_block(self, line: int, sizes: Any, hashes: list[int], signature: tuple[tuple[str, type], ...]) -> bool:
+    def add_block(self, line: int, sizes: Any, hashes: list[int], labels: list[str], signature: Signature) -> bool:
         """Rows that ``FastLines`` passed, the first of them on this line. False: some repeat others; nothing was added.
 
-        ``sizes``: numpy array of the lengths of the rows' JSON; ``hashes``: theirs.
+        ``sizes``: numpy array of the lengths of the rows' JSON; ``hashes``: theirs; ``labels``: of rows that have one.
         """
         seen, count = self._seen, len(hashes)
         fresh = dict(zip(hashes, range(line, line + count), strict=True))
@@ -142,7 +144,20 @@ class RowChecks:
         )
         self.count += count
         self._signatures[signature] += count
+        for label in labels:
+            if len(self._labels) <= MAX_LABELS:
+                self._labels[label] += 1
         return True
+
+    def repeated(self, hashes: list[int]) -> list[int]:
+        """Which of some rows repeat an earlier one, by their numbers among them."""
+        known: set[int] = set()
+        found = []
+        for number, key in enumerate(hashes):
+            if key in known or key in self._seen:
+                found.append(number)
+            known.add(key)
+        return found
 
     def fields(self) -> list[dict[str, Any]]:
         """The columns: ``[{name, type, non_null}]``; a column with several types is ``mixed``."""
@@ -183,7 +198,7 @@ class RowChecks:
                 self._findings.warn(line, message, reason=f"personal_{kind}")
         if len(text) > LONG_ROW_BYTES:
             self._findings.warn(line, f"the row has {len(text) / MIB:.1f} MiB.", reason="long_row", sample=text)
-        if b"\\" in text and has_escaped_control(row, text):
+        if has_control(row, text):
             self._findings.warn(
                 line,
                 "a text has control characters; the step clean removes them.",
@@ -219,9 +234,9 @@ class RowChecks:
             self._findings.warn(0, message, reason="label_imbalance")
 
 
-def checked_texts(kind: str) -> tuple[str, ...]:
-    """Of a kind whose check looks at texts only: which must not be empty. Of every other kind nothing."""
-    return _TEXTS.get(kind, ())
+def checked_texts(kind: str) -> tuple[str, ...] | None:
+    """Which columns must have text in them where all are texts; None: a kind whose check looks at more than that."""
+    return _CHECKED.get(kind)
 
 
 def check_messages(row: Row) -> Problem | None:
@@ -258,10 +273,10 @@ def check_order(roles: tuple[Any, ...]) -> Problem | None:
     for number, role in enumerate(roles, start=1):
         if role not in ROLES:
             return Problem("unknown_role", f"messages[{number}].role {role!r} is none of {', '.join(ROLES)}.")
-        if role not in _FOLLOWERS[before]:
+        if role not in FOLLOWERS[before]:
             after = f"after {before!r}" if before else "at the start"
             message = f"the order of turns is wrong: messages[{number}] is {role!r} {after}; allowed there: "
-            return Problem("wrong_order", message + f"{', '.join(_FOLLOWERS[before])}.")
+            return Problem("wrong_order", message + f"{', '.join(FOLLOWERS[before])}.")
         before = role
     if before != "assistant":
         return Problem("no_answer", f"messages must end with a turn of the assistant, the last one is {before!r}.")
@@ -373,6 +388,14 @@ _TEXTS: dict[str, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
     "source_target": ("source", "target"),
     "text": ("text",),
+}
+_CHECKED: dict[str, tuple[str, ...]] = {
+    **_TEXTS,
+    "messages": (),
+    "preference": ("prompt", "chosen", "rejected"),
+    "prompt": ("prompt",),
+    "label": ("text",),
+    "table": (),
 }
 _lawful_orders: set[tuple[Any, ...]] = set()
 _CHECKS: dict[str, Callable[[Row], Problem | None]] = {
