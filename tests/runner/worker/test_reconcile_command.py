@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from django.utils import timezone
@@ -12,7 +14,7 @@ from django.utils import timezone
 from clavier.runs import leases
 from clavier.runs.models import Lease
 from clavier.runs.queries import RECONCILER_LEASE
-from runner.worker.management.commands.reconcile import bury_predecessor, presence_folder, take_lead
+from runner.worker.management.commands.reconcile import Command, bury_predecessor, presence_folder, take_lead
 from runner.worker.presence import Presence
 from runner.worker.reconciler import LEASE_S
 
@@ -72,3 +74,16 @@ def test_a_term_is_renewed_until_somebody_else_begins_the_next():
     assert leases.hold("loop", "next", for_s=LEASE_S)
     with pytest.raises(leases.LeaseLost):
         fence.renew(for_s=LEASE_S)
+
+
+def test_memory_is_frozen_once_after_the_first_turn(monkeypatch: pytest.MonkeyPatch):
+    done: list[str] = []
+    monkeypatch.setattr(gc, "freeze", lambda: done.append("freeze"))
+    monkeypatch.setattr(Command, "scan", lambda self, node: done.append("scan"))
+    command = Command()
+    command.node = None
+    command.reconciler = SimpleNamespace(run_pass=lambda fence: done.append("pass"))
+    command.housekeeping = command.watch = command.run_watches = SimpleNamespace(is_due=False)
+    for _ in range(2):
+        command.look_after(None, SimpleNamespace(attend=lambda engines: None))
+    assert done == ["pass", "scan", "freeze", "pass"]

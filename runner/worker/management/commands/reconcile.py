@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import time
@@ -78,6 +79,8 @@ class Command(BaseCommand):
         if self.node is None:
             self.scan(node)
             self.node = node
+            gc.collect()
+            gc.freeze()  # what lives as long as the loop: to look through it took 0.05 s each time
         bells.attend({engine: executor(engine) for engine in engines_of(Node.objects.all())})
         if self.housekeeping.is_due:
             self.do("tidy", self.housekeeping.tidy)
