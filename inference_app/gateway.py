@@ -31,7 +31,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Answer = TypeVar("Answer")
 
 PREFIX = "/openai/v1/"
-PROXIED = {"chat/completions", "completions"}
+PROXIED = {"chat/completions", "completions", "pooling"}
 MAX_BODY_BYTES = 16 * 2**20
 TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=600)
 PASSED_HEADERS = {b"content-type", b"cache-control"}
@@ -67,7 +67,7 @@ class Gateway:
         if path in PROXIED and method == "POST":
             request = parse_request(await read_body(receive, headers))
             actor = await self._in_thread(inference_actor, scope, headers)
-            upstreams = await self._in_thread(choose_upstreams, actor, request["model"])
+            upstreams = await self._in_thread(choose_upstreams, actor, request["model"], path)
             await self._forward(upstreams, path, request, receive, send)
         elif method == "GET" and (path == "models" or path.startswith("models/")):
             actor = await self._in_thread(inference_actor, scope, headers)
@@ -76,7 +76,7 @@ class Gateway:
         else:
             raise NotFound(
                 f"There is no {method} {scope['path']}. POST /openai/v1/chat/completions, "
-                "POST /openai/v1/completions and GET /openai/v1/models are served.",
+                "POST /openai/v1/completions, POST /openai/v1/pooling and GET /openai/v1/models are served.",
                 code="no_such_endpoint",
             )
 

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db.models import Prefetch, QuerySet
 
 from clavier.core.actor import Actor
-from clavier.core.errors import DomainError, NotFound, quoted
+from clavier.core.errors import DomainError, Invalid, NotFound, quoted
 from clavier.runs.models import Run
 from clavier.runs.outputs import read_json
 from clavier.runs.queries import progress
@@ -122,10 +122,11 @@ def node_of(run: Run | None) -> str | None:
     return attempt.node.name if attempt else None
 
 
-def choose_upstreams(actor: Actor, model: str) -> list[Upstream]:
+def choose_upstreams(actor: Actor, model: str, path: str = "chat/completions") -> list[Upstream]:
     """Live replicas for ``service`` or ``service@version``, the first choice first (by traffic share, then chance).
 
-    Raises NotFound (``model_not_found``), NoHealthyReplica.
+    ``path``: of the request, behind ``/openai/v1/``. Raises NotFound (``model_not_found``), Invalid (``wrong_task``: a
+    score of a model that writes, or the other way round), NoHealthyReplica.
     """
     name, _, number = model.partition("@")
     service = visible_services(actor).filter(name=name).first()
@@ -138,6 +139,8 @@ def choose_upstreams(actor: Actor, model: str) -> list[Upstream]:
             code="model_not_found",
             field="model",
         )
+    for version in versions:
+        require_answers(version, path)
     for version in by_traffic(versions, explicit=bool(number)):
         running = [r.run for r in version.replicas.all() if r.run and r.run.state == RunState.RUNNING]
         random.shuffle(running)
@@ -147,6 +150,24 @@ def choose_upstreams(actor: Actor, model: str) -> list[Upstream]:
             return upstreams
     raise NoHealthyReplica(
         f"The service {quoted(model)} is {state_of(service)}; no replica answers now.", field="model"
+    )
+
+
+def scores(version: ServiceVersion) -> bool:
+    """Whether one of our own servers answers with scores, not with texts."""
+    model = version.model_version
+    return model is not None and model.task == "reward" and not version.is_own_server
+
+
+def require_answers(version: ServiceVersion, path: str) -> None:
+    """Raises Invalid (``wrong_task``) where a version's server of ours does not answer requests of this path."""
+    if version.is_own_server or scores(version) == (path == "pooling"):
+        return
+    what, instead = ("scores", "pooling") if scores(version) else ("writes", "chat/completions")
+    raise Invalid(
+        f"The service {quoted(version.service.name)} {what}; ask it by POST /openai/v1/{instead}.",
+        code="wrong_task",
+        field="model",
     )
 
 

@@ -22,7 +22,7 @@ from clavier.runs.services import delete_run, stop_run, submit_run
 from clavier.runs.states import EndReason, RunState
 from inference_app.models import InferenceService, Replica, ServiceVersion, service_name_validator
 from inference_app.specs import own_server_spec, require_servable, run_spec_of
-from inference_app.versions import checked_versions, named_as, require_shares
+from inference_app.versions import checked_versions, named_as, require_one_task, require_shares
 from runner.contract import exits
 
 logger = logging.getLogger(__name__)
@@ -84,6 +84,9 @@ def add_service_version(*, actor: Actor, service: InferenceService, **version: A
     columns = checked_versions(actor, [{**version, "traffic_percent": 100}], is_list=False)[0]
     with transaction.atomic():
         locked = InferenceService.objects.select_for_update().get(pk=service.pk)
+        there = [known.model_version for known in locked.versions.all() if not known.is_own_server]
+        added = [] if columns["own_code"].get("command") else [columns["model_version"]]
+        require_one_task([*there, *added])
         highest = locked.versions.aggregate(highest=Max("number"))["highest"] or 0
         made = ServiceVersion.objects.create(service=locked, number=highest + 1, **{**columns, "traffic_percent": 0})
         if locked.desired_state == "running":

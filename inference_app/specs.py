@@ -22,7 +22,7 @@ PROGRAM = "runner.programs.serve.replica"
 
 
 def run_spec_of(version: ServiceVersion) -> RunSpec:
-    """The server's program and input: llama.cpp on a CPU, vLLM where the version asks for GPUs.
+    """The server's program and input: llama.cpp on a CPU, vLLM where the version asks for GPUs; ours for scores.
 
     Raises ValueError for a version without a model.
     """
@@ -34,7 +34,7 @@ def run_spec_of(version: ServiceVersion) -> RunSpec:
         kind="replica",
         program=PROGRAM,
         parameters={
-            "server": "vllm" if resources.has_gpu else "llama.cpp",
+            "server": server_of(version.model_version, resources),
             "model": model,
             "adapter": adapter,
             "served_name": version.service.name,
@@ -48,6 +48,13 @@ def run_spec_of(version: ServiceVersion) -> RunSpec:
         limits=Limits(time_limit_s=None, stop_grace_s=10),
         ready_file=True,
     )
+
+
+def server_of(model: ModelVersion, resources: Resources) -> str:
+    """Which of ``runner.programs.serve.replica`` answers."""
+    if model.task == "reward":
+        return "scoring"
+    return "vllm" if resources.has_gpu else "llama.cpp"
 
 
 def folders_of(version: ModelVersion) -> tuple[str, str | None]:

@@ -29,6 +29,8 @@ MAX_REPLICAS = 64
 MAX_VERSIONS = 20
 MAX_PORTS = 16
 MAX_VOLUMES = 16
+#: What our own servers can do with a model: write answers, or score them.
+SERVED_TASKS = ("generation", "reward")
 #: Everything that may be said of a version.
 VERSION_FIELDS = (
     "model_version", "image", "command", "code_folder", "environment", "hyperparameters", "image_ports", "volumes",
@@ -61,6 +63,7 @@ def checked_versions(actor: Actor, given: Sequence[Mapping[str, Any]], *, is_lis
             problems += refusal.problems
     if problems:
         raise InvalidFields(problems)
+    require_one_task([version["model_version"] for version in columns if not version["own_code"].get("command")])
     require_shares([version["traffic_percent"] for version in columns], field="traffic_percent")
     return columns
 
@@ -134,8 +137,24 @@ def model_of(actor: Actor, problems: Problems, given: Mapping[str, Any]) -> Mode
     if version is not None:
         require_usable(version, needs_files=False)
         if version.format != "image" and not given.get("image") and not given.get("command"):
-            problems.check(require_task, version, "generation", purpose="a chat service")
+            problems.check(require_task, version, *SERVED_TASKS, purpose="a service")
+            wanted = given.get("resources") or {}
+            if version.task == "reward" and isinstance(gpus := wanted.get("gpus"), int) and gpus > 1:
+                message = f"resources.gpus is {gpus}; a reward model is served on one GPU or on none."
+                problems.add("resources.gpus", "out_of_range", message)
     return version
+
+
+def require_one_task(models: Sequence[ModelVersion | None]) -> None:
+    """Raises Invalid (``wrong_task``) where some versions of a service write and others score."""
+    tasks = sorted({model.task for model in models if model is not None and model.format != "image"})
+    if len(tasks) > 1:
+        raise Invalid(
+            f"model_version: the versions of one service are models for {' and '.join(tasks)}; make a service for "
+            "each.",
+            code="wrong_task",
+            field="model_version",
+        )
 
 
 def own_code_of(

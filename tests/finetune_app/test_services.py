@@ -18,6 +18,7 @@ from finetune_app.services import (
     stop_fine_tune_task,
 )
 from inference_app.services import create_service
+from inference_app.specs import run_spec_of
 from models_app.models import ModelVersion
 from models_app.services import delete_model_version
 from tests.engine import assert_consistent, make_engine
@@ -129,9 +130,11 @@ def test_a_reward_model_is_told_from_a_chat_model(engine, asked, alice, spooled)
     engine.step(2)
     version = output_version(access_fine_tune_task(alice, task.pk))
     assert version.task == "reward"
-    with pytest.raises(Invalid, match="is a model for reward; a chat service needs one for generation") as refusal:
-        create_service(actor=alice, name="helper", model_version=version.pk)
-    assert refusal.value.code == "wrong_task"
+    service = create_service(actor=alice, name="scores", model_version=version.pk, start=False)
+    assert run_spec_of(service.versions.get()).parameters["server"] == "scoring"
+    classifier = make_model_version(alice, "classes", task="classification")
+    with pytest.raises(Invalid, match="is a model for classification; a service needs one for generation or reward"):
+        create_service(actor=alice, name="helper", model_version=classifier.pk)
     with pytest.raises(Invalid, match="the recipe sft needs one for generation"):
         create_fine_tune_task(**(asked | {"base_model": version.pk}))
 

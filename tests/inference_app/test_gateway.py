@@ -87,7 +87,13 @@ async def upstream(path: str, seen: list[Any]):
         return web.json_response({"choices": [{"message": {"content": "你好"}}], "model": body["model"]})
 
     app = web.Application()
+
+    async def pooling(request: web.Request) -> web.Response:
+        seen.append((request.headers["Authorization"], await request.json()))
+        return web.json_response({"data": [{"index": 0, "object": "pooling", "data": [0.5]}]})
+
     app.router.add_post("/v1/chat/completions", chat)
+    app.router.add_post("/v1/pooling", pooling)
     runner = web.AppRunner(app, handler_cancellation=True)
     await runner.setup()
     await web.UnixSite(runner, path).start()
@@ -123,13 +129,15 @@ class Exchange:
         return json.loads(b"".join(self.chunks))
 
 
-def ask(headers: dict[str, str], path: str, seen: list[Any], **body: Any) -> Exchange:
-    """One chat question through a gateway of its own."""
+def ask(
+    headers: dict[str, str], path: str, seen: list[Any], endpoint: str = "chat/completions", **body: Any
+) -> Exchange:
+    """One question through a gateway of its own."""
 
     async def main() -> Exchange:
         async with upstream(path, seen):
             request = {"model": "helper", "messages": [{"role": "user", "content": "hi"}], **body}
-            exchange = Exchange("POST", "/openai/v1/chat/completions", headers, json.dumps(request).encode())
+            exchange = Exchange("POST", f"/openai/v1/{endpoint}", headers, json.dumps(request).encode())
             return await exchange.go(Gateway())
 
     return asyncio.run(main())
@@ -153,6 +161,29 @@ def test_charlie_learns_nothing_of_the_service_of_alice(service, charlie, socket
     exchange = ask(key_of(charlie), socket_path, seen)
     assert (exchange.status, exchange.json["error"]["code"]) == (404, "model_not_found")
     assert ask(key_of(charlie), socket_path, seen, model="never").status == 404
+    assert seen == []
+
+
+def test_a_reward_model_scores_and_does_not_chat(service, alice, charlie, socket_path):
+    ModelVersion.objects.update(task="reward")
+    seen: list[Any] = []
+    scored = ask(key_of(alice), socket_path, seen, "pooling")
+    assert (scored.status, scored.json["data"][0]["data"]) == (200, [0.5])
+    assert seen[0][0] == "Bearer of-the-replica"
+    for endpoint in ("chat/completions", "completions"):
+        refused = ask(key_of(alice), socket_path, seen, endpoint)
+        assert (refused.status, refused.json["error"]["code"]) == (400, "wrong_task")
+        assert "POST /openai/v1/pooling" in refused.json["error"]["message"]
+    stranger = ask(key_of(charlie), socket_path, seen, "pooling")
+    assert (stranger.status, stranger.json["error"]["code"]) == (404, "model_not_found")
+    assert len(seen) == 1
+
+
+def test_a_model_that_writes_has_no_scores(service, alice, socket_path):
+    seen: list[Any] = []
+    refused = ask(key_of(alice), socket_path, seen, "pooling")
+    assert (refused.status, refused.json["error"]["code"]) == (400, "wrong_task")
+    assert "POST /openai/v1/chat/completions" in refused.json["error"]["message"]
     assert seen == []
 
 

@@ -97,6 +97,19 @@ def test_a_further_version_starts_with_the_service_and_waits_for_traffic(engine,
     assert all(fact["state"] == "RUNNING" and fact["started_at"] for fact in facts)
 
 
+def test_a_service_scores_or_writes_but_not_both(engine, two, alice):
+    scorer = make_model_version(alice, "scorer", task="reward")
+    with pytest.raises(Invalid, match="are models for generation and reward; make a service for each") as refusal:
+        add_service_version(actor=alice, service=two, model_version=scorer.pk)
+    assert (refusal.value.code, two.versions.count()) == ("wrong_task", 2)
+    mixed = [{"model_version": made.pk, "traffic_percent": 50} for made in (scorer, make_model_version(alice))]
+    with pytest.raises(Invalid, match="make a service for each"):
+        create_service(actor=alice, name="mixed", versions=mixed)
+    with pytest.raises(InvalidFields, match="one GPU or on none"):
+        create_service(actor=alice, name="scores", model_version=scorer.pk, resources={"gpus": 2})
+    assert not InferenceService.objects.exclude(pk=two.pk).exists()
+
+
 def test_charlie_and_bob_do_not_change_the_service_of_alice(engine, two, bob, charlie, alice):
     with pytest.raises(NotFound):
         access_service(charlie, two.pk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,15 @@ class Workshop:
         found = self.client.get(f"/api/v1/model-versions/{version['id']}")
         return {**found, "events": self.client.get(f"{path}/metrics", offset=0)["items"]}
 
+    def wait_for_service(self, service_id: str) -> None:
+        """Until every replica answers. Raises TimeoutError."""
+        for _ in range(600):
+            service = self.client.get(f"/api/v1/services/{service_id}")
+            if service["state"] == "READY":
+                return
+            time.sleep(0.2)
+        raise TimeoutError(service)
+
 
 @pytest.fixture(scope="module")
 def workshop(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
@@ -73,12 +83,13 @@ def test_preferences_make_a_model_that_can_be_served(workshop: Workshop) -> None
     assert any("train/reward_margin" in event for event in made["events"])
 
 
-def test_a_reward_model_teaches_and_is_not_served(workshop: Workshop) -> None:
+def test_a_reward_model_teaches_and_scores_as_a_service(workshop: Workshop) -> None:
     pairs = workshop.data("judgements", PREFERENCES)
     scorer = workshop.train("scorer", "reward", pairs, base_model=workshop.base, hyperparameters=FAST)
     assert scorer["task"] == "reward"
-    with pytest.raises(StepFailed, match="a chat service needs one for generation"):
-        workshop.client.post("/api/v1/services", {"name": "scorer", "model_version": scorer["id"]})
+    service = workshop.client.post("/api/v1/services", {"name": "scorer", "model_version": scorer["id"]})
+    question = {"role": "user", "content": "Keys?"}
+    replies = [[question, {"role": "assistant", "content": reply}] for reply in ("88", "Many")]
     for algorithm, more in (("ppo", {}), ("grpo", {"num_generations": 2})):
         made = workshop.train(
             f"taught-{algorithm}", "rl", pairs, base_model=workshop.base, reward_model=scorer["id"],
@@ -86,6 +97,13 @@ def test_a_reward_model_teaches_and_is_not_served(workshop: Workshop) -> None:
         )  # fmt: skip
         assert made["task"] == "generation"
         assert {"reward/mean", "kl_divergence", "episode_length"} <= made["metrics"].keys()
+    workshop.wait_for_service(service["id"])
+    told = workshop.client.post("/openai/v1/pooling", {"model": "scorer", "messages": replies})
+    first, second = (row["data"][0] for row in told["data"])
+    assert first != second
+    assert told["usage"]["prompt_tokens"] > 0
+    with pytest.raises(StepFailed, match="ask it by POST /openai/v1/pooling"):
+        workshop.client.post("/openai/v1/chat/completions", {"model": "scorer", "messages": [question]})
 
 
 def test_a_classifier_and_a_translator_say_what_they_are(workshop: Workshop) -> None:

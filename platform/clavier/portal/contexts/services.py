@@ -10,13 +10,13 @@ from django.http import HttpRequest
 
 from clavier.core.actor import Actor
 from clavier.core.errors import DomainError, NotFound
-from clavier.portal.contexts.choices import Option, image_options, model_options
+from clavier.portal.contexts.choices import Option, image_options, served_model_options
 from clavier.portal.forms.services import ServiceForm
 from clavier.portal.listing import Listing
 from datasets_app.models import DatasetVersion
 from datasets_app.preview import read_rows
 from inference_app.models import InferenceService, ServiceVersion
-from inference_app.queries import replica_facts, state_of, visible_services
+from inference_app.queries import replica_facts, scores, state_of, visible_services
 from inference_app.services import access_service
 
 LIVE = ("CREATING", "STOPPING", "DEGRADED")
@@ -24,6 +24,7 @@ MOST_SIDE_BY_SIDE = 3
 SAMPLE_QUESTIONS = 6
 MAX_QUESTION_CHARACTERS = 200
 COMPLETIONS_PATH = "/openai/v1/chat/completions"
+POOLING_PATH = "/openai/v1/pooling"
 #: Where the question is in a row of each kind.
 QUESTION_COLUMNS = {
     "instruction": "instruction",
@@ -43,6 +44,8 @@ class ServiceRow:
     version: ServiceVersion | None
     num_ready: int
     num_replicas: int
+    #: It answers with scores, not with texts.
+    scores: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +116,13 @@ def service_row(service: InferenceService) -> ServiceRow:
         version=versions[-1] if versions else None,
         num_ready=sum(run is not None and run.state == "RUNNING" for run in runs),
         num_replicas=sum(version.num_replicas for version in versions),
+        scores=any(map(scores, versions)),
     )
 
 
 def service_new(actor: Actor, form: ServiceForm) -> ServiceNew:
     """The form with what can be chosen."""
-    return ServiceNew(form, model_options(actor), image_options(actor))
+    return ServiceNew(form, served_model_options(actor), image_options(actor))
 
 
 def service_detail(request: HttpRequest, actor: Actor, service_id: UUID) -> ServiceDetail:
@@ -133,7 +137,7 @@ def service_detail(request: HttpRequest, actor: Actor, service_id: UUID) -> Serv
     return ServiceDetail(
         row=row,
         versions=versions,
-        endpoint=request.build_absolute_uri(COMPLETIONS_PATH),
+        endpoint=request.build_absolute_uri(POOLING_PATH if row.scores else COMPLETIONS_PATH),
         log_run_id=run_ids[0] if run_ids else None,
         may_change=actor.may_write and (actor.manages_tenant or service.created_by_id == actor.user_id),
         can_start=row.state in ("DRAFT", "STOPPED", "FAILED"),
@@ -144,8 +148,10 @@ def service_detail(request: HttpRequest, actor: Actor, service_id: UUID) -> Serv
 def chat(request: HttpRequest, actor: Actor, service_id: UUID) -> Chat:
     """The chat of a service beside those that ``?with=`` names."""
     first = service_row(shown_service(actor, service_id))
+    if first.scores:
+        raise NotFound("This service scores replies and does not chat; its page shows how to ask it.")
     ready = [service_row(s) for s in visible_services(actor).filter(desired_state="running").exclude(pk=service_id)]
-    ready = [row for row in ready if row.num_ready]
+    ready = [row for row in ready if row.num_ready and not row.scores]
     wanted = request.GET.getlist("with")[: MOST_SIDE_BY_SIDE - 1]
     beside = [row for row in ready if str(row.service.pk) in wanted]
     version = first.version.model_version if first.version else None
