@@ -19,6 +19,7 @@ from clavier.runs.states import LIVE_STATES, RunState
 from clavier.runs.waiting import explain
 from inference_app.dialing import has_socket, owners_of
 from inference_app.models import InferenceService, Replica, ServiceVersion
+from models_app.models import ModelVersion
 from runner.contract import folder
 
 #: Below it ports belong to the system.
@@ -128,20 +129,11 @@ def choose_upstreams(actor: Actor, model: str, path: str = "chat/completions") -
     ``path``: of the request, behind ``/openai/v1/``. Raises NotFound (``model_not_found``), Invalid (``wrong_task``: a
     score of a model that writes, or the other way round), NoHealthyReplica.
     """
-    name, _, number = model.partition("@")
-    service = visible_services(actor).filter(name=name).first()
-    versions = list(service.versions.all()) if service else []
-    if number:
-        versions = [version for version in versions if str(version.number) == number]
-    if service is None or not versions:
-        raise NotFound(
-            f"There is no service {quoted(model)} for this key. GET /openai/v1/models lists what there is.",
-            code="model_not_found",
-            field="model",
-        )
+    versions = versions_of(actor, model)
+    service = versions[0].service
     for version in versions:
         require_answers(version, path)
-    for version in by_traffic(versions, explicit=bool(number)):
+    for version in by_traffic(versions, explicit=bool(model.partition("@")[2])):
         running = [r.run for r in version.replicas.all() if r.run and r.run.state == RunState.RUNNING]
         random.shuffle(running)
         make = own_upstream if version.is_own_server else upstream_of
@@ -169,6 +161,38 @@ def require_answers(version: ServiceVersion, path: str) -> None:
         code="wrong_task",
         field="model",
     )
+
+
+def scoring_model(actor: Actor, service: str, *, field: str) -> ModelVersion:
+    """The model that scores in ``service`` or ``service@version``, whether a replica answers now or not.
+
+    Raises NotFound (``model_not_found``), Invalid (``wrong_task``, ``ambiguous``).
+    """
+    models = {version.number: version.model_version for version in versions_of(actor, service, field=field)}
+    scorers = {number: model for number, model in models.items() if model is not None and model.task == "reward"}
+    if len(scorers) < len(models):
+        message = f"{field}: the service {quoted(service)} does not score by a reward model of the platform."
+        raise Invalid(message, code="wrong_task", field=field)
+    if len({model.pk for model in scorers.values()}) > 1:
+        known = ", ".join(f"{service}@{number}" for number in sorted(scorers))
+        raise Invalid(f"{field}: say which version scores: {known}.", code="ambiguous", field=field)
+    return next(iter(scorers.values()))
+
+
+def versions_of(actor: Actor, model: str, *, field: str = "model") -> list[ServiceVersion]:
+    """The versions of ``service``, or the one of ``service@version``. Raises NotFound (``model_not_found``)."""
+    name, _, number = model.partition("@")
+    service = visible_services(actor).filter(name=name).first()
+    versions = list(service.versions.all()) if service else []
+    if number:
+        versions = [version for version in versions if str(version.number) == number]
+    if not versions:
+        raise NotFound(
+            f"There is no service {quoted(model)} for this key. GET /openai/v1/models lists what there is.",
+            code="model_not_found",
+            field=field,
+        )
+    return versions
 
 
 def by_traffic(versions: list[ServiceVersion], *, explicit: bool) -> list[ServiceVersion]:

@@ -90,9 +90,10 @@ def test_a_reward_model_teaches_and_scores_as_a_service(workshop: Workshop) -> N
     service = workshop.client.post("/api/v1/services", {"name": "scorer", "model_version": scorer["id"]})
     question = {"role": "user", "content": "Keys?"}
     replies = [[question, {"role": "assistant", "content": reply}] for reply in ("88", "Many")]
+    rewards = {"ppo": {"reward_model": scorer["id"]}, "grpo": {"reward_service": "scorer"}}
     for algorithm, more in (("ppo", {}), ("grpo", {"num_generations": 2})):
         made = workshop.train(
-            f"taught-{algorithm}", "rl", pairs, base_model=workshop.base, reward_model=scorer["id"],
+            f"taught-{algorithm}", "rl", pairs, base_model=workshop.base, **rewards[algorithm],
             hyperparameters={**RL, **more, "algorithm": algorithm},
         )  # fmt: skip
         assert made["task"] == "generation"

@@ -12,6 +12,7 @@ from rest_framework.test import APIClient
 
 from clavier.core.actor import Actor
 from clavier.runs.states import EndReason, RunState
+from inference_app.services import create_service
 from models_app.models import ModelVersion
 from tests.api.native.conftest import World, end, error_of, make_dataset, make_task, names, write
 from tests.api.native.test_files import content_of
@@ -43,6 +44,36 @@ def test_a_task_is_created_started_and_told_in_full(alice_client: APIClient, wor
     assert task["resources"] == {"cpu_milli": 1000, "memory_mib": 1024, "gpus": 0}
     assert (task["output_model_name"], task["output_version"], task["created_by"]) == ("tuned", None, "alice")
     assert alice_client.get(f"{URL}/{task['id']}").json() == task
+
+
+def test_a_service_that_scores_is_a_reward(
+    alice: Actor, alice_client: APIClient, charlie_client: APIClient, world: World
+) -> None:
+    scorers = [make_model_version(alice, "scorer", task="reward") for _ in range(2)]
+    make = {"actor": alice, "start": False}
+    create_service(name="judge", model_version=scorers[0].pk, **make)
+    both = [{"model_version": scorer.pk, "traffic_percent": 50} for scorer in scorers]
+    create_service(name="two", versions=both, **make)
+    create_service(name="writer", model_version=world.base.pk, **make)
+    for service, scorer in (("judge", 0), ("judge@1", 0), ("two@2", 1)):
+        made = alice_client.post(URL, body_of(world, recipe="rl", reward_service=service, start=False), "json")
+        assert made.status_code == 201, made.content
+        assert made.json()["reward_model"]["id"] == str(scorers[scorer].pk)
+    refusals = [
+        ({"reward_service": "two"}, 400, "ambiguous"),
+        ({"reward_service": "writer"}, 400, "wrong_task"),
+        ({"reward_service": "none"}, 404, "model_not_found"),
+        ({"reward_service": "judge@9"}, 404, "model_not_found"),
+        ({"reward_service": "judge", "reward_model": str(scorers[1].pk)}, 400, "conflicting_fields"),
+    ]
+    for change, status, code in refusals:
+        refused = alice_client.post(URL, body_of(world, recipe="rl", **change), "json")
+        error = error_of(refused)
+        assert (refused.status_code, error["code"], error["field"]) == (status, code, "reward_service")
+    stranger = charlie_client.post(URL, body_of(world, recipe="rl", reward_service="judge"), "json")
+    assert (stranger.status_code, error_of(stranger)["code"]) == (404, "model_not_found")
+    estimate = {name: value for name, value in body_of(world, recipe="rl").items() if name != "name"}
+    assert alice_client.post(f"{URL}/estimate", estimate | {"reward_service": "judge"}, "json").status_code == 200
 
 
 def test_every_bad_hyperparameter_is_named_at_once(alice_client: APIClient, world: World) -> None:

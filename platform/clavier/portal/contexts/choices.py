@@ -9,6 +9,7 @@ from clavier.images.queries import ready_versions
 from clavier.portal import labels
 from datasets_app.models import DatasetVersion
 from inference_app.versions import SERVED_TASKS
+from models_app.models import ModelVersion
 from models_app.queries import visible_versions
 
 MOST_CHOICES = 200
@@ -54,9 +55,16 @@ def image_options(actor: Actor) -> list[Option]:
 
 
 def reward_model_options(actor: Actor) -> list[Option]:
-    """Versions that score answers."""
-    versions = visible_versions(actor).filter(state="ready", task="reward")[:MOST_CHOICES]
-    return [Option(str(version.pk), str(version), {}) for version in versions]
+    """Versions that score answers, those that are deployed with the names of their services."""
+    versions = visible_versions(actor).filter(state="ready", task="reward")
+    versions = versions.prefetch_related("service_versions__service")[:MOST_CHOICES]
+    return [Option(str(version.pk), with_services(version), {}) for version in versions]
+
+
+def with_services(version: ModelVersion) -> str:
+    """A version's name, and the services that serve it: ``scorer@1 (judge)``."""
+    names = sorted({served.service.name for served in version.service_versions.all()})
+    return f"{version} ({', '.join(names)})" if names else str(version)
 
 
 def dataset_options(actor: Actor, *kinds: str) -> list[Option]:

@@ -45,7 +45,8 @@ from clavier.api.native.run_parts import (
 )
 from clavier.api.native.schema import BINARY, operation
 from clavier.api.native.views import NativeView
-from clavier.core.errors import NotFound
+from clavier.core.actor import Actor
+from clavier.core.errors import Invalid, NotFound
 from clavier.core.yaml_text import MAX_YAML_BYTES
 from clavier.runs.doctor import ADVICE, shown
 from clavier.runs.models import Run
@@ -62,6 +63,7 @@ from finetune_app.services import (
     start_fine_tune_task,
     stop_fine_tune_task,
 )
+from inference_app.queries import scoring_model
 from runner.contract.knobs import RECIPES
 
 TAG = "fine-tune tasks"
@@ -144,6 +146,30 @@ class TaskFilters(Form):
     search = Text(default="", allow_blank=True, max_length=200, help_text="Text in the name or description.")
 
 
+class RewardService(Text):
+    """A service that scores, in place of ``reward_model``; ``with_reward`` looks it up."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            required=False, max_length=80,
+            help_text="Of rl, instead of reward_model: a service that scores, `judge`, `judge@2`; its model is loaded.",
+        )  # fmt: skip
+
+
+def with_reward(actor: Actor, body: dict[str, Any]) -> dict[str, Any]:
+    """A body whose ``reward_service`` has become the ``reward_model`` that it serves.
+
+    Raises NotFound, Invalid (``conflicting_fields``, ``wrong_task``, ``ambiguous``).
+    """
+    service = body.pop("reward_service", None)
+    if service is None:
+        return body
+    if body.get("reward_model") is not None:
+        message = "reward_service: give it or reward_model, not both."
+        raise Invalid(message, code="conflicting_fields", field="reward_service")
+    return body | {"reward_model": scoring_model(actor, service, field="reward_service").pk}
+
+
 class NewTask(Strict):
     name = Name(max_length=100)
     description = Text(required=False, allow_blank=True, max_length=20_000)
@@ -157,6 +183,7 @@ class NewTask(Strict):
     reward_model = Identifier(
         required=False, allow_null=True, help_text="Of rl with reward_function reward_model: id of a reward version."
     )
+    reward_service = RewardService()
     tokenizer = Text(
         required=False, max_length=5000, help_text="Of a new model: your tokenizer.json, tokenizer.model or folder."
     )
@@ -195,6 +222,7 @@ class EstimateOrder(Strict):
     train_dataset = Identifier(help_text="Id of a data set version.")
     base_model = Identifier(required=False, allow_null=True, help_text="Id of a full model version.")
     reward_model = Identifier(required=False, allow_null=True, help_text="Of rl: id of the version that scores.")
+    reward_service = RewardService()
     tokenizer = Text(required=False, max_length=5000, help_text="Of a new model: a file or folder of yours.")
     hyperparameters = AnyObject(required=False)
     resources = Resources(required=False)
@@ -229,7 +257,7 @@ class EstimateView(NativeView):
                errors=(404,))  # fmt: skip
     def post(self, request: Request) -> Response:
         """Nothing is stored. A task whose lower bound is above what it asks for is refused when it is created."""
-        found = estimate_fine_tune_task(actor=self.actor, **self.body(EstimateOrder))
+        found = estimate_fine_tune_task(actor=self.actor, **with_reward(self.actor, self.body(EstimateOrder)))
         nothing = dict.fromkeys(TaskEstimate().fields)
         return Response(TaskEstimate(found.as_json() if found else nothing).data)
 
@@ -264,7 +292,7 @@ class TasksView(NativeView):
         if "config" in request.data or "config_file" in request.data:
             task = create_from_config(actor=self.actor, **self.body(ConfiguredTask))
         else:
-            task = create_fine_tune_task(actor=self.actor, **self.body(NewTask))
+            task = create_fine_tune_task(actor=self.actor, **with_reward(self.actor, self.body(NewTask)))
         return Response(TaskDetail(task).data, status=201)
 
 

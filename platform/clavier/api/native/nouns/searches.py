@@ -24,7 +24,7 @@ from clavier.api.native.fields import (
     WholeNumber,
 )
 from clavier.api.native.nouns.common import Owned, Reference
-from clavier.api.native.nouns.fine_tune_tasks import METHODS
+from clavier.api.native.nouns.fine_tune_tasks import METHODS, RewardService, with_reward
 from clavier.api.native.schema import operation
 from clavier.api.native.views import NativeView
 from finetune_app.models import PRUNERS, HyperparameterSearch
@@ -117,6 +117,7 @@ class NewSearch(Strict):
     validation_dataset = Identifier(required=False, allow_null=True, help_text="Needed for metrics of eval/.")
     base_model = Identifier(required=False, allow_null=True)
     reward_model = Identifier(required=False, allow_null=True)
+    reward_service = RewardService()
     tokenizer = Text(required=False, max_length=5000, help_text="Of new models: a file or folder of yours.")
     hyperparameters = AnyObject(required=False, help_text="What is the same in all trials.")
     space = AnyObject(help_text="`{learning_rate: {low: 1e-5, high: 1e-3, log: true}, lora_r: {choices: [8, 16]}}`.")
@@ -153,7 +154,10 @@ class SearchesView(NativeView):
     @idempotent()
     def post(self, request: Request) -> Response:
         """The first trials start at once; each one that ends starts the next."""
-        return Response(SearchDetail(create_search(actor=self.actor, **self.body(NewSearch))).data, status=201)
+        return Response(
+            SearchDetail(create_search(actor=self.actor, **with_reward(self.actor, self.body(NewSearch)))).data,
+            status=201,
+        )
 
 
 class SearchView(NativeView):
