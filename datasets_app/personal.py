@@ -73,8 +73,8 @@ PATTERNS: tuple[Pattern, ...] = (
 _API_KEY = re.compile(PATTERNS[1].expression.pattern.encode())
 KINDS = tuple(pattern.kind for pattern in PATTERNS)
 _PRIVATE_KEY = re.compile(b"PRIVATE KEY")
-#: Digits of the shortest number that could be personal, and how many bytes are passed over in looking for one.
-_LONG_NUMBER, _STRIDE = 11, 5
+#: Digits of the shortest number that could be personal.
+_LONG_NUMBER = 11
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _KEY_MARKS = (
     *(b"sk-", b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_"),
@@ -108,10 +108,12 @@ def places_of_personal_data(data: memoryview, bytes_of: Any, signs: Any) -> Any:
 
 
 def _long_numbers(bytes_of: Any) -> Any:
-    """A place within each run of 11 digits or more: such a run has two neighbours among every fifth byte."""
-    fifth = (bytes_of[::_STRIDE] - 48) < 10
-    places = numpy.flatnonzero(fifth[:-1] & fifth[1:]) * _STRIDE
+    """A place within each run of 11 digits or more that is in a string: it fills two words of four bytes."""
     last = len(bytes_of) - 1
+    words = bytes_of[: len(bytes_of) & -4].view(numpy.uint32)
+    may_be = (words & 0xF0F0F0F0) == 0x30303030  # digits, and six signs more
+    places = numpy.flatnonzero(may_be[:-1] & may_be[1:]) * 4
+    places = places[(bytes_of[places] - 48) < 10]
     length = numpy.zeros(len(places), dtype=numpy.int64)
     for direction in (1, -1):
         goes_on = numpy.ones(len(places), dtype=bool)
