@@ -5,6 +5,7 @@ from __future__ import annotations
 from clavier.portal.contexts.tasks import newest_numbers, newest_phase
 from finetune_app.models import FineTuneTask
 from inference_app.models import InferenceService
+from models_app.models import ModelVersion
 from runner.contract import folder
 from tests.portal.conftest import LOG, METRICS
 
@@ -113,6 +114,15 @@ def test_a_service_shows_its_replica_and_how_to_ask(alice_browser, world):
 def test_the_log_of_a_run_that_is_no_replica_is_not_shown(alice_browser, world):
     path = f"/services/{world.service.pk}/replicas/{world.live.run_id}/log"
     assert alice_browser.get(path).status_code == 404
+
+
+def test_a_service_that_scores_is_asked_for_scores_and_has_no_chat(alice_browser, world):
+    ModelVersion.objects.filter(service_versions__service=world.service).update(task="reward")
+    html = page(alice_browser, f"/services/{world.service.pk}")
+    assert "http://testserver/openai/v1/pooling" in html
+    for path in (f"/services/{world.service.pk}", "/services"):
+        assert "/chat" not in page(alice_browser, path)
+    assert alice_browser.get(f"/services/{world.service.pk}/chat").status_code == 404
 
 
 def test_the_chat_offers_questions_of_the_training_data(alice_browser, world):
