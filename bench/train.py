@@ -255,6 +255,7 @@ def ours(work: Work) -> dict[str, Any]:
     from runner.programs.lib.batches import Packed, Sample, row_tokens
     from runner.programs.lib.events import ProgramContext, Reporter
     from runner.programs.lib.fast_lora import quicken_lora
+    from runner.programs.lib.lean_layers import spare_activations
     from runner.programs.lib.model import choose_device, load_causal_model
     from runner.programs.lib.recipe import training_dtype
     from runner.programs.lib.training import Batch, Plan, train
@@ -271,6 +272,7 @@ def ours(work: Work) -> dict[str, Any]:
     model = load_causal_model(Path(work.folder) / "base", training_dtype("lora", device), device.device)
     torch.manual_seed(0)
     quicken_lora(add_lora(model, "base", knobs))
+    spare_activations(model)
 
     class Silent(Reporter):
         def metric(self, step: int, total_steps: int, epoch: float, values: Mapping[str, float]) -> None:

@@ -12,9 +12,11 @@ import torch
 from runner.contract.knobs import ADAPTER_METHODS
 from runner.programs.lib.events import ProgramError, Reporter
 from runner.programs.lib.fast_lora import quicken_lora
+from runner.programs.lib.lean_layers import spare_activations
 from runner.programs.lib.model import Device, load_causal_model, load_classifier, load_encoder_decoder
 from runner.programs.lib.recipe import Order, training_dtype
 from runner.programs.lib.sharding import is_wanted
+from runner.programs.lib.spared import QUANTIZER, spared
 
 
 def load_trainable(order: Order, say: Reporter) -> tuple[Any, Any]:
@@ -28,7 +30,9 @@ def load_trainable(order: Order, say: Reporter) -> tuple[Any, Any]:
     model = load_causal_model(order.base, dtype, order.load_device, quantized)
     keep_layout(model)
     package = add_lora(model, order.base_name, order.knobs) if order.method in ADAPTER_METHODS else model
-    quicken_lora(package)
+    if order.method in ADAPTER_METHODS:
+        quicken_lora(package)
+        spare_activations(package)
     prepare(model, order.knobs)
     tell_size(model, say)
     return model, package
@@ -56,6 +60,11 @@ def load_trainable_encoder_decoder(order: Order, say: Reporter) -> tuple[Any, An
 
 def add_lora(model: Any, base_name: str, knobs: Mapping[str, Any], task_type: str = "CAUSAL_LM") -> Any:
     """Put adapters into the model in place and return the package that saves them. Raises ProgramError."""
+    with spared() if getattr(model, "is_quantized", False) else spared(QUANTIZER):
+        return _add_lora(model, base_name, knobs, task_type)
+
+
+def _add_lora(model: Any, base_name: str, knobs: Mapping[str, Any], task_type: str) -> Any:
     # Late: the library takes seconds to import, and data errors are reported before.
     from peft import LoraConfig, get_peft_model
 

@@ -25,6 +25,59 @@ def quicken_lora(model: Any) -> None:
             layer.__dict__["forward"] = MethodType(_forward, layer)
 
 
+def is_quick(layer: Any) -> bool:
+    """The layer computes this way."""
+    return "forward" in vars(layer) and vars(layer)["forward"].__func__ is _forward
+
+
+def product_dtype(layer: Any) -> torch.dtype | None:
+    """What a quick layer computes with; None where it has to compute in PEFT's own way now."""
+    weight: torch.Tensor = layer.base_layer.weight
+    if layer.disable_adapters or layer.merged or weight.requires_grad or layer.active_adapters != ["default"]:
+        return None
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def lora_product(
+    rows: torch.Tensor,
+    base: torch.Tensor,
+    bias: torch.Tensor | None,
+    down: torch.Tensor,
+    up: torch.Tensor,
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``rows @ base.T + bias + scaling * (rows @ down.T) @ up.T``; ``rows @ down.T``; and ``base`` as it was used."""
+    dtype = rows.dtype
+    base, down_cast, up_cast = base.to(dtype), down.to(dtype), up.to(dtype)
+    y = torch.nn.functional.linear(rows, base, None if bias is None else bias.to(dtype))
+    small = rows @ down_cast.T
+    return y.addmm_(small, up_cast.T, alpha=scaling), small, base
+
+
+class LoraGradients:
+    """Of ``lora_product``, given the gradient ``of_y``: by the adapter's matrices, and, on request, by its input."""
+
+    def __init__(
+        self,
+        of_y: torch.Tensor,
+        rows: torch.Tensor,
+        base: torch.Tensor,
+        down: torch.Tensor,
+        up: torch.Tensor,
+        small: torch.Tensor,
+        scaling: float,
+    ) -> None:
+        self._of_y, self._base, self._down = of_y, base, down.to(rows.dtype)
+        self._of_small = (of_y @ up.to(rows.dtype)).mul_(scaling)
+        self.down = (self._of_small.T @ rows).to(down.dtype)
+        self.up = (of_y.T @ small).mul_(scaling).to(up.dtype)
+
+    def inputs(self) -> torch.Tensor:
+        """By ``rows``."""
+        return (self._of_y @ self._base).addmm_(self._of_small, self._down)
+
+
 def _is_plain(layer: Any) -> bool:
     return (
         list(layer.lora_A) == ["default"]
@@ -38,16 +91,15 @@ def _is_plain(layer: Any) -> bool:
 
 def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     base, down, up = layer.base_layer, layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    if layer.disable_adapters or layer.merged or base.weight.requires_grad or layer.active_adapters != ["default"]:
+    dtype = product_dtype(layer)
+    if dtype is None:
         return type(layer).forward(layer, x)  # type: ignore[no-any-return]
-    kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else base.weight.dtype
     apply: Any = _LoraLinear.apply
     return apply(x.to(dtype), base.weight, base.bias, down, up, layer.scaling["default"])  # type: ignore[no-any-return]
 
 
 class _LoraLinear(torch.autograd.Function):
-    """``x @ base.T + bias + scaling * (x @ down.T) @ up.T`` with a frozen base."""
+    """``lora_product`` with a frozen base."""
 
     @staticmethod
     def forward(
@@ -59,23 +111,14 @@ class _LoraLinear(torch.autograd.Function):
         up: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:
-        rows, dtype = x.flatten(0, -2), x.dtype
-        base, down_cast, up_cast = base.to(dtype), down.to(dtype), up.to(dtype)
-        y = torch.nn.functional.linear(rows, base, None if bias is None else bias.to(dtype))
-        small = rows @ down_cast.T
-        y.addmm_(small, up_cast.T, alpha=scaling)
+        rows = x.flatten(0, -2)
+        y, small, base = lora_product(rows, base, bias, down, up, scaling)
         ctx.save_for_backward(rows, base, down, up, small)
         ctx.scaling, ctx.shape = scaling, x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, base, down, up, small = ctx.saved_tensors
-        y_gradient = outputs[0].flatten(0, -2)
-        small_gradient = (y_gradient @ up.to(rows.dtype)).mul_(ctx.scaling)
-        down_gradient = (small_gradient.T @ rows).to(down.dtype)
-        up_gradient = (y_gradient.T @ small).mul_(ctx.scaling).to(up.dtype)
-        x_gradient = None
-        if ctx.needs_input_grad[0]:
-            x_gradient = (y_gradient @ base).addmm_(small_gradient, down.to(rows.dtype)).view(ctx.shape)
-        return x_gradient, None, None, down_gradient, up_gradient, None
+        found = LoraGradients(outputs[0].flatten(0, -2), *ctx.saved_tensors, ctx.scaling)
+        x_gradient = found.inputs().view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return x_gradient, None, None, found.down, found.up, None

@@ -18,6 +18,7 @@ from runner.contract.heads import PLAIN_HEADS
 from runner.programs.lib.events import ProgramError
 from runner.programs.lib.head_loss import linear_cross_entropy
 from runner.programs.lib.precision import choose_dtype
+from runner.programs.lib.spared import CLIENTS, spared
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +101,11 @@ def architecture_of(folder: Path, *endings: str) -> str:
 
 
 def _load(folder: Path, architecture: str, dtype: torch.dtype, options: Mapping[str, Any]) -> Any:
-    # Late: the library takes seconds to import, and data errors are reported before.
-    import transformers
+    with spared(*CLIENTS):
+        # Late: the library takes seconds to import, and data errors are reported before.
+        import transformers
 
-    model_class = getattr(transformers, architecture, None)
+        model_class = getattr(transformers, architecture, None)
     if model_class is None:
         raise ProgramError("model_unsupported", f"{architecture} is no model known here", "base_model")
     quiet_transformers()
