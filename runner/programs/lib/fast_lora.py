@@ -119,6 +119,7 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        found = LoraGradients(outputs[0].flatten(0, -2), *ctx.saved_tensors, ctx.scaling)
+        rows, base, down, up, small = ctx.saved_tensors
+        found = LoraGradients(outputs[0].flatten(0, -2), rows, base, down, up, small, ctx.scaling)
         x_gradient = found.inputs().view(ctx.shape) if ctx.needs_input_grad[0] else None
         return x_gradient, None, None, found.down, found.up, None
