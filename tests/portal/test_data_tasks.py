@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 from datasets_app.models import DataPlugin, DataTask
 
 TOKENS = {
@@ -68,3 +70,16 @@ def test_a_plugin_is_registered_listed_and_forgotten(alice_browser, alice_user):
     assert "<code>rows</code>" in html
     alice_browser.post(f"/data-plugins/{DataPlugin.objects.get().pk}/delete")
     assert not DataPlugin.objects.exists()
+
+
+def test_a_version_says_how_many_of_its_rows_were_compared_with_a_few_others_only(
+    alice_browser, charlie_browser, world
+):
+    version, page = world.data, f"/datasets/{world.data.dataset_id}"
+    assert "1,100 crowded" not in alice_browser.get(page).content.decode()
+    made = copy(version)  # saved as a row of its own
+    made.pk, made._state.adding, made.number, made.parent = None, True, version.number + 1, version
+    made.changes = {"removed": {}, "changed": {}, "crowded": 1100}
+    made.save()
+    assert "1,100 crowded" in alice_browser.get(page).content.decode()
+    assert charlie_browser.get(page).status_code == 404
