@@ -63,15 +63,16 @@ def test_ppo_learns_from_a_reward_model(tiny_model_folder: Path, tmp_path: Path)
         "hyperparameters": {"num_train_epochs": 8, "per_device_train_batch_size": 4, "learning_rate": 5e-3},
     }
     reward.main(make_context(tmp_path / "reward", train))
-    knobs = {"reward_function": "reward_model", "max_steps": 20}
+    knobs = {"reward_function": "reward_model", "max_steps": 40}
     parameters = parameters_of(tiny_model_folder, tmp_path, **knobs)
-    parameters["train_data"] = write_rows(tmp_path / "prompts.jsonl", PREFERENCES * 4)
+    parameters["train_data"] = write_rows(tmp_path / "prompts.jsonl", PREFERENCES * 8)
     parameters["reward_model"] = {
         "model": str(tiny_model_folder), "adapter": str(tmp_path / "reward" / folder.OUTPUT / "model"),
     }  # fmt: skip
     rl.main(make_context(tmp_path / "run", parameters))
     earned = list(values_by_step(tmp_path / "run", "reward/mean").values())
-    assert sum(earned[-5:]) / 5 > sum(earned[:3]) / 3 + 0.5
+    # What is drawn early moves all that follows, so the ends of a longer run are compared.
+    assert sum(earned[-10:]) / 10 > sum(earned[:10]) / 10 + 0.5
 
 
 @pytest.mark.slow
