@@ -19,7 +19,7 @@ from runner.contract.run_spec import Limits, Mount, Resources, RunSpec
 from runner.executors.base import Launch
 from runner.executors.local_process import LocalProcessExecutor
 
-STEPS, PATIENCE_S = 40, 900.0
+STEPS, PATIENCE_S = 100, 900.0
 WORDS = ("piano", "keys", "capital", "France", "answer", "question", "short", "sentence", "please", "return")
 
 
