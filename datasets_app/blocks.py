@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy
@@ -21,8 +21,17 @@ from datasets_app.escapes import Escapes, begin_with_text
 from datasets_app.formats import MIB, Row
 from datasets_app.personal import places_of_personal_data
 from datasets_app.shapes import Found, Rows, Shape, Words
-from datasets_app.validation import LONG_ROW_BYTES, Signature, checked_texts, row_hash
+from datasets_app.validation import LONG_ROW_BYTES, TEXTS, Signature, row_hash
 
+#: Kinds whose rows may be all texts, and which of these must not be empty.
+CHECKED = {
+    **TEXTS,
+    "messages": (),
+    "preference": ("prompt", "chosen", "rejected"),
+    "prompt": ("prompt",),
+    "label": ("text",),
+    "table": (),
+}
 BLOCK_BYTES = 4 * MIB
 #: So many bytes are compared with every sign before the next ones: they stay in the cache.
 _CACHED_BYTES = MIB // 4
@@ -50,16 +59,12 @@ class Block:
     sizes: Places
     is_odd: Any
     labels: tuple[Places, Places] | None = None
-    _hashes: list[int] = field(default_factory=list)
 
     def hashes(self) -> list[int]:
         """The hash of each line, equal to ``row_hash`` of its bytes."""
-        if not self._hashes:
-            ends = self.starts + self.sizes
-            pairs = zip(self.starts.tolist(), ends.tolist(), strict=True)
-            data, hash_of = self.data, row_hash
-            self._hashes = [hash_of(data[start:end]) for start, end in pairs]
-        return self._hashes
+        ends = self.starts + self.sizes
+        data, hash_of = self.data, row_hash
+        return [hash_of(data[start:end]) for start, end in zip(self.starts.tolist(), ends.tolist(), strict=True)]
 
     def bytes_of(self, first: int, behind: int) -> memoryview:
         """Some of the lines, from one to before another."""
@@ -87,7 +92,7 @@ class FastLines:
         self.signature: Signature = tuple(signature.items())
         self._shape = shape
         self._kind = kind
-        self._texts = checked_texts(kind) or ()
+        self._texts = CHECKED[kind]
         self._mask = numpy.empty(0, dtype=bool)
         self._mark = numpy.empty(_CACHED_BYTES, dtype=bool)
         self._tried = self._passed = 0
@@ -95,7 +100,7 @@ class FastLines:
     @classmethod
     def for_rows(cls, kind: str, rows: Sequence[tuple[Row, bytes]]) -> FastLines | None:
         """None where rows of this kind, or with such columns, are always looked at one by one."""
-        texts = checked_texts(kind)
+        texts = CHECKED.get(kind)
         if not rows or texts is None:
             return None
         first = {name: type(value) for name, value in rows[0][0].items()}

@@ -92,7 +92,7 @@ def examine(
             if type(reader) is JsonLines:
                 fast = FastLines.for_rows(checks.kind, [(row, text) for _, row, text in head])
             if fast is not None and isinstance(reader, JsonLines):
-                rows = _rest(stream, head[-1][0], fast, checks, writer, reader, findings)
+                rows = _Blocks(fast, checks, writer, reader, findings).rest(stream, head[-1][0])
             _take(rows, checks, writer, reader, findings)
             checks.finish()
             while stream.read(MIB):  # what a reader of its own file left unread still counts for the digest
@@ -114,59 +114,50 @@ def _take(rows: Iterable[Item], checks: RowChecks, writer: RowWriter, reader: Re
             writer.add(text, reader.is_canonical)
 
 
-def _rest(
-    stream: io.BufferedReader[Any],
-    line: int,
-    fast: FastLines,
-    checks: RowChecks,
-    writer: RowWriter,
-    reader: JsonLines,
-    findings: Findings,
-) -> Iterator[Item]:
-    """The rows after the first ``line`` lines that need a closer look; blocks that need none are added on the way."""
-    buffer = memoryview(bytearray(2 * BLOCK_BYTES))
-    while fast.is_worth_trying and (size := stream.readinto(buffer[:BLOCK_BYTES])):
-        last = stream.readline(BLOCK_BYTES)
-        buffer[size : size + len(last)] = last
-        data = buffer[: size + len(last)]
-        if data[-1] != _NEWLINE:  # the last line, or a very long one
-            tail = io.BufferedReader(_Joined(bytes(data), stream))
-            yield from reader.read(tail, line)
-            return
-        block = fast.look(data)
-        if block is None:
-            yield from reader.read(io.BytesIO(data), line)
-            line += bytes(data).count(b"\n")
-        else:
-            yield from _parts(block, line, fast, checks, writer, reader, findings)
-            line += len(block.sizes)
-    yield from reader.read(stream, line)
+class _Blocks:
+    """The rows of JSON lines after the first ones: most of them block by block."""
 
+    def __init__(
+        self, fast: FastLines, checks: RowChecks, writer: RowWriter, reader: JsonLines, findings: Findings
+    ) -> None:
+        self._fast, self._checks, self._writer = fast, checks, writer
+        self._reader, self._findings = reader, findings
 
-def _parts(
-    block: Block,
-    line: int,
-    fast: FastLines,
-    checks: RowChecks,
-    writer: RowWriter,
-    reader: JsonLines,
-    findings: Findings,
-) -> Iterator[Item]:
-    """The rows of a block after so many lines that need a closer look; the others are added on the way."""
-    waiting = block.parts()[::-1]
-    hashes = block.hashes()
-    while waiting:
-        first, behind, is_odd = waiting.pop()
-        if is_odd:
-            yield from reader.read(io.BytesIO(block.bytes_of(first, behind)), line + first)
-            continue
-        few, labels = hashes[first:behind], block.labels_of(first, behind)
-        if checks.add_block(line + first + 1, block.sizes[first:behind], few, labels, fast.signature):
-            if not findings.errors:
-                writer.add_block(block, first, behind, reader.is_canonical)
-        else:
-            block.is_odd[[first + number for number in checks.repeated(few)]] = True
-            waiting += block.parts(first, behind)[::-1]
+    def rest(self, stream: io.BufferedReader[Any], line: int) -> Iterator[Item]:
+        """The rows after so many lines that need a closer look; the others are added on the way."""
+        buffer = memoryview(bytearray(2 * BLOCK_BYTES))
+        while self._fast.is_worth_trying and (size := stream.readinto(buffer[:BLOCK_BYTES])):
+            last = stream.readline(BLOCK_BYTES)
+            buffer[size : size + len(last)] = last
+            data = buffer[: size + len(last)]
+            if data[-1] != _NEWLINE:  # the last line, or a very long one
+                yield from self._reader.read(io.BufferedReader(_Joined(bytes(data), stream)), line)
+                return
+            block = self._fast.look(data)
+            if block is None:
+                yield from self._reader.read(io.BytesIO(data), line)
+                line += bytes(data).count(b"\n")
+            else:
+                yield from self._of(block, line)
+                line += len(block.sizes)
+        yield from self._reader.read(stream, line)
+
+    def _of(self, block: Block, line: int) -> Iterator[Item]:
+        """The same of one block."""
+        waiting = block.parts()[::-1]
+        hashes = block.hashes()
+        while waiting:
+            first, behind, is_odd = waiting.pop()
+            if is_odd:
+                yield from self._reader.read(io.BytesIO(block.bytes_of(first, behind)), line + first)
+                continue
+            few, sizes, labels = hashes[first:behind], block.sizes[first:behind], block.labels_of(first, behind)
+            if self._checks.add_block(line + first + 1, sizes, few, labels, self._fast.signature):
+                if not self._findings.errors:
+                    self._writer.add_block(block, first, behind, self._reader.is_canonical)
+            else:
+                block.is_odd[[first + number for number in self._checks.repeated(few)]] = True
+                waiting += block.parts(first, behind)[::-1]
 
 
 class _Joined(io.RawIOBase):

@@ -57,7 +57,6 @@ _MAX_SIGNATURES = 1000
 _MAX_ROLE_ORDERS = 1000
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "list", dict: "object"}
 
-
 Signature = tuple[tuple[str, type], ...]
 
 
@@ -234,11 +233,6 @@ class RowChecks:
             self._findings.warn(0, message, reason="label_imbalance")
 
 
-def checked_texts(kind: str) -> tuple[str, ...] | None:
-    """Which columns must have text in them where all are texts; None: a kind whose check looks at more than that."""
-    return _CHECKED.get(kind)
-
-
 def check_messages(row: Row) -> Problem | None:
     """A list of {role, content} in a lawful order that ends with the assistant."""
     messages = row.get("messages")
@@ -381,7 +375,8 @@ def _first_odd(roles: list[Any]) -> Any:
     return next((role for role in roles if role not in ROLES), None)
 
 
-_TEXTS: dict[str, tuple[str, ...]] = {
+#: Kinds whose check looks at texts only, and which must not be empty.
+TEXTS: dict[str, tuple[str, ...]] = {
     "instruction": ("instruction", "output"),
     "question_answer": ("question", "answer"),
     "question_reference": ("question", "reference"),
@@ -389,25 +384,17 @@ _TEXTS: dict[str, tuple[str, ...]] = {
     "source_target": ("source", "target"),
     "text": ("text",),
 }
-_CHECKED: dict[str, tuple[str, ...]] = {
-    **_TEXTS,
-    "messages": (),
-    "preference": ("prompt", "chosen", "rejected"),
-    "prompt": ("prompt",),
-    "label": ("text",),
-    "table": (),
-}
 _lawful_orders: set[tuple[Any, ...]] = set()
 _CHECKS: dict[str, Callable[[Row], Problem | None]] = {
     "messages": check_messages,
     "preference": check_preference,
-    "instruction": _pair_check(*_TEXTS["instruction"]),
-    "question_answer": _pair_check(*_TEXTS["question_answer"]),
-    "question_reference": _pair_check(*_TEXTS["question_reference"]),
-    "prompt_completion": _pair_check(*_TEXTS["prompt_completion"]),
+    "instruction": _pair_check(*TEXTS["instruction"]),
+    "question_answer": _pair_check(*TEXTS["question_answer"]),
+    "question_reference": _pair_check(*TEXTS["question_reference"]),
+    "prompt_completion": _pair_check(*TEXTS["prompt_completion"]),
     "binary_preference": check_binary_preference,
-    "source_target": _pair_check(*_TEXTS["source_target"]),
+    "source_target": _pair_check(*TEXTS["source_target"]),
     "prompt": lambda row: _missing(row, ("prompt",)),
     "label": check_label,
-    "text": lambda row: _texts(row, _TEXTS["text"]),
+    "text": lambda row: _texts(row, TEXTS["text"]),
 }

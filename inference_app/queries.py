@@ -168,9 +168,10 @@ def scoring_model(actor: Actor, service: str, *, field: str) -> ModelVersion:
 
     Raises NotFound (``model_not_found``), Invalid (``wrong_task``, ``ambiguous``).
     """
-    models = {version.number: version.model_version for version in versions_of(actor, service, field=field)}
-    scorers = {number: model for number, model in models.items() if model is not None and model.task == "reward"}
-    if len(scorers) < len(models):
+    versions = versions_of(actor, service, field=field)
+    models = {version.number: version.model_version for version in versions if scores(version)}
+    scorers = {number: model for number, model in models.items() if model is not None}
+    if len(scorers) < len(versions):
         message = f"{field}: the service {quoted(service)} does not score by a reward model of the platform."
         raise Invalid(message, code="wrong_task", field=field)
     if len({model.pk for model in scorers.values()}) > 1:

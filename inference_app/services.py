@@ -84,7 +84,8 @@ def add_service_version(*, actor: Actor, service: InferenceService, **version: A
     columns = checked_versions(actor, [{**version, "traffic_percent": 100}], is_list=False)[0]
     with transaction.atomic():
         locked = InferenceService.objects.select_for_update().get(pk=service.pk)
-        there = [known.model_version for known in locked.versions.all() if not known.is_own_server]
+        known = locked.versions.select_related("model_version")
+        there = [version.model_version for version in known if not version.is_own_server]
         added = [] if columns["own_code"].get("command") else [columns["model_version"]]
         require_one_task([*there, *added])
         highest = locked.versions.aggregate(highest=Max("number"))["highest"] or 0

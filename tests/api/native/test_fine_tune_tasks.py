@@ -55,6 +55,7 @@ def test_a_service_that_scores_is_a_reward(
     both = [{"model_version": scorer.pk, "traffic_percent": 50} for scorer in scorers]
     create_service(name="two", versions=both, **make)
     create_service(name="writer", model_version=world.base.pk, **make)
+    create_service(name="own", model_version=scorers[0].pk, command="python serve.py ${socket}", **make)
     for service, scorer in (("judge", 0), ("judge@1", 0), ("two@2", 1)):
         made = alice_client.post(URL, body_of(world, recipe="rl", reward_service=service, start=False), "json")
         assert made.status_code == 201, made.content
@@ -62,6 +63,7 @@ def test_a_service_that_scores_is_a_reward(
     refusals = [
         ({"reward_service": "two"}, 400, "ambiguous"),
         ({"reward_service": "writer"}, 400, "wrong_task"),
+        ({"reward_service": "own"}, 400, "wrong_task"),
         ({"reward_service": "none"}, 404, "model_not_found"),
         ({"reward_service": "judge@9"}, 404, "model_not_found"),
         ({"reward_service": "judge", "reward_model": str(scorers[1].pk)}, 400, "conflicting_fields"),

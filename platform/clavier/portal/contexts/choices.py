@@ -8,7 +8,6 @@ from clavier.core.actor import Actor
 from clavier.images.queries import ready_versions
 from clavier.portal import labels
 from datasets_app.models import DatasetVersion
-from inference_app.versions import SERVED_TASKS
 from models_app.models import ModelVersion
 from models_app.queries import visible_versions
 
@@ -30,16 +29,9 @@ def base_model_options(actor: Actor) -> list[Option]:
     return [Option(str(version.pk), str(version), {}) for version in versions]
 
 
-def model_options(actor: Actor) -> list[Option]:
-    """Versions that can be judged."""
-    versions = visible_versions(actor).filter(state="ready", task="generation").exclude(format="gguf")[:MOST_CHOICES]
-    return [Option(str(version.pk), str(version), {"name": version.model.name}) for version in versions]
-
-
-def served_model_options(actor: Actor) -> list[Option]:
-    """Versions that our own servers serve: they write, or they score."""
-    versions = visible_versions(actor).filter(state="ready", task__in=SERVED_TASKS)
-    versions = versions.exclude(format="gguf")[:MOST_CHOICES]
+def model_options(actor: Actor, *tasks: str) -> list[Option]:
+    """Versions that our own programs judge or serve: those for the tasks."""
+    versions = visible_versions(actor).filter(state="ready", task__in=tasks).exclude(format="gguf")[:MOST_CHOICES]
     return [Option(str(version.pk), str(version), {"name": version.model.name}) for version in versions]
 
 

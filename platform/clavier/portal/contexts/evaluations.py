@@ -117,7 +117,7 @@ def evaluation_row(task: EvaluationTask) -> EvaluationRow:
 
 def evaluation_new(actor: Actor, form: EvaluationForm) -> EvaluationNew:
     """The form with what can be chosen."""
-    return EvaluationNew(form, model_options(actor), dataset_options(actor, *QUESTION_KINDS))
+    return EvaluationNew(form, model_options(actor, "generation"), dataset_options(actor, *QUESTION_KINDS))
 
 
 def evaluation_detail(request: HttpRequest, actor: Actor, task: EvaluationTask) -> EvaluationDetail:

@@ -10,7 +10,7 @@ from django.http import HttpRequest
 
 from clavier.core.actor import Actor
 from clavier.core.errors import DomainError, NotFound
-from clavier.portal.contexts.choices import Option, image_options, served_model_options
+from clavier.portal.contexts.choices import Option, image_options, model_options
 from clavier.portal.forms.services import ServiceForm
 from clavier.portal.listing import Listing
 from datasets_app.models import DatasetVersion
@@ -18,6 +18,7 @@ from datasets_app.preview import read_rows
 from inference_app.models import InferenceService, ServiceVersion
 from inference_app.queries import replica_facts, scores, state_of, visible_services
 from inference_app.services import access_service
+from inference_app.versions import SERVED_TASKS
 
 LIVE = ("CREATING", "STOPPING", "DEGRADED")
 MOST_SIDE_BY_SIDE = 3
@@ -122,7 +123,7 @@ def service_row(service: InferenceService) -> ServiceRow:
 
 def service_new(actor: Actor, form: ServiceForm) -> ServiceNew:
     """The form with what can be chosen."""
-    return ServiceNew(form, served_model_options(actor), image_options(actor))
+    return ServiceNew(form, model_options(actor, *SERVED_TASKS), image_options(actor))
 
 
 def service_detail(request: HttpRequest, actor: Actor, service_id: UUID) -> ServiceDetail:

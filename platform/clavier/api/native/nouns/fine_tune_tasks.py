@@ -32,6 +32,7 @@ from clavier.api.native.fields import (
     WholeNumber,
 )
 from clavier.api.native.nouns.common import Owned, Reference
+from clavier.api.native.rewards import RewardService, with_reward
 from clavier.api.native.run_parts import (
     STATES,
     Log,
@@ -45,8 +46,7 @@ from clavier.api.native.run_parts import (
 )
 from clavier.api.native.schema import BINARY, operation
 from clavier.api.native.views import NativeView
-from clavier.core.actor import Actor
-from clavier.core.errors import Invalid, NotFound
+from clavier.core.errors import NotFound
 from clavier.core.yaml_text import MAX_YAML_BYTES
 from clavier.runs.doctor import ADVICE, shown
 from clavier.runs.models import Run
@@ -63,7 +63,6 @@ from finetune_app.services import (
     start_fine_tune_task,
     stop_fine_tune_task,
 )
-from inference_app.queries import scoring_model
 from runner.contract.knobs import RECIPES
 
 TAG = "fine-tune tasks"
@@ -144,30 +143,6 @@ class TaskDiagnosis(serializers.Serializer[Any]):
 class TaskFilters(Form):
     state = StateChoice(STATES, required=False, help_text="Of the newest run.")
     search = Text(default="", allow_blank=True, max_length=200, help_text="Text in the name or description.")
-
-
-class RewardService(Text):
-    """A service that scores, in place of ``reward_model``; ``with_reward`` looks it up."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            required=False, max_length=80,
-            help_text="Of rl, instead of reward_model: a service that scores, `judge`, `judge@2`; its model is loaded.",
-        )  # fmt: skip
-
-
-def with_reward(actor: Actor, body: dict[str, Any]) -> dict[str, Any]:
-    """A body whose ``reward_service`` has become the ``reward_model`` that it serves.
-
-    Raises NotFound, Invalid (``conflicting_fields``, ``wrong_task``, ``ambiguous``).
-    """
-    service = body.pop("reward_service", None)
-    if service is None:
-        return body
-    if body.get("reward_model") is not None:
-        message = "reward_service: give it or reward_model, not both."
-        raise Invalid(message, code="conflicting_fields", field="reward_service")
-    return body | {"reward_model": scoring_model(actor, service, field="reward_service").pk}
 
 
 class NewTask(Strict):

@@ -24,7 +24,8 @@ from clavier.api.native.fields import (
     WholeNumber,
 )
 from clavier.api.native.nouns.common import Owned, Reference
-from clavier.api.native.nouns.fine_tune_tasks import METHODS, RewardService, with_reward
+from clavier.api.native.nouns.fine_tune_tasks import METHODS
+from clavier.api.native.rewards import RewardService, with_reward
 from clavier.api.native.schema import operation
 from clavier.api.native.views import NativeView
 from finetune_app.models import PRUNERS, HyperparameterSearch
