@@ -156,7 +156,7 @@ class _Blocks:
                 if not self._findings.errors:
                     self._writer.add_block(block, first, behind, self._reader.is_canonical)
             else:
-                block.is_odd[[first + number for number in self._checks.repeated(few)]] = True
+                block.is_odd[[first + number for number in self._checks.first_lines.repeated(few)]] = True
                 waiting += block.parts(first, behind)[::-1]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 from xxhash import xxh3_64_intdigest
@@ -12,6 +11,7 @@ from xxhash import xxh3_64_intdigest
 from datasets_app.findings import Findings
 from datasets_app.formats import MIB, Row, json_type
 from datasets_app.personal import kinds_in
+from datasets_app.repeats import FirstLines
 from datasets_app.strict_json import has_control
 
 #: Columns by which a kind is known, in the order in which they are tried.
@@ -48,8 +48,8 @@ FOLLOWERS = {
     "tool": ("assistant", "tool"),
 }
 LONG_ROW_BYTES = MIB
-#: Rows remembered for finding repeated ones: about 60 MiB.
-REMEMBERED_ROWS = 500_000
+#: Rows remembered for finding repeated ones: 64 MiB.
+REMEMBERED_ROWS = 2_000_000
 MAX_COLUMNS = 1000
 MAX_LABELS = 1000
 LABEL_SHARE = 0.95
@@ -98,7 +98,7 @@ class RowChecks:
         self._columns: dict[str, Counter[str]] = {}
         self._labels: Counter[str] = Counter()
         self._personal: Counter[str] = Counter()
-        self._seen: dict[int, int] = {}
+        self.first_lines = FirstLines(REMEMBERED_ROWS)
         self._bytes = (0, 0, 0)
 
     def add(self, line: int, row: Row, text: bytes) -> None:
@@ -122,18 +122,15 @@ class RowChecks:
             self._labels[str(row.get("label"))] += 1
         self._look_for_warnings(line, row, text)
 
-    def add_block(self, line: int, sizes: Any, hashes: list[int], labels: list[str], signature: Signature) -> bool:
+    def add_block(self, line: int, sizes: Any, hashes: Any, labels: list[str], signature: Signature) -> bool:
         """Rows that ``FastLines`` passed, the first of them on this line. False: some repeat others; nothing was added.
 
-        ``sizes``: numpy array of the lengths of the rows' JSON; ``hashes``: theirs; ``labels``: of rows that have one.
+        ``sizes``, ``hashes``: numpy arrays of the lengths and hashes of the rows' JSON; ``labels``: of rows that have
+        one.
         """
-        seen, count = self._seen, len(hashes)
-        fresh = dict(zip(hashes, range(line, line + count), strict=True))
-        if len(fresh) != count or not seen.keys().isdisjoint(fresh):
+        if not self.first_lines.add_all(hashes, line):
             return False
-        if len(seen) + count > REMEMBERED_ROWS:
-            fresh = dict(islice(fresh.items(), max(0, REMEMBERED_ROWS - len(seen))))
-        seen.update(fresh)
+        count = len(hashes)
         least, most, total = self._bytes
         smallest = int(sizes.min())
         self._bytes = (
@@ -147,16 +144,6 @@ class RowChecks:
             if len(self._labels) <= MAX_LABELS:
                 self._labels[label] += 1
         return True
-
-    def repeated(self, hashes: list[int]) -> list[int]:
-        """Which of some rows repeat an earlier one, by their numbers among them."""
-        known: set[int] = set()
-        found = []
-        for number, key in enumerate(hashes):
-            if key in known or key in self._seen:
-                found.append(number)
-            known.add(key)
-        return found
 
     def fields(self) -> list[dict[str, Any]]:
         """The columns: ``[{name, type, non_null}]``; a column with several types is ``mixed``."""
@@ -185,7 +172,7 @@ class RowChecks:
         """Warn about what only the whole file shows: label balance, and rows not compared."""
         if self._labels:
             self._judge_labels()
-        if len(self._seen) >= REMEMBERED_ROWS < self.count:
+        if len(self.first_lines) >= REMEMBERED_ROWS < self.count:
             message = f"repeated rows were looked for among the first {REMEMBERED_ROWS:,} different rows."
             self._findings.warn(0, message, reason="duplicates_partly_checked")
 
@@ -204,12 +191,9 @@ class RowChecks:
                 reason="control_character",
                 sample=text,
             )
-        key = row_hash(text)
-        first = self._seen.get(key)
+        first = self.first_lines.of(row_hash(text), line)
         if first is not None:
             self._findings.warn(line, f"the row repeats line {first}.", reason="duplicate_row", sample=text)
-        elif len(self._seen) < REMEMBERED_ROWS:
-            self._seen[key] = line
 
     def _fold(self) -> None:
         for signature, count in self._signatures.items():
