@@ -346,6 +346,7 @@ def test_a_second_start_does_not_tokenize_again_and_learns_the_same(
     def never(*_: Any) -> None:
         raise AssertionError("tokenized again")
 
+    monkeypatch.setattr(sft, "LEAST_CACHED_BYTES", 0)
     data = write_rows(tmp_path / "train.jsonl", [*QUESTIONS, {"question": "Long?", "answer": "Very long. " * 60}])
     renderer = Renderer.from_folder(tiny_model_folder)
     cache, report = TokenCache(tmp_path / "tokens"), make_context(tmp_path / "run", {}).report
@@ -372,3 +373,13 @@ def test_a_second_start_does_not_tokenize_again_and_learns_the_same(
     for max_tokens in range(50, 56):
         read(max_tokens)
     assert len(list((tmp_path / "tokens").iterdir())) == 4
+
+
+def test_little_data_is_not_worth_a_cache(tiny_model_folder: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "train.jsonl", QUESTIONS)
+    renderer, report = Renderer.from_folder(tiny_model_folder), make_context(tmp_path / "run", {}).report
+
+    samples = sft.read_samples(Path(data), renderer, LengthPolicy(64, "split"), report, TokenCache(tmp_path / "tokens"))
+
+    assert len(samples) == len(QUESTIONS)
+    assert not (tmp_path / "tokens").exists()

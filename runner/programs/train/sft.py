@@ -28,6 +28,9 @@ from runner.programs.lib.sharding import shard_as_asked
 from runner.programs.lib.token_cache import TokenCache
 from runner.programs.lib.training import Plan, train
 
+#: Smaller data is tokenized again at each start: that takes less time than to write it durably.
+LEAST_CACHED_BYTES = 64 * 1024
+
 
 def main(context: ProgramContext) -> None:
     """Run the recipe. Raises ProgramError for everything that the user can mend."""
@@ -107,8 +110,8 @@ def score_validation(context: ProgramContext, order: Order, model: Any) -> dict[
 def read_samples(
     path: Path, renderer: Renderer, lengths: LengthPolicy, say: Reporter, cache: TokenCache | None = None
 ) -> list[Sample]:
-    """The conversations of a file as tokens, from the cache if there are any. Raises ProgramError with the line."""
-    if cache is None or not path.is_file():
+    """The conversations of a file as tokens, large ones from the cache if there are any. Raises ProgramError."""
+    if cache is None or not path.is_file() or path.stat().st_size < LEAST_CACHED_BYTES:
         return tokenize(path, renderer, lengths, say)
     key = cache.key(path, renderer, lengths)
 
