@@ -49,10 +49,10 @@ class FirstLines:
             return False
         few = keys[: max(0, self.limit - self._count)]
         self._grow_for(len(few))
-        free = self._free_slots(keys)
-        if free is None:
+        slots = self._slots_of(keys)
+        if (self._keys[slots] == keys).any():
             return False
-        self._insert(few, numpy.arange(line, line + len(few)), free[: len(few)])
+        self._insert(few, numpy.arange(line, line + len(few)), slots[: len(few)])
         self._count += len(few)
         return True
 
@@ -62,33 +62,18 @@ class FirstLines:
         _, first = numpy.unique(keys, return_index=True)
         is_repeated = numpy.ones(len(keys), dtype=bool)
         is_repeated[first] = False
-        is_repeated |= self._are_known(keys)
+        is_repeated |= self._keys[self._slots_of(keys)] == keys
         found: list[int] = numpy.flatnonzero(is_repeated).tolist()
         return found
 
-    def _are_known(self, keys: Hashes) -> Any:
-        """Whether each hash was remembered."""
-        known = numpy.zeros(len(keys), dtype=bool)
-        number, slots = numpy.arange(len(keys)), self._slots_of(keys)
-        while len(number):
-            held = self._keys[slots]
-            known[number[held == keys[number]]] = True
-            goes_on = (held != 0) & (held != keys[number])
-            number, slots = number[goes_on], (slots[goes_on] + 1) & self._mask
-        return known
-
-    def _free_slots(self, keys: Hashes) -> Any | None:
-        """For each hash the first free slot that it may take; None where one was remembered already."""
-        slots = self._slots_of(keys)
-        waiting, held = numpy.arange(len(keys)), self._keys[slots]
-        while True:
-            if (held == keys[waiting]).any():
-                return None
-            waiting = waiting[held != 0]
-            if not len(waiting):
-                return slots
-            slots[waiting] = further = (slots[waiting] + 1) & self._mask
-            held = self._keys[further]
+    def _slots_of(self, keys: Hashes) -> Any:
+        """For each hash the slot that holds it, else the first free one that it may take."""
+        slots, waiting = self._first_slots_of(keys), numpy.arange(len(keys))
+        while len(waiting):
+            held = self._keys[slots[waiting]]
+            waiting = waiting[(held != 0) & (held != keys[waiting])]
+            slots[waiting] = (slots[waiting] + 1) & self._mask
+        return slots
 
     def _insert(self, keys: Hashes, lines: Lines, slots: Any) -> None:
         """Of hashes that all differ, from each one's slot on. Who finds a slot taken by another goes to the next."""
@@ -99,7 +84,7 @@ class FirstLines:
             self._lines[slots[is_there]] = lines[is_there]
             keys, lines, slots = keys[~is_there], lines[~is_there], (slots[~is_there] + 1) & self._mask
 
-    def _slots_of(self, keys: Hashes) -> Any:
+    def _first_slots_of(self, keys: Hashes) -> Any:
         return (keys & numpy.uint64(self._mask)).astype(numpy.int64)
 
     def _grow_for(self, more: int) -> None:
@@ -110,7 +95,7 @@ class FirstLines:
             taken = numpy.flatnonzero(self._keys)
             keys, lines = self._keys[taken], self._lines[taken]
             self._make(slots)
-            self._insert(keys, lines, self._slots_of(keys))
+            self._insert(keys, lines, self._first_slots_of(keys))
 
     def _make(self, slots: int) -> None:
         self._mask = slots - 1
