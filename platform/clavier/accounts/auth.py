@@ -52,13 +52,14 @@ def _key_and_role(digest: str) -> tuple[ApiKey | None, str | None]:
     Asked in each request of a program, so the SQL is made once a process: to make it takes ten times as long as to run
     it.
     """
+    sql, compiler = _compiled(connection.alias)
     with connection.cursor() as cursor:
-        cursor.execute(_compiled(connection.alias)[0], [digest])
+        cursor.execute(sql, [digest])
         row = cursor.fetchone()
     if row is None:
         return None, None
     # Only the cursor's values are turned into Python's here; nothing is asked.
-    values = iter(next(iter(_compiled(connection.alias)[1].results_iter([[row]]))))
+    values = iter(next(iter(compiler.results_iter([[row]]))))
     key, user, tenant = (_instance(model, values) for model in (ApiKey, User, Tenant))
     key.user, key.tenant = user, tenant
     return key, next(values)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from io import StringIO
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.forms import model_to_dict
 from django.utils import timezone
 
 from clavier.accounts.access import access_object, require_change
 from clavier.accounts.auth import actor_of_key
-from clavier.accounts.models import ApiKey, Tenant, User
+from clavier.accounts.models import ApiKey, Membership, Tenant, User
 from clavier.accounts.services import (
     change_role,
     create_own_api_key,
@@ -67,6 +69,26 @@ def test_a_key_acts_for_its_user_until_it_is_revoked_or_expires(alice):
     ApiKey.objects.filter(pk=key.pk).update(expires_at=None)
     revoke_own_api_key(actor=alice, key_id=key.pk)
     with pytest.raises(NotAuthenticated, match="revoked"):
+        actor_of_key(secret)
+
+
+def test_a_key_brings_the_rows_that_the_tables_hold(alice):
+    key, secret = create_own_api_key(actor=alice, name="laptop", scopes=["read"])
+    User.objects.filter(pk=alice.user_id).update(
+        first_name="Alice", email="alice@example.org", last_login=timezone.now()
+    )
+
+    user, actor = actor_of_key(secret)
+
+    assert model_to_dict(user) == model_to_dict(User.objects.get(pk=alice.user_id))
+    assert (user.pk, user._state.adding, user._state.db) == (alice.user_id, False, "default")
+    assert actor == replace(alice, scopes=frozenset({"read"}), api_key_id=key.pk)
+
+
+def test_a_key_opens_nothing_once_its_user_has_left_the_tenant(alice):
+    _, secret = create_own_api_key(actor=alice, name="laptop")
+    Membership.objects.filter(user=alice.user_id).delete()
+    with pytest.raises(NotAuthenticated, match="no longer active"):
         actor_of_key(secret)
 
 
