@@ -169,7 +169,7 @@ def prove_rl(cell: Cell, base: Path, place: Path) -> None:
         rl.main, cell, base, place, write_rows(place / "prompts.jsonl", prompts),
         per_device_train_batch_size=32, max_seq_length=64, num_train_epochs=1000, lr_scheduler_type="constant",
         learning_rate=5e-3 if cell.method == "full" else 2e-2, reward_function="regex", reward_pattern="[aeiou]",
-        max_completion_length=4, rollout_batch_size=32 if is_ppo else 8, max_steps=20 if is_ppo else 60,
+        max_completion_length=4, rollout_batch_size=32 if is_ppo else 8, max_steps=40 if is_ppo else 120,
         update_epochs=2, kl_coef=0.01, **({"kl_target": 0.0} if is_ppo else {}),
     )  # fmt: skip
     earned = list(values_by_step(done, "reward/mean").values())
