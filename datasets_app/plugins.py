@@ -15,11 +15,11 @@ from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, FieldProblem, Invalid, InvalidFields, quoted
 from clavier.core.names import parse_display_name
 from clavier.core.paths import parse_path
+from clavier.core.problems import Problems
 from clavier.core.references import in_use
 from clavier.images.access import access_image_version, image_of_run
 from clavier.runs.own_code import (
     OwnCode,
-    Problems,
     checked_own_code,
     command_parts,
     data_inputs,

@@ -10,8 +10,9 @@ from django.db import transaction
 
 from clavier.accounts.access import require_write
 from clavier.core.actor import Actor
+from clavier.core.problems import Problems
 from clavier.images.placing import checked_place
-from clavier.runs.own_code import Problems, checked_own_code, placeholders
+from clavier.runs.own_code import checked_own_code, placeholders
 from datasets_app.models import DatasetVersion
 from datasets_app.queries import access_dataset_version
 from evaluation_app.models import EvaluationTask

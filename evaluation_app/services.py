@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 from django.db import transaction
 
-from clavier.accounts.access import access_object, creator_of, require_change, require_write
+from clavier.accounts.access import access_object, creator_of, lock_object, require_change, require_write
 from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, Invalid, quoted
 from clavier.runs.models import Run
@@ -105,6 +105,7 @@ def retry_evaluation_task(*, actor: Actor, task: EvaluationTask) -> EvaluationTa
     """A new run of a failed or stopped evaluation. Raises Conflict otherwise, Forbidden."""
     require_change(actor, task, noun="evaluation")
     with transaction.atomic():
+        lock_object(task, noun="evaluation")
         if task.run is None or task.run.state not in (RunState.FAILED, RunState.STOPPED):
             raise Conflict("Only a failed or stopped evaluation can be retried.", code="not_retriable")
         launch(actor, task)
@@ -115,6 +116,7 @@ def delete_evaluation_task(*, actor: Actor, task: EvaluationTask) -> None:
     """Delete an evaluation with its runs and results. Raises Conflict while it runs, Forbidden."""
     require_change(actor, task, noun="evaluation")
     with transaction.atomic():
+        lock_object(task, noun="evaluation")
         runs = list(Run.objects.filter(kind="evaluation", subject_id=task.pk))
         if any(not run.is_final for run in runs):
             raise Conflict("The evaluation is running; stop it first.", code="in_use")

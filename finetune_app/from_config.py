@@ -10,10 +10,10 @@ from django.db import transaction
 
 from clavier.core.actor import Actor
 from clavier.core.errors import Invalid, NotFound, TooLarge, quoted
+from clavier.core.problems import Problems
 from clavier.core.yaml_text import MAX_YAML_BYTES
 from clavier.files.folders import named_file
 from clavier.files.services import open_stored_file
-from clavier.runs.own_code import Problems
 from datasets_app.queries import version_called as data_called
 from finetune_app.checks import checked_hyperparameters
 from finetune_app.models import FineTuneTask

@@ -8,30 +8,22 @@ from uuid import UUID, uuid4
 
 from django.db import IntegrityError, transaction
 
-from clavier.accounts.access import access_object, require_change, require_write
+from clavier.accounts.access import access_object, lock_object, require_change, require_write
 from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, quoted
+from clavier.core.problems import Problems
 from clavier.runs.models import Run
-from clavier.runs.options import checked_options, with_options
+from clavier.runs.options import with_options
 from clavier.runs.own_code import SPLITS, OwnCode
-from clavier.runs.services import checked_resources, delete_run, stop_run, submit_run
+from clavier.runs.services import delete_run, stop_run, submit_run
 from clavier.runs.states import RunState
 from datasets_app.services import rows_path
-from finetune_app.checks import (
-    access_base,
-    access_reward,
-    access_training_data,
-    check_base_fits,
-    check_loss_fits,
-    check_processes_fit,
-    check_validation_fits,
-    checked_hyperparameters,
-)
 from finetune_app.estimate import Estimate
 from finetune_app.forecast import forecast, require_fit
+from finetune_app.ingredients import checked_ingredients, recheck
 from finetune_app.models import FineTuneTask, SearchTrial
 from finetune_app.own_code import own_code_spec
-from finetune_app.tokenizers import checked_tokenizer, tokenizer_path
+from finetune_app.tokenizers import tokenizer_path
 from models_app.models import ModelVersion
 from models_app.services import check_model_name
 from models_app.staging import stage_folders
@@ -74,94 +66,58 @@ def create_fine_tune_task(
     (``already_exists``), Unprocessable when no node could ever run it.
     """
     require_write(actor)
-    checked = checked_hyperparameters(recipe, method, hyperparameters or {}, has_base=base_model is not None)
-    output_model_name = output_model_name or name
-    check_model_name(name)
-    check_model_name(output_model_name, field="output_model_name")
-    base = access_base(actor, base_model, recipe)
-    check_base_fits(checked, base)
-    train = access_training_data(actor, train_dataset, recipe, field="train_dataset")
-    validation = (
-        access_training_data(actor, validation_dataset, recipe, field="validation_dataset")
-        if validation_dataset
-        else None
+    problems = Problems()
+    problems.check(check_model_name, name)
+    problems.check(check_model_name, output_model_name or name, field="output_model_name")
+    made = checked_ingredients(
+        actor,
+        problems,
+        recipe=recipe,
+        method=method,
+        train_dataset=train_dataset,
+        base_model=base_model,
+        validation_dataset=validation_dataset,
+        reward_model=reward_model,
+        tokenizer=tokenizer,
+        hyperparameters=hyperparameters,
+        resources=resources,
+        options=options,
     )
-    reward = access_reward(actor, reward_model, recipe, checked)
-    own_tokenizer = checked_tokenizer(actor, tokenizer, recipe, base)
-    where = checked_options(options or {})
-    for field, data in (("train_dataset", train), ("validation_dataset", validation)):
-        check_loss_fits(checked, data, field)
-    check_validation_fits(checked, validation)
-    booked = checked_resources(resources or {}, resource_group=where.get("resource_group", ""))
-    check_processes_fit(checked, booked.get("gpus", 0))
+    problems.end()
     with transaction.atomic():
         task = insert_task(
             actor,
             claims_name=claims_name,
             name=name,
             description=description,
-            recipe=recipe,
-            method=method,
-            base_version=base,
-            train_dataset=train,
-            validation_dataset=validation,
-            reward_version=reward,
-            tokenizer=own_tokenizer,
-            hyperparameters=checked,
-            resources=booked,
-            options=where,
             time_limit_s=time_limit_s or DEFAULT_TIME_LIMIT_S,
-            output_model_name=output_model_name,
+            output_model_name=output_model_name or name,
             submitted=dict(submitted or {}),
             config=config,
+            **made,
         )
         if start:
             launch(actor, task)
     return task
 
 
-def estimate_fine_tune_task(
-    *,
-    actor: Actor,
-    recipe: str,
-    method: str,
-    train_dataset: UUID | str,
-    base_model: UUID | str | None = None,
-    reward_model: UUID | str | None = None,
-    tokenizer: str = "",
-    hyperparameters: Mapping[str, Any] | None = None,
-    resources: Mapping[str, Any] | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> Estimate | None:
+def estimate_fine_tune_task(*, actor: Actor, recipe: str, method: str, **given: Any) -> Estimate | None:
     """What a task would need, before it exists; None where its model does not say enough.
 
-    Raises as ``create_fine_tune_task`` does.
+    ``given``: train_dataset, base_model, reward_model, tokenizer, hyperparameters, resources and options, as
+    ``create_fine_tune_task`` takes them, and raises; a reward model may still be missing.
     """
-    checked = checked_hyperparameters(recipe, method, hyperparameters or {}, has_base=base_model is not None)
-    where = checked_options(options or {})
-    base = access_base(actor, base_model, recipe)
-    check_base_fits(checked, base)
-    return forecast(
-        FineTuneTask(
-            tenant_id=actor.tenant_id,
-            created_by_id=actor.user_id,
-            recipe=recipe,
-            method=method,
-            base_version=base,
-            reward_version=access_reward(actor, reward_model, recipe, checked) if reward_model else None,
-            tokenizer=checked_tokenizer(actor, tokenizer, recipe, base),
-            train_dataset=access_training_data(actor, train_dataset, recipe, field="train_dataset"),
-            hyperparameters=checked,
-            resources=checked_resources(resources or {}, resource_group=where.get("resource_group", "")),
-            options=where,
-        )
-    )
+    problems = Problems()
+    made = checked_ingredients(actor, problems, recipe=recipe, method=method, may_lack_reward=True, **given)
+    problems.end()
+    return forecast(FineTuneTask(tenant_id=actor.tenant_id, created_by_id=actor.user_id, **made))
 
 
 def start_fine_tune_task(*, actor: Actor, task: FineTuneTask) -> FineTuneTask:
     """Start a task that was only saved. Raises Conflict when it was started before, Forbidden."""
     require_change(actor, task, noun="task")
     with transaction.atomic():
+        lock_object(task, noun="task")
         if task.run is not None:
             raise Conflict(f"The task was started before and is {task.run.state}; retry it.", code="already_started")
         launch(actor, task)
@@ -191,17 +147,14 @@ def retry_fine_tune_task(
     """
     require_change(actor, task, noun="task")
     with transaction.atomic():
+        lock_object(task, noun="task")
         if task.run is None or task.run.state not in (RunState.FAILED, RunState.STOPPED):
             state = task.run.state if task.run else "not started"
             raise Conflict(f"Only a failed or stopped task can be retried; this one is {state}.", code="not_retriable")
-        if hyperparameters:
-            wanted = {**task.hyperparameters, **hyperparameters}
-            has_base = task.base_version is not None
-            task.hyperparameters = checked_hyperparameters(task.recipe, task.method, wanted, has_base=has_base)
-        if resources:
-            task.resources = checked_resources({**task.resources, **resources})
-        check_processes_fit(task.hyperparameters, task.resources.get("gpus", 0))
+        task.hyperparameters = {**task.hyperparameters, **(hyperparameters or {})}
+        task.resources = {**task.resources, **(resources or {})}
         task.time_limit_s = time_limit_s or task.time_limit_s
+        recheck(task)
         task.save(update_fields=["hyperparameters", "resources", "time_limit_s", "updated_at"])
         launch(actor, task)
     return task
@@ -211,6 +164,7 @@ def delete_fine_tune_task(*, actor: Actor, task: FineTuneTask) -> None:
     """Delete a task with its runs and logs. Raises Conflict while it runs or its model version exists, Forbidden."""
     require_change(actor, task, noun="task")
     with transaction.atomic():
+        lock_object(task, noun="task")
         runs = list(Run.objects.filter(kind="fine_tune", subject_id=task.pk))
         for run in runs:
             if not run.is_final:

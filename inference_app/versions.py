@@ -9,12 +9,13 @@ from typing import Any
 
 from clavier.core.actor import Actor
 from clavier.core.errors import DomainError, FieldProblem, Invalid, InvalidFields, quoted
+from clavier.core.problems import Problems
 from clavier.files.folders import own_folder
 from clavier.images.access import access_image_version
 from clavier.images.models import ImageVersion
 from clavier.runs.commands import checked_environment, checked_hyperparameters
 from clavier.runs.options import checked_options, is_whole
-from clavier.runs.own_code import OwnCode, Problems, checked_own_code, placeholders
+from clavier.runs.own_code import OwnCode, checked_own_code, placeholders
 from clavier.runs.services import checked_resources
 from inference_app.models import REQUEST_METHODS, SCALE_ON
 from models_app.declarations import with_declared

@@ -15,11 +15,12 @@ from django.db import transaction
 
 from clavier.accounts.queries import own_tenant
 from clavier.core.actor import Actor
+from clavier.core.problems import Problems
 from clavier.files.models import MIB
 from clavier.files.queries import storage_left
 from clavier.images.logins import forget_login, login_path, write_login
 from clavier.runs.models import Run
-from clavier.runs.own_code import STORED, OwnCode, Problems, stored_folders
+from clavier.runs.own_code import STORED, OwnCode, stored_folders
 from clavier.runs.services import submit_run
 from clavier.runs.states import RunState
 from models_app.object_stores import login_of, store_at

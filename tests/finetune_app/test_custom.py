@@ -288,6 +288,16 @@ def test_a_retry_by_a_manager_still_reads_the_folders_of_the_creator(engine, ask
     assert "out/x" not in paths_of(alice)
 
 
+def test_a_retry_may_change_what_reaches_the_program(engine, asked):
+    engine.will(exit_code=1)
+    task = create_custom_fine_tune_task(**asked)
+    engine.step(2)
+    with pytest.raises(Invalid, match="save_steps"):
+        retry_fine_tune_task(actor=asked["actor"], task=task, hyperparameters={"save_steps": "often"})
+    task = retry_fine_tune_task(actor=asked["actor"], task=task, hyperparameters={"learning_rate": 0.5})
+    assert task.hyperparameters["learning_rate"] == "0.5"
+
+
 def test_a_saved_task_is_checked_and_starts_later(engine, asked):
     with pytest.raises(Invalid, match=r"\$\{nope\}"):
         create_custom_fine_tune_task(**asked | {"command": "x ${nope}"}, start=False)

@@ -85,6 +85,43 @@ def test_every_bad_field_is_named_at_once_and_nothing_is_left(engine, asked):
     assert not FineTuneTask.objects.exists()
 
 
+def test_bad_knobs_names_rows_and_resources_are_told_together(engine, asked, alice, spooled):
+    pairs = make_dataset(alice, spooled, [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 2, name="pairs")
+    asked |= {"name": "a/b", "hyperparameters": {"lora_rank": 8}, "train_dataset": pairs.pk, "resources": {"gpus": -1}}
+    with pytest.raises(InvalidFields) as refusal:
+        create_fine_tune_task(**asked)
+    fields = {problem.field for problem in refusal.value.problems}
+    assert fields >= {"name", "hyperparameters.lora_rank", "train_dataset", "resources.gpus"}
+    with pytest.raises(InvalidFields, match="recipe"):
+        create_fine_tune_task(**asked | {"recipe": "magic"})
+
+
+def test_a_change_that_a_retry_brings_is_checked_like_a_new_task(engine, asked):
+    engine.will(exit_code=1)
+    task = create_fine_tune_task(**asked)
+    engine.step(2)
+    actor = asked["actor"]
+    with pytest.raises(Invalid, match="validation_dataset"):
+        retry_fine_tune_task(actor=actor, task=task, hyperparameters={"load_best": True})
+    task = access_fine_tune_task(actor, task.pk)
+    assert (task.hyperparameters["load_best"], Run.objects.count()) == (False, 1)
+
+
+def test_of_two_who_start_or_retry_a_task_at_once_one_comes_second(engine, asked):
+    actor, task = asked["actor"], create_fine_tune_task(**asked, start=False)
+    stale = access_fine_tune_task(actor, task.pk)
+    start_fine_tune_task(actor=actor, task=task)
+    with pytest.raises(Conflict, match="started before"):
+        start_fine_tune_task(actor=actor, task=stale)
+    engine.will(exit_code=1)
+    engine.step(2)
+    first, second = access_fine_tune_task(actor, task.pk), access_fine_tune_task(actor, task.pk)
+    retry_fine_tune_task(actor=actor, task=first)
+    with pytest.raises(Conflict, match="Only a failed or stopped task"):
+        retry_fine_tune_task(actor=actor, task=second)
+    assert Run.objects.count() == 2
+
+
 @pytest.mark.parametrize(
     ("change", "error", "code"),
     [

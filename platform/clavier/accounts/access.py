@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 from uuid import UUID
 
+from django.core.exceptions import ObjectDoesNotExist
 from django.db.models import QuerySet
 
 from clavier.core.actor import Actor
@@ -26,6 +27,17 @@ def access_object(
     if found is None:
         raise NotFound(f"There is no {noun} {quoted(str(object_id))}.", field=field)
     return found
+
+
+def lock_object(owned: TenantOwned, *, noun: str) -> None:
+    """Read the row anew and hold it until the transaction ends: of two who change it at once one comes second.
+
+    Raises NotFound when it was deleted.
+    """
+    try:
+        owned.refresh_from_db(from_queryset=type(owned)._base_manager.select_for_update())
+    except ObjectDoesNotExist as gone:
+        raise NotFound(f"The {noun} was deleted.") from gone
 
 
 def require_write(actor: Actor) -> None:

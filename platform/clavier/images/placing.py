@@ -8,10 +8,11 @@ from typing import Any
 from uuid import UUID
 
 from clavier.core.actor import Actor
+from clavier.core.problems import Problems
 from clavier.images.access import access_image_version
 from clavier.images.models import ImageVersion
 from clavier.runs.options import checked_options
-from clavier.runs.own_code import Problems, require_allowed
+from clavier.runs.own_code import require_allowed
 from clavier.runs.services import checked_resources
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 from django.conf import settings
 
 from clavier.core.actor import Actor
-from clavier.core.errors import DomainError, FieldProblem, Invalid, InvalidFields, NotFound, Unprocessable
+from clavier.core.errors import DomainError, Invalid, Unprocessable
+from clavier.core.problems import Problems
 from clavier.files.adoption import adopt_folder
 from clavier.files.folders import disk_path, own_folder, parse_location
 from clavier.files.models import StoredFile
@@ -31,8 +32,6 @@ DATA = "data"
 STORED = "s3://"
 #: A data folder holds these and nothing else.
 SPLITS = ("train", "validate", "test")
-
-Checked = TypeVar("Checked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,41 +87,6 @@ class CommandParts:
     mounts: tuple[Mount, ...]
     work: tuple[WorkItem, ...]
     start_in: str
-
-
-class Problems:
-    """Collects what several checks refuse, so that the user hears of all of it at once."""
-
-    def __init__(self) -> None:
-        self._found: list[FieldProblem] = []
-        self._missing: DomainError | None = None
-
-    def check(self, function: Callable[..., Checked], *arguments: Any, **named: Any) -> Checked | None:
-        """The function's result, or None when it refused."""
-        try:
-            return function(*arguments, **named)
-        except NotFound as missing:
-            self._missing = self._missing or missing
-        except Invalid as refusal:
-            own = FieldProblem(refusal.field or "", refusal.code, refusal.message)
-            self._found += list(refusal.problems) or [own]
-        return None
-
-    def add(self, field: str, code: str, message: str) -> None:
-        """One more."""
-        self._found.append(FieldProblem(field, code, message))
-
-    def exclude(self, one: str, other: str) -> None:
-        """Two fields that were both given, of which one must go."""
-        message = f"{one} and {other} exclude each other: give what the program is to read."
-        self.add(one, "conflicting_fields", message)
-
-    def end(self) -> None:
-        """Raises InvalidFields with everything refused, else the first NotFound."""
-        if self._found:
-            raise InvalidFields(self._found)
-        if self._missing is not None:
-            raise self._missing
 
 
 def require_allowed(*, has_image: bool, resource_group: str = "") -> None:
