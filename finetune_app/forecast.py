@@ -17,6 +17,7 @@ from clavier.runs.models import Attempt, Run
 from datasets_app.tasks import counted_tokens
 from finetune_app.estimate import BYTES_PER_TOKEN, FIRST_SPREAD, LEAST_SPREAD, Calibration, Estimate, estimate
 from finetune_app.models import FineTuneTask, TrainingCalibration
+from finetune_app.resume import RESUME_FROM
 from finetune_app.shapes import Job, Load, Machine, Shape, shape_of_config
 from finetune_app.tokenizers import vocabulary_size
 from models_app.models import ModelVersion
@@ -150,6 +151,7 @@ def learn(task: FineTuneTask, run: Run) -> None:
     attempt = Attempt.objects.filter(run=run).order_by("-number").first()
     if (
         promised.get("run") != str(run.pk)
+        or RESUME_FROM in run.spec["parameters"]  # which did a part of the work only
         or attempt is None
         or not attempt.max_memory_mib
         or run.started_at is None

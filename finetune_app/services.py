@@ -23,6 +23,7 @@ from finetune_app.forecast import forecast, require_fit
 from finetune_app.ingredients import checked_ingredients, recheck
 from finetune_app.models import FineTuneTask, SearchTrial
 from finetune_app.own_code import own_code_spec
+from finetune_app.resume import RESUME_FROM, earlier_checkpoints
 from finetune_app.tokenizers import tokenizer_path
 from models_app.models import ModelVersion
 from models_app.services import check_model_name
@@ -140,8 +141,12 @@ def retry_fine_tune_task(
     hyperparameters: Mapping[str, Any] | None = None,
     resources: Mapping[str, Any] | None = None,
     time_limit_s: int | None = None,
+    resume: bool = True,
 ) -> FineTuneTask:
     """A new run of a task whose last one failed or was stopped, with what is given changed.
+
+    It goes on from the newest checkpoint where hyperparameters and number of processes are the same; ``resume`` False:
+    from the start.
 
     Raises Conflict for a task in another state, InvalidFields for a change, Forbidden.
     """
@@ -156,7 +161,7 @@ def retry_fine_tune_task(
         task.time_limit_s = time_limit_s or task.time_limit_s
         recheck(task)
         task.save(update_fields=["hyperparameters", "resources", "time_limit_s", "updated_at"])
-        launch(actor, task)
+        launch(actor, task, resume=resume)
     return task
 
 
@@ -224,13 +229,17 @@ def name_taken(name: str) -> Conflict:
     return Conflict(message, code="already_exists", field="name")
 
 
-def launch(actor: Actor, task: FineTuneTask) -> None:
-    """Submit a run of the task and make it the task's newest; one before it fetches what lies in object stores."""
+def launch(actor: Actor, task: FineTuneTask, *, resume: bool = False) -> None:
+    """Submit a run of the task and make it the task's newest; one before it fetches what lies in object stores.
+
+    ``resume``: a recipe goes on from the checkpoints of a run before.
+    """
     if task.create_way == "custom" and launch_staging(actor, task):
         return
     run_id = uuid4()
     task.estimate = require_fit(task, run_id) if task.create_way == "system" else {}
-    spec = with_options(own_code_spec(task, run_id) if task.create_way == "custom" else recipe_spec(task), task.options)
+    made = own_code_spec(task, run_id) if task.create_way == "custom" else recipe_spec(task, resume=resume)
+    spec = with_options(made, task.options)
     task.run = submit_run(actor=actor, kind="fine_tune", name=task.name, subject_id=task.pk, spec=spec, run_id=run_id)
     task.save(update_fields=["run", "estimate", "updated_at"])
 
@@ -247,8 +256,8 @@ def launch_staging(actor: Actor, task: FineTuneTask) -> bool:
     return True
 
 
-def recipe_spec(task: FineTuneTask) -> RunSpec:
-    """Everything the recipe's program needs, as plain data."""
+def recipe_spec(task: FineTuneTask, *, resume: bool = False) -> RunSpec:
+    """Everything the recipe's program needs, as plain data. ``resume``: with the checkpoints of a run before."""
     base, train, validation = task.base_version, task.train_dataset, task.validation_dataset
     if train is None:
         raise ValueError(f"task {task.pk} of a recipe has no training data")
@@ -270,6 +279,10 @@ def recipe_spec(task: FineTuneTask) -> RunSpec:
         "model_name": task.output_model_name,
         "lineage": lineage_of(task),
     }
+    earlier = earlier_checkpoints(task, parameters) if resume else None
+    if earlier:
+        parameters[RESUME_FROM] = earlier
+        mounts.append(Mount(earlier))
     return RunSpec(
         kind="fine_tune",
         program=PROGRAMS[task.recipe],

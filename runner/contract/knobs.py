@@ -197,9 +197,9 @@ KNOBS: tuple[Knob, ...] = (
     Knob(
         "save_steps",
         "int",
-        0,
-        "A checkpoint every so many steps; 0: only when stopped.",
-        "每多少步保存一次检查点; 0 表示仅在被停止时保存。",
+        500,
+        "A checkpoint every so many steps, from which the training goes on after a crash; 0: only when stopped.",
+        "每多少步保存一次检查点, 崩溃后从检查点继续训练; 0 表示仅在被停止时保存。",
         0,
         1_000_000,
         unit="steps",

@@ -107,6 +107,35 @@ def test_a_change_that_a_retry_brings_is_checked_like_a_new_task(engine, asked):
     assert (task.hyperparameters["load_best"], Run.objects.count()) == (False, 1)
 
 
+def test_a_retry_goes_on_from_the_newest_checkpoint_of_the_same_training(engine, asked):
+    def ended(**files):
+        engine.will(exit_code=1, files=files)
+        engine.step(3)
+        return access_fine_tune_task(actor, task.pk)
+
+    def source(**changes):
+        again = retry_fine_tune_task(actor=actor, task=access_fine_tune_task(actor, task.pk), **changes)
+        return again.run.spec["parameters"].get("resume_from"), [mount["source"] for mount in again.run.spec["mounts"]]
+
+    actor, task = asked["actor"], create_fine_tune_task(**asked)
+    sealed = {"checkpoints/step-00000500/MANIFEST.json": "{}"}
+    first = str(run_folder(ended(**sealed).run.pk) / "checkpoints")
+    resumed, mounts = source(time_limit_s=7200, resources={"memory_mib": 8192})
+    assert resumed == first
+    assert first in mounts
+    ended()  # which has sealed none of its own
+    assert source()[0] == first
+    second = str(run_folder(ended(**sealed).run.pk) / "checkpoints")
+    assert source(resume=False)[0] is None
+    ended()
+    assert source()[0] == second
+    ended()
+    assert source(hyperparameters={"learning_rate": 1e-3})[0] is None
+    ended(**sealed)
+    assert source(hyperparameters={"learning_rate": 2e-5})[0] == second
+    assert_consistent()
+
+
 def test_of_two_who_start_or_retry_a_task_at_once_one_comes_second(engine, asked):
     actor, task = asked["actor"], create_fine_tune_task(**asked, start=False)
     stale = access_fine_tune_task(actor, task.pk)

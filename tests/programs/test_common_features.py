@@ -146,6 +146,35 @@ def test_a_resumed_run_ends_like_an_unbroken_one(case: str, end: str, step: int,
     assert hash_file(result_of(broken)) == hash_file(result_of(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("case", ["sft", "preference", "rl"])
+def test_another_run_goes_on_from_the_checkpoints_of_a_stopped_one(case: str, order: Any, tmp_path: Path) -> None:
+    """It ends with the best weights, which the first of the two has seen; that one's folder stays as it was."""
+    parameters, main = order(case, save_steps=2, eval_steps=1, load_best=True), CASES[case][0]
+    if case != "rl":
+        parameters["validation_data"] = write_rows(tmp_path / "validation.jsonl", turned(case))
+    main(make_context(tmp_path / "whole", parameters))
+    first, context = tmp_path / "first", make_context(tmp_path / "first", parameters)
+
+    def stop() -> None:
+        context.should_stop = True
+
+    context.report = StoppingReporter(first, 5, stop)
+    with pytest.raises(Stopped):
+        main(context)
+    sealed = first / "checkpoints"
+    before = sorted(path.relative_to(sealed) for path in sealed.rglob("*"))
+    main(make_context(tmp_path / "second", {**parameters, "resume_from": str(sealed)}))
+    whole = values_by_step(tmp_path / "whole", "train/loss")
+    rest = values_by_step(tmp_path / "second", "train/loss")
+    assert 1 not in rest
+    assert rest == {step: whole[step] for step in range(min(rest), 8)}
+    assert hash_file(result_of(tmp_path / "second")) == hash_file(result_of(tmp_path / "whole"))
+    assert sorted(path.relative_to(sealed) for path in sealed.rglob("*")) == before
+    # Without any checkpoint there it begins at the start.
+    main(make_context(tmp_path / "third", {**parameters, "resume_from": str(tmp_path / "none")}))
+    assert values_by_step(tmp_path / "third", "train/loss") == whole
+
+
 @pytest.mark.parametrize("case", LEARNERS)
 def test_patience_ends_a_run_and_the_best_weights_are_taken(case: str, order: Any, tmp_path: Path) -> None:
     parameters = order(case, max_steps=60, eval_steps=1, load_best=True, early_stopping_patience=3, learning_rate=2e-2)

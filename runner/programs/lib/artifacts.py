@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.contract.folder import MANIFEST, fsync_folder, write_json_durably
-from runner.programs.lib.events import ProgramError
+from runner.programs.lib.events import ProgramContext, ProgramError
 from runner.programs.lib.render import Renderer
 
 QUARANTINE = "quarantine"
@@ -69,6 +69,28 @@ def newest_sealed(checkpoints_folder: Path) -> Path | None:
             return candidate
         _quarantine(checkpoints_folder, candidate)
     return None
+
+
+def starting_point(context: ProgramContext) -> Path | None:
+    """The newest sealed checkpoint of a run; where it has none yet, that of ``resume_from``, copied with its best one.
+
+    ``resume_from``, a parameter: the folder of checkpoints of a run that did the same. It is only read.
+    """
+    checkpoints_folder, earlier = context.checkpoints, context.parameters.get("resume_from")
+    own = newest_sealed(checkpoints_folder)
+    if own is not None or not earlier:
+        return own
+    found = next((step for step in sorted(Path(earlier).glob("step-*"), reverse=True) if is_whole(step)), None)
+    if found is None:
+        return None
+    best = json.loads((found / "state.json").read_text(encoding="utf-8"))["progress"]["best_step"]
+    kept = found.with_name(f"step-{best or 0:08d}")
+    for step in [kept, found] if kept != found and is_whole(kept) else [found]:
+        copy = checkpoints_folder / f".tmp-{step.name}-{os.getpid()}"
+        shutil.copytree(step, copy)
+        os.rename(copy, checkpoints_folder / step.name)
+    fsync_folder(checkpoints_folder)
+    return checkpoints_folder / found.name
 
 
 def prune_checkpoints(checkpoints_folder: Path, keep: int, protected: Path | None = None) -> None:

@@ -20,7 +20,7 @@ from torch.nn.functional import log_softmax
 
 from runner.contract import exits
 from runner.programs.lib import distributed
-from runner.programs.lib.artifacts import newest_sealed, prune_checkpoints, seal_checkpoint
+from runner.programs.lib.artifacts import prune_checkpoints, seal_checkpoint, starting_point
 from runner.programs.lib.batches import epoch_order, steps_per_epoch
 from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
 from runner.programs.lib.model import Device
@@ -105,7 +105,7 @@ class Ppo:
 
     def run(self) -> dict[str, float]:
         """Train and return the final metrics. Raises Stopped, and ProgramError where the training diverges."""
-        newest = distributed.first_then_others(lambda: newest_sealed(self.context.checkpoints))
+        newest = distributed.first_then_others(lambda: starting_point(self.context))
         if newest is not None:
             self.progress = restore_state(newest, self._state(), self.optimizer)
             self.context.report.phase("resume", f"resumed from the checkpoint of step {self.progress.step}")

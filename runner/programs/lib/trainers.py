@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from runner.contract import exits
 from runner.programs.lib import distributed, sharding
-from runner.programs.lib.artifacts import newest_sealed, prune_checkpoints, seal_checkpoint
+from runner.programs.lib.artifacts import prune_checkpoints, seal_checkpoint, starting_point
 from runner.programs.lib.events import ProgramContext, ProgramError, Reporter, Stopped
 from runner.programs.lib.first_pass import try_longest
 from runner.programs.lib.model import Device
@@ -174,7 +174,7 @@ def run_trainer(
     for callback in ("PrinterCallback", "ProgressCallback"):
         for found in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == callback]:
             trainer.remove_callback(found)
-    newest = distributed.first_then_others(lambda: newest_sealed(context.checkpoints))
+    newest = distributed.first_then_others(lambda: starting_point(context))
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     if session.is_stopped:
         raise Stopped(f"stopped after step {session.progress.step}; a restart goes on from there")
@@ -342,6 +342,7 @@ class Session(TrainerCallback):
         self.progress = restore_state(folder, self.trainable, self.optimizer)
         self.trainer.lr_scheduler.last_epoch = self.progress.step
         self.trainer.lr_scheduler._step_count = self.progress.step + 1
+        self.trainer.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def finish(self) -> dict[str, float]:
         """Take the best weights where the knob asks for them, and the final metrics. Raises ProgramError."""

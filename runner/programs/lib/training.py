@@ -17,7 +17,7 @@ import torch
 
 from runner.contract import exits
 from runner.programs.lib import distributed, sharding
-from runner.programs.lib.artifacts import newest_sealed, prune_checkpoints, seal_checkpoint
+from runner.programs.lib.artifacts import prune_checkpoints, seal_checkpoint, starting_point
 from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
 from runner.programs.lib.model import Device, next_token_loss
 from runner.programs.lib.train_state import (
@@ -349,7 +349,7 @@ class _Training:
         prune_checkpoints(folder, self.knobs["save_total_limit"], protected=best)
 
     def _resume(self) -> None:
-        newest = distributed.first_then_others(lambda: newest_sealed(self.context.checkpoints))
+        newest = distributed.first_then_others(lambda: starting_point(self.context))
         if newest is not None:
             self.progress = restore_state(newest, self.trainable, self.optimizer)
             self.context.report.phase("resume", f"resumed from the checkpoint of step {self.progress.step}")

@@ -126,6 +126,11 @@ class TaskChanges(Strict):
     hyperparameters = serializers.DictField(required=False, help_text="Those that change.")
     resources = serializers.DictField(required=False, help_text="Those that change.")
     time_limit_s = WholeNumber(required=False, min_value=1, max_value=YEAR_S, help_text="Seconds.")
+    resume = serializers.BooleanField(
+        required=False,
+        help_text="Go on from the newest checkpoint where hyperparameters and number of GPUs did not change, as is the "
+        "default; false: from the start.",
+    )
 
 
 class TaskRemedy(serializers.Serializer[Any]):
@@ -322,7 +327,10 @@ class RetryTaskView(NativeView):
                errors=(404, 409, 422))  # fmt: skip
     @idempotent()
     def post(self, request: Request, task_id: UUID) -> Response:
-        """A new run; the old one stays. What the body names is changed first, such as a remedy's `changes`."""
+        """A new run; the old one stays. What the body names is changed first, such as a remedy's `changes`.
+
+        A recipe goes on from the newest checkpoint that a run with the same hyperparameters has sealed.
+        """
         changes = self.body(TaskChanges)
         task = access_fine_tune_task(self.actor, task_id)
         return Response(TaskDetail(retry_fine_tune_task(actor=self.actor, task=task, **changes)).data)
