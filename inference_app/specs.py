@@ -40,6 +40,7 @@ def run_spec_of(version: ServiceVersion) -> RunSpec:
             "served_name": version.service.name,
             "context_tokens": version.context_tokens,
             "parallel": version.parallel,
+            "render_hash": version.model_version.render_hash,
         },
         environment=version.own_code.get("environment", {}),
         mounts=tuple(Mount(path) for path in (model, adapter) if path),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,6 +156,32 @@ def test_a_wrong_parameter_is_named(tiny_model_folder: Path, wrong: dict[str, An
 
 
 @pytest.mark.slow
+def test_a_server_refuses_what_would_be_rendered_otherwise_than_it_was_tuned(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(tiny_model_folder, base)
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / name, adapter)
+    tuned = Renderer.from_folder(adapter)
+
+    def renderer(render_hash: str = "") -> Renderer:
+        return Settings.from_parameters({**parameters_of(base, adapter), "render_hash": render_hash}).renderer()
+
+    assert renderer(tuned.render_hash).render_hash == Renderer.from_folder(base).render_hash
+    with pytest.raises(ProgramError, match="was changed") as refusal:
+        renderer("0" * 64)
+    assert refusal.value.code == "render_differs"
+    (base / "chat_template.jinja").write_text(
+        "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}", encoding="utf-8"
+    )
+    with pytest.raises(ProgramError, match="another chat_template than its base") as refusal:
+        renderer(tuned.render_hash)
+    assert refusal.value.code == "render_differs"
+
+
 def test_an_unknown_server_is_named(tiny_model_folder: Path, tmp_path: Path) -> None:
     parameters = parameters_of(tiny_model_folder, server="tgi")
     with started("runner.programs.serve.replica", tmp_path, parameters) as program:

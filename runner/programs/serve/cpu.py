@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.programs.lib.events import ProgramContext, ProgramError, run_program
-from runner.programs.lib.render import Message, Renderer
+from runner.programs.lib.render import Message
 from runner.programs.serve import readiness
 from runner.programs.serve.gguf_writer import write_adapter_gguf, write_model_gguf
 from runner.programs.serve.private_tokens import write_private_tokenizer
@@ -41,7 +41,7 @@ def main(context: ProgramContext) -> None:
     # OpenMP spins on busy cores; read once, when the conversion imports torch.
     os.environ.setdefault("OMP_NUM_THREADS", str(NUM_THREADS))
     settings = Settings.from_parameters(context.parameters)
-    renderer = Renderer.from_folder(settings.model)
+    renderer = settings.renderer()
     files = _convert(context, settings)
     readiness.raise_if_stopped(context)
 

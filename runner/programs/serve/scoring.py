@@ -157,6 +157,7 @@ async def errors_in_words(request: web.Request, handler: Any) -> web.StreamRespo
 def main(context: ProgramContext) -> None:
     """Load, start, score once, announce, serve."""
     settings = Settings.from_parameters(context.parameters)
+    settings.renderer()  # or it refuses
     weights = num_parameters(list_tensors(settings.model))
     device = choose_device("fp32" if weights < FULL_PRECISION_BELOW else "auto")
     context.report.phase("model", f"{weights:,} parameters on {device.name}")

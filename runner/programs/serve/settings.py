@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from runner.programs.lib.events import ProgramError, require
+from runner.programs.lib.render import Renderer
 
 MIN_CONTEXT_TOKENS = 16
 MAX_PARALLEL = 256
 _SERVED_NAME = re.compile(r"[A-Za-z0-9._:@/-]{1,200}")
+#: Of a render spec what must be the same in an adapter and its base; which tokens stop is the base's to say.
+DECIDED_BY_TUNING = ("chat_template", "special_tokens", "tokenizer_sha256")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,7 @@ class Settings:
 
     ``model``: folder; ``adapter``: LoRA folder that is applied to every request, or None; ``served_name``: the model
     name in requests; ``context_tokens``: prompt and answer of one request; ``parallel``: requests answered at a time.
+    ``render_hash``: that of the version, by which its files are recognized; empty: unknown.
     """
 
     model: Path
@@ -29,6 +33,7 @@ class Settings:
     served_name: str
     context_tokens: int
     parallel: int
+    render_hash: str = ""
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Settings:
@@ -42,7 +47,36 @@ class Settings:
             served_name=_served_name(str(require(parameters, "served_name"))),
             context_tokens=_number(parameters, "context_tokens", longest, MIN_CONTEXT_TOKENS, longest),
             parallel=_number(parameters, "parallel", 1, 1, MAX_PARALLEL),
+            render_hash=str(parameters.get("render_hash") or ""),
         )
+
+    def renderer(self) -> Renderer:
+        """What turns conversations into tokens for the model: that with which the version was tuned.
+
+        Raises ProgramError (``render_differs``) where the version's files are no longer those that were registered, or
+        an adapter was tuned with another template or tokenizer than its base has.
+        """
+        renderer = Renderer.from_folder(self.model)
+        own = Renderer.from_folder(self.adapter) if _has_tokenizer(self.adapter) else renderer
+        if self.render_hash and own.render_hash != self.render_hash:
+            raise ProgramError(
+                "render_differs",
+                f"{self.adapter or self.model} turns conversations into other tokens (render hash "
+                f"{own.render_hash[:12]}) than when the version was registered ({self.render_hash[:12]}): its template "
+                "or tokenizer was changed. Import it anew as another version.",
+            )
+        other = [part for part in DECIDED_BY_TUNING if own.render_spec[part] != renderer.render_spec[part]]
+        if other:
+            raise ProgramError(
+                "render_differs",
+                f"The adapter was tuned with another {' and '.join(other)} than its base model has, so its base's "
+                "server would ask it in words that it never saw. Merge it: the merged version brings its own.",
+            )
+        return renderer
+
+
+def _has_tokenizer(adapter: Path | None) -> bool:
+    return adapter is not None and (adapter / "tokenizer.json").is_file()
 
 
 def _folder(value: Any, name: str, must_hold: str) -> Path:

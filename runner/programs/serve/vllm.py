@@ -19,7 +19,7 @@ from pathlib import Path
 
 from runner.contract.run_spec import RunSpec
 from runner.programs.lib.events import ProgramContext, ProgramError, run_program
-from runner.programs.lib.render import Message, Renderer
+from runner.programs.lib.render import Message
 from runner.programs.serve import readiness
 from runner.programs.serve.private_tokens import write_private_tokenizer
 from runner.programs.serve.settings import Settings
@@ -83,7 +83,7 @@ def vllm_environment(spec: RunSpec, api_key: str, environment: Mapping[str, str]
 def main(context: ProgramContext) -> None:
     """Start vLLM, compare, announce, serve."""
     settings = Settings.from_parameters(context.parameters)
-    renderer = Renderer.from_folder(settings.model)
+    renderer = settings.renderer()
     tokenizer = context.work / "tokenizer"
     shutil.rmtree(tokenizer, ignore_errors=True)
     write_private_tokenizer(settings.model, tokenizer)
