@@ -57,7 +57,8 @@ class Settings:
         an adapter was tuned with another template or tokenizer than its base has.
         """
         renderer = Renderer.from_folder(self.model)
-        own = Renderer.from_folder(self.adapter) if _has_tokenizer(self.adapter) else renderer
+        has_own = self.adapter is not None and (self.adapter / "tokenizer.json").is_file()
+        own = Renderer.from_folder(self.adapter) if self.adapter and has_own else renderer
         if self.render_hash and own.render_hash != self.render_hash:
             raise ProgramError(
                 "render_differs",
@@ -73,10 +74,6 @@ class Settings:
                 "server would ask it in words that it never saw. Merge it: the merged version brings its own.",
             )
         return renderer
-
-
-def _has_tokenizer(adapter: Path | None) -> bool:
-    return adapter is not None and (adapter / "tokenizer.json").is_file()
 
 
 def _folder(value: Any, name: str, must_hold: str) -> Path:
