@@ -19,6 +19,7 @@ from clavier.core.errors import Conflict, Invalid, quoted
 from clavier.core.references import in_use
 from clavier.files.folders import disk_path, own_folder
 from clavier.files.models import MIB
+from clavier.files.queries import storage_left
 from clavier.images.access import access_image_version, image_of_run
 from clavier.images.logins import RegistryLogin, forget_login, login_path, write_login
 from clavier.runs.models import Run
@@ -336,6 +337,7 @@ def import_parameters(actor: Actor, source: str, location: str, revision: str) -
         "revision": revision or None,
         "in_place": source == "path",
         "endpoint": endpoint,
+        "max_bytes": storage_left(actor)["bytes"],
     }
 
 

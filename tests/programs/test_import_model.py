@@ -353,6 +353,17 @@ def test_a_repository_of_pickles_is_refused_before_the_download(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["huggingface", "modelscope"])
+def test_a_repository_beyond_the_quota_is_refused_before_the_download(name: str, hub: Hub, tmp_path: Path) -> None:
+    parameters = parameters_of("org/tiny", source=name, endpoint=hub.address) | {"max_bytes": 1000}
+    assert run_import(tmp_path / "run", parameters, {}) == exits.USER_ERROR
+    error = last_error(tmp_path / "run")
+    assert (error["code"], error["field"]) == ("quota_exceeded", "location")
+    assert "leaves 1,000" in error["message"]
+    assert hub.downloaded == set()
+
+
+@pytest.mark.slow
 def test_a_revision_that_does_not_exist_is_named(hub: Hub, tmp_path: Path) -> None:
     parameters = parameters_of("org/tiny", source="huggingface", revision="v9", endpoint=hub.address)
     assert run_import(tmp_path / "run", parameters, {}) == exits.USER_ERROR

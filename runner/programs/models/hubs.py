@@ -41,6 +41,7 @@ def download_huggingface(
         refuse_without_safetensors([entry.filename for entry in listed])
         commit = str(listed[0].commit_hash)
         total_bytes = sum(entry.file_size or 0 for entry in listed if is_model_file(entry.filename))
+        _refuse_too_large(context, repository, total_bytes)
         with _reported_bytes(context, target, total_bytes):
             download(revision=commit, allow_patterns=list(MODEL_FILE_PATTERNS))
     except (errors.HTTPError, errors.DryRunError, ValueError, OSError) as error:  # type: ignore[attr-defined]
@@ -67,7 +68,9 @@ def download_modelscope(
         listed = HubApi(endpoint=address).list_repo_files(repository, "model", revision=wanted)
         files = [entry for entry in listed if is_model_file(entry.path)]
         refuse_without_safetensors([entry.path for entry in listed])
-        with _reported_bytes(context, target, sum(entry.size or 0 for entry in files)):
+        total_bytes = sum(entry.size or 0 for entry in files)
+        _refuse_too_large(context, repository, total_bytes)
+        with _reported_bytes(context, target, total_bytes):
             snapshot_download(
                 repository,
                 revision=wanted,
@@ -84,6 +87,14 @@ def download_modelscope(
     except (HubError, OSError) as error:
         raise _unreachable(address, "endpoint or MODELSCOPE_ENDPOINT", error) from error
     return wanted
+
+
+def _refuse_too_large(context: ProgramContext, repository: str, total_bytes: int) -> None:
+    """Raises ProgramError before the first byte of more than ``max_bytes``, where that is given."""
+    most = context.parameters.get("max_bytes")
+    if most is not None and total_bytes > most:
+        message = f"{repository} has {total_bytes:,} bytes; the storage quota leaves {most:,}. Delete some files."
+        raise ProgramError("quota_exceeded", message, field="location")
 
 
 def _huggingface_error(error: BaseException, address: str, repository: str, revision: str | None) -> ProgramError:

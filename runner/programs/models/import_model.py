@@ -4,7 +4,7 @@ Parameters: ``source`` (``folder`` or ``path``: a local folder; ``huggingface``,
 ``s3``: an object store, with the further parameters of ``object_storage.download_s3``), ``location``
 (the folder, or the repository on the hub), ``revision`` (or null), ``in_place`` (check only, copy nothing),
 ``endpoint`` (another address of the hub, or null), ``base_model`` (of an adapter: the folder whose tokenizer it gets
-where it brings none; or null).
+where it brings none; or null), ``max_bytes`` (of a hub or store: more is not downloaded; or null).
 Writes ``output/model/`` (not when in place), ``output/source.json`` and a manifest of kind ``model``.
 """
 
