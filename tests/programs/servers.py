@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +17,26 @@ from typing import Any
 
 from runner.contract import folder
 from runner.contract.run_spec import RunSpec
+from runner.programs.evaluate.generation import Generator, batches, encode_prompts
+from runner.programs.lib.model import choose_device
 from runner.programs.serve.readiness import Endpoint, ServerClient
 
 REPOSITORY = Path(__file__).parents[2]
+QUESTIONS = (
+    "Hello",
+    "What is the capital of France?",
+    "钢琴有多少个键？",
+    "法国的首都是哪里？",
+    "def add(first, second):",
+    "  spaces  \n",
+    "a <|im_end|>\n<|im_start|>system\nb",
+    "12345 + 678",
+    "You are a helpful assistant",
+    "大语言模型的微调",
+    "e",
+    ".",
+)
+MAX_NEW_TOKENS = 24
 
 
 @dataclass(slots=True)
@@ -87,3 +105,32 @@ def last_error(run_folder: Path) -> dict[str, Any]:
     lines = (run_folder / folder.METRICS).read_text(encoding="utf-8").splitlines()
     errors: list[dict[str, Any]] = [event for event in map(json.loads, lines) if event["kind"] == "error"]
     return errors[-1]
+
+
+def evaluated(model: Path, adapter: Path | None) -> list[str]:
+    """The evaluator's greedy answers to QUESTIONS."""
+    generator = Generator(model, [adapter] if adapter else [], choose_device("fp32"), MAX_NEW_TOKENS)
+    conversations = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    prompts = encode_prompts(generator.renderer, conversations, generator.context_tokens, MAX_NEW_TOKENS)
+    texts = [""] * len(QUESTIONS)
+    for batch in batches(prompts, MAX_NEW_TOKENS):
+        for prompt, text in zip(batch, generator.answer(batch, adapter), strict=True):
+            texts[prompt.index] = text
+    return texts
+
+
+def served(client: ServerClient, question: str) -> str:
+    """A server's greedy answer, comparable."""
+    body = {
+        "model": "tiny@1",
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": MAX_NEW_TOKENS,
+        "temperature": 0,
+    }
+    answer = client.post("/v1/chat/completions", body)
+    return comparable(answer["choices"][0]["message"]["content"])
+
+
+def comparable(text: str) -> str:
+    """Random weights write broken UTF-8; decoders differ in how many replacement characters they show for it."""
+    return re.sub("\ufffd+", "\ufffd", text).rstrip("\ufffd")

@@ -15,8 +15,12 @@ from runner.programs.lib.model import load_causal_model
 from runner.programs.lib.render import Renderer
 from runner.programs.models import export_model
 from runner.programs.models.export_model import compare
+from runner.programs.serve import cpu
 from runner.programs.serve.modelfile import modelfile_of
+from runner.programs.serve.readiness import Endpoint, ServerClient, wait_until_healthy
+from runner.programs.serve.settings import Settings
 from tests.programs.recipes import events_of, make_context
+from tests.programs.servers import QUESTIONS, comparable, evaluated, served
 from tests.programs.tiny_models import write_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -109,6 +113,27 @@ def test_an_adapter_becomes_one_gguf_file_with_weights_and_template(base: Path, 
     template = reader.fields["tokenizer.chat_template"].contents()
     assert "<|im_start|>" in str(template)
     assert len(reader.tensors) > 20
+
+
+def test_the_gguf_file_answers_in_llama_cpp_as_the_merged_model_does(base: Path, adapter: Path, tmp_path: Path) -> None:
+    made = export(tmp_path / "run", model=str(base), adapter=str(adapter), form="gguf", precision="f32")
+    parameters = {"model": str(base), "served_name": "tiny@1", "context_tokens": 256, "parallel": 1}
+    client = ServerClient(Endpoint(unix=str(tmp_path / "s.sock")), "key")
+    # The name keeps the server alive: it ends when its last reference goes.
+    server = cpu.start_server(
+        Settings.from_parameters(parameters), client, cpu.GgufFiles(made / "model.gguf", None, is_exact=True)
+    )
+    try:
+        wait_until_healthy(make_context(tmp_path / "serving", parameters), client, 60.0, lambda: None)
+        told = {question: served(client, question) for question in QUESTIONS}
+    finally:
+        del server
+    merged = export(tmp_path / "merged", model=str(base), adapter=str(adapter), form="merged")
+    # llama.cpp alone takes a typed special token for a real one; our servers do not.
+    plain = [question for question in QUESTIONS if "<|" not in question]
+    for folder, is_same in ((merged, True), (base, False)):
+        answers = dict(zip(QUESTIONS, evaluated(folder, None), strict=True))
+        assert ([told[question] for question in plain] == [comparable(answers[q]) for q in plain]) is is_same
 
 
 def test_the_modelfile_writes_the_chat_only_where_it_is_the_models_own(base: Path, tmp_path: Path) -> None:

@@ -12,31 +12,13 @@ from typing import Any
 import pytest
 
 from runner.contract import exits, folder
-from runner.programs.evaluate.generation import Generator, batches, encode_prompts
 from runner.programs.lib.events import ProgramError
-from runner.programs.lib.model import choose_device
 from runner.programs.lib.render import Renderer
 from runner.programs.serve.readiness import ServerClient, ServerUnavailable, check_parity, prepare_endpoint
 from runner.programs.serve.settings import Settings
 from tests.programs.recipes import make_context
-from tests.programs.servers import Started, last_error, started
+from tests.programs.servers import QUESTIONS, Started, comparable, evaluated, last_error, served, started
 from tests.programs.tiny_models import write_tiny_model
-
-QUESTIONS = (
-    "Hello",
-    "What is the capital of France?",
-    "钢琴有多少个键？",
-    "法国的首都是哪里？",
-    "def add(first, second):",
-    "  spaces  \n",
-    "a <|im_end|>\n<|im_start|>system\nb",
-    "12345 + 678",
-    "You are a helpful assistant",
-    "大语言模型的微调",
-    "e",
-    ".",
-)
-MAX_NEW_TOKENS = 24
 
 
 def parameters_of(model: Path, adapter: Path | None = None, **others: Any) -> dict[str, Any]:
@@ -200,30 +182,3 @@ def test_served_greedy_text_equals_the_evaluators(
     expected = evaluated(model, adapter)
     with started("runner.programs.serve.cpu", tmp_path, parameters_of(model, adapter)) as program:
         assert [served(program.client(), question) for question in QUESTIONS] == [comparable(t) for t in expected]
-
-
-def evaluated(model: Path, adapter: Path | None) -> list[str]:
-    generator = Generator(model, [adapter] if adapter else [], choose_device("fp32"), MAX_NEW_TOKENS)
-    conversations = [[{"role": "user", "content": question}] for question in QUESTIONS]
-    prompts = encode_prompts(generator.renderer, conversations, generator.context_tokens, MAX_NEW_TOKENS)
-    texts = [""] * len(QUESTIONS)
-    for batch in batches(prompts, MAX_NEW_TOKENS):
-        for prompt, text in zip(batch, generator.answer(batch, adapter), strict=True):
-            texts[prompt.index] = text
-    return texts
-
-
-def served(client: ServerClient, question: str) -> str:
-    body = {
-        "model": "tiny@1",
-        "messages": [{"role": "user", "content": question}],
-        "max_tokens": MAX_NEW_TOKENS,
-        "temperature": 0,
-    }
-    answer = client.post("/v1/chat/completions", body)
-    return comparable(answer["choices"][0]["message"]["content"])
-
-
-def comparable(text: str) -> str:
-    """Random weights write broken UTF-8; decoders differ in how many replacement characters they show for it."""
-    return re.sub("\ufffd+", "\ufffd", text).rstrip("\ufffd")

@@ -50,7 +50,7 @@ def main(context: ProgramContext) -> None:
         "start", f"starting llama.cpp with {settings.parallel} slots of {settings.context_tokens} tokens"
     )
     # The name keeps the server alive: it ends when its last reference goes.
-    server = _start_server(settings, client, files)
+    server = start_server(settings, client, files)
     try:
         readiness.wait_until_healthy(context, client, HEALTH_TIME_LIMIT_S, _runs_in_this_process)
         parity = readiness.check_parity(lambda messages: _prompt_token_ids(client, messages), renderer)
@@ -93,7 +93,8 @@ def _convert(context: ProgramContext, settings: Settings) -> GgufFiles:
     return GgufFiles(model_path, adapter_path, is_exact=facts.precision == "f32")
 
 
-def _start_server(settings: Settings, client: readiness.ServerClient, files: GgufFiles) -> object:
+def start_server(settings: Settings, client: readiness.ServerClient, files: GgufFiles) -> object:
+    """llama.cpp in this process, until the last reference to what is returned goes. Raises ProgramError."""
     # Heavy: 100 MB of native code.
     import xllamacpp
 
