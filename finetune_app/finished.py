@@ -6,7 +6,7 @@ from clavier.accounts.access import creator_of
 from clavier.runs.models import Run
 from clavier.runs.own_code import OwnCode, publish
 from clavier.runs.states import RunState
-from finetune_app.forecast import learn
+from finetune_app.calibration import learn
 from finetune_app.models import FineTuneTask
 from finetune_app.search import on_trial_finished
 from finetune_app.services import launch

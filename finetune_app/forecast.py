@@ -1,31 +1,25 @@
-"""The estimate of a task from its rows in the database, and what finished runs teach it."""
+"""The estimate of a task from its rows in the database."""
 
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 from uuid import UUID
-
-from django.db import transaction
 
 from clavier.accounts.access import creator_of
 from clavier.core.errors import NotFound, Unprocessable
 from clavier.files.storage import open_regular
 from clavier.quotas.models import Gpu
-from clavier.runs.models import Attempt, Run
 from datasets_app.tasks import counted_tokens
-from finetune_app.estimate import BYTES_PER_TOKEN, FIRST_SPREAD, LEAST_SPREAD, Calibration, Estimate, estimate
-from finetune_app.models import FineTuneTask, TrainingCalibration
-from finetune_app.resume import RESUME_FROM
+from finetune_app.calibration import calibration_of
+from finetune_app.estimate import BYTES_PER_TOKEN, Estimate, estimate
+from finetune_app.models import FineTuneTask
 from finetune_app.shapes import Job, Load, Machine, Shape, shape_of_config
 from finetune_app.tokenizers import vocabulary_size
 from models_app.models import ModelVersion
 from runner.contract.knobs import NEW_MODEL_SHAPE
 
 MAX_CONFIG_BYTES = 4 * 2**20
-#: Runs after which the band is as narrow as it gets.
-SETTLED_RUNS = 20
 
 
 def forecast(task: FineTuneTask) -> Estimate | None:
@@ -130,47 +124,3 @@ def machine_of(task: FineTuneTask) -> Machine:
         gpus=gpus or (1 if share else 0),
         gpu_memory_mib=smallest or share,
     )
-
-
-def calibration_of(recipe: str, method: str, *, on_gpu: bool) -> Calibration:
-    """What finished runs of a kind say."""
-    row = TrainingCalibration.objects.filter(recipe=recipe, method=method, on_gpu=on_gpu).first()
-    if row is None or row.num_runs == 0:
-        return Calibration()
-    variance = row.memory_log_m2 / max(1, row.num_runs - 1)
-    learned = math.exp(2 * math.sqrt(variance))
-    # A few runs that happen to agree say little, so the first spread fades only slowly.
-    trust = min(1.0, row.num_runs / SETTLED_RUNS)
-    spread = max(LEAST_SPREAD, FIRST_SPREAD ** (1 - trust) * learned**trust)
-    return Calibration(row.num_runs, math.exp(row.memory_log_mean), math.exp(row.seconds_log_mean), spread)
-
-
-def learn(task: FineTuneTask, run: Run) -> None:
-    """Let a completed run correct the next estimates (Welford's running mean and variance of the logarithms)."""
-    promised = task.estimate
-    attempt = Attempt.objects.filter(run=run).order_by("-number").first()
-    if (
-        promised.get("run") != str(run.pk)
-        or RESUME_FROM in run.spec["parameters"]  # which did a part of the work only
-        or attempt is None
-        or not attempt.max_memory_mib
-        or run.started_at is None
-        or run.ended_at is None
-    ):
-        return
-    seconds = (run.ended_at - run.started_at).total_seconds()
-    if seconds <= 0 or promised["memory_mib"]["expected"] <= 0:
-        return
-    with transaction.atomic():
-        row, _ = TrainingCalibration.objects.select_for_update().get_or_create(
-            recipe=task.recipe, method=task.method, on_gpu=promised["on_gpu"]
-        )
-        # The promise was already corrected by what was known then; the table keeps ratios to the bare formula.
-        memory = math.log(attempt.max_memory_mib / promised["memory_mib"]["expected"] * promised["memory_factor"])
-        duration = math.log(seconds / promised["seconds"]["expected"] * promised["seconds_factor"])
-        row.num_runs += 1
-        delta = memory - row.memory_log_mean
-        row.memory_log_mean += delta / row.num_runs
-        row.memory_log_m2 += delta * (memory - row.memory_log_mean)
-        row.seconds_log_mean += (duration - row.seconds_log_mean) / row.num_runs
-        row.save()

@@ -10,10 +10,13 @@ import pytest
 
 from clavier.core.actor import Actor
 from clavier.core.errors import Unprocessable
+from clavier.quotas.models import Gpu, Node
+from clavier.quotas.services import count_devices
 from clavier.runs.models import Attempt, Run
 from datasets_app.models import DataTask
+from finetune_app.calibration import calibration_of
 from finetune_app.estimate import FIRST_SPREAD, Calibration, estimate
-from finetune_app.forecast import calibration_of, load_of, shape_of
+from finetune_app.forecast import load_of, shape_of
 from finetune_app.memory import peak_memory_bytes
 from finetune_app.models import FineTuneTask, TrainingCalibration
 from finetune_app.services import create_fine_tune_task, estimate_fine_tune_task
@@ -205,6 +208,42 @@ def test_a_completed_run_teaches_the_estimator(alice: Actor, spooled: Any, monke
     learned = calibration_of("sft", "lora", on_gpu=False)
     assert learned.memory == pytest.approx(3000 / promised, rel=0.01)
     assert learned.spread < FIRST_SPREAD
+
+
+def add_gpu(memory_mib: int = 80_000, **columns: Any) -> Gpu:
+    """A GPU of the only node."""
+    node = Node.objects.get()
+    gpu = Gpu.objects.create(uuid=f"GPU-{Gpu.objects.count()}", node=node, memory_mib=memory_mib, **columns)
+    count_devices(node)
+    return gpu
+
+
+@pytest.mark.parametrize(
+    ("told", "learned"), [({"memory/gpu_peak_mib": 2600.0}, 3000), ({"memory/peak_mib": 9.0}, None)]
+)
+def test_a_gpu_teaches_what_the_program_took_of_it_and_nothing_where_none_was_used(
+    told: dict[str, float], learned: float | None, alice: Actor, spooled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(monkeypatch)
+    add_gpu()
+    events = [{"kind": "metric", "memory/gpu_peak_mib": 100.0} if learned else {}, {"kind": "summary", **told}]
+    lines = "".join(json.dumps(event) + "\n" for event in events)
+    engine.will(files={**output_of(), "metrics.jsonl": lines}, max_memory_mib=9_000, runs_for_s=30)
+    task = create_fine_tune_task(
+        actor=alice, name="tune", recipe="sft", method="lora", base_model=base_with_config(alice).pk,
+        train_dataset=make_dataset(alice, spooled).pk, resources={"memory_mib": 16_384, "gpus": 1},
+    )  # fmt: skip
+    engine.step(2)
+    engine.clock.now += 60
+    engine.step(2)
+    task.refresh_from_db()
+    assert task.run is not None
+    assert (task.run.state, task.estimate["on_gpu"]) == ("COMPLETED", True)
+    row = TrainingCalibration.objects.filter(recipe="sft", method="lora", on_gpu=True).first()
+    assert (row is None) == (learned is None)
+    if learned is not None:
+        found = calibration_of("sft", "lora", on_gpu=True).memory
+        assert found == pytest.approx(learned / task.estimate["memory_mib"]["expected"], rel=0.01)
 
 
 def test_lengths_that_were_counted_count_more_than_bytes(alice: Actor, spooled: Any) -> None:
