@@ -7,10 +7,10 @@ frozen (they need no gradient).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from finetune_app.changes import applied, changes
 from finetune_app.memory import OPTIMIZER_BYTES, is_by_trainer, peak_memory_bytes, trained_parameters
 from finetune_app.shapes import Job, Load, Machine, Shape
 
@@ -62,6 +62,8 @@ class Calibration:
 class Estimate:
     """``memory_mib``: of the GPU when there is one, else of the machine. ``tokens``: read in all epochs.
 
+    ``limit_mib`` and ``verdict`` None: how much memory the GPU has is not known, so nothing can be said of it.
+
     The factors are the corrections that finished runs have made to the bare formula.
     """
 
@@ -70,9 +72,9 @@ class Estimate:
     disk_mib: Band
     tokens: int
     steps: int
-    limit_mib: int
+    limit_mib: int | None
     on_gpu: bool
-    verdict: Verdict
+    verdict: Verdict | None
     num_calibrating_runs: int
     memory_factor: float
     seconds_factor: float
@@ -87,12 +89,10 @@ def estimate(shape: Shape, job: Job, load: Load, machine: Machine, calibration: 
     """What the training needs and whether the machine has it, with the smallest change that makes it fit."""
     calibration = calibration or Calibration()
     found = _estimate(shape, job, load, machine, calibration)
-    if found.verdict == "fits":
+    if found.verdict in ("fits", None):
         return found
-    for change in _changes(job.knobs, machine, found):
-        changed = replace(machine, memory_mib=change.get("memory_mib", machine.memory_mib))
-        knobs = {**job.knobs, **{name: value for name, value in change.items() if name != "memory_mib"}}
-        if _estimate(shape, replace(job, knobs=knobs), load, changed, calibration).verdict == "fits":
+    for change in changes(job, load, machine, found.memory_mib.high):
+        if _estimate(shape, *applied(job, load, machine, change), calibration).verdict == "fits":
             return replace(found, change=change)
     return found
 
@@ -101,20 +101,25 @@ def _estimate(shape: Shape, job: Job, load: Load, machine: Machine, calibration:
     steps, tokens = _work(job, load, machine)
     peak = peak_memory_bytes(shape, job, load, machine) / MIB + RUNTIME_MIB + (TRAINER_MIB if is_by_trainer(job) else 0)
     memory = Band.around(peak * calibration.memory, calibration.spread)
-    limit = machine.gpu_memory_mib if machine.is_gpu else machine.memory_mib
     return Estimate(
         memory_mib=memory,
         seconds=Band.around(_seconds(shape, job, tokens, machine) * calibration.seconds, calibration.spread**2),
         disk_mib=Band.around(_disk_bytes(shape, job) / MIB, LEAST_SPREAD),
         tokens=tokens,
         steps=steps,
-        limit_mib=limit,
+        limit_mib=machine.limit_mib,
         on_gpu=machine.is_gpu,
-        verdict="fits" if memory.high <= limit else "will_not_fit" if memory.low > limit else "tight",
+        verdict=_verdict(memory, machine.limit_mib),
         num_calibrating_runs=calibration.num_runs,
         memory_factor=calibration.memory,
         seconds_factor=calibration.seconds,
     )
+
+
+def _verdict(memory: Band, limit_mib: int | None) -> Verdict | None:
+    if limit_mib is None:
+        return None
+    return "fits" if memory.high <= limit_mib else "will_not_fit" if memory.low > limit_mib else "tight"
 
 
 def _work(job: Job, load: Load, machine: Machine) -> tuple[int, int]:
@@ -155,20 +160,3 @@ def _disk_bytes(shape: Shape, job: Job) -> float:
     result = trained * 4
     kept = int(job.knobs.get("save_total_limit") or 2) + (1 if job.knobs.get("load_best") else 0)
     return result + kept * trained * (4 + OPTIMIZER_BYTES.get(str(job.knobs.get("optim", "adamw")), 8))
-
-
-def _changes(knobs: Mapping[str, Any], machine: Machine, found: Estimate) -> list[dict[str, Any]]:
-    """What could make it fit, the least intrusive first: the same update from less memory, then other trade-offs."""
-    changes: list[dict[str, Any]] = []
-    batch = int(knobs.get("per_device_train_batch_size") or 1)
-    accumulation = int(knobs.get("gradient_accumulation_steps") or 1)
-    smaller: dict[str, Any] = {}
-    while batch > 1:
-        batch, accumulation = batch // 2, accumulation * 2
-        smaller = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
-        changes.append(smaller)
-    if knobs.get("gradient_checkpointing") is False:
-        changes += [{"gradient_checkpointing": True}, {**smaller, "gradient_checkpointing": True}]
-    if not found.on_gpu:
-        changes.append({"memory_mib": math.ceil(found.memory_mib.high / 256) * 256})
-    return changes

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
 from clavier.accounts.access import creator_of
 from clavier.core.errors import NotFound, Unprocessable
 from clavier.files.storage import open_regular
-from clavier.quotas.models import Gpu
 from datasets_app.tasks import counted_tokens
 from finetune_app.calibration import calibration_of
 from finetune_app.estimate import BYTES_PER_TOKEN, Estimate, estimate
+from finetune_app.machines import machine_of
 from finetune_app.models import FineTuneTask
-from finetune_app.shapes import Job, Load, Machine, Shape, shape_of_config
+from finetune_app.shapes import Job, Load, Shape, shape_of_config
 from finetune_app.tokenizers import vocabulary_size
 from models_app.models import ModelVersion
 from runner.contract.knobs import NEW_MODEL_SHAPE
@@ -27,8 +28,9 @@ def forecast(task: FineTuneTask) -> Estimate | None:
     shape = shape_of(task)
     if shape is None or task.train_dataset is None:
         return None
-    calibration = calibration_of(task.recipe, task.method, on_gpu=bool(task.resources.get("gpus")))
-    return estimate(shape, job_of(task), load_of(task, shape), machine_of(task), calibration)
+    machine = machine_of(task)
+    calibration = calibration_of(task.recipe, task.method, on_gpu=machine.is_gpu)
+    return estimate(shape, job_of(task), load_of(task, shape), machine, calibration)
 
 
 def require_fit(task: FineTuneTask, run_id: UUID) -> dict[str, Any]:
@@ -49,8 +51,14 @@ def require_fit(task: FineTuneTask, run_id: UUID) -> dict[str, Any]:
         f"This training needs {found.memory_mib.low:,.0f} to {found.memory_mib.high:,.0f} MiB of {where}; it has "
         f"{found.limit_mib:,} MiB. {advice}",
         code="will_not_fit",
-        field="resources.memory_mib" if not found.on_gpu else "resources.gpus",
+        field=f"resources.{memory_field(task.resources)}",
     )
+
+
+def memory_field(resources: Mapping[str, Any]) -> str:
+    """The resource that bounds the memory of a training."""
+    asked = (name for name in ("gpu_memory_mib", "mig_profile", "gpus") if resources.get(name))
+    return next(asked, "memory_mib")
 
 
 def shape_of(task: FineTuneTask) -> Shape | None:
@@ -105,22 +113,4 @@ def load_of(task: FineTuneTask, shape: Shape) -> Load:
         max_tokens=max(1, min(limit, round(longest))),
         longest_tokens=round(longest),
         learned_share=share,
-    )
-
-
-def machine_of(task: FineTuneTask) -> Machine:
-    """What the task asks for. Of GPUs the smallest that may be booked counts."""
-    asked = task.resources
-    gpus = int(asked.get("gpus") or 0)
-    share = int(asked.get("gpu_memory_mib") or 0)
-    group = task.options.get("resource_group") or "default"
-    smallest = 0
-    if gpus:
-        sizes = Gpu.objects.filter(node__resource_group__name=group, is_healthy=True, mig_profile="")
-        smallest = sizes.order_by("memory_mib").values_list("memory_mib", flat=True).first() or 0
-    return Machine(
-        memory_mib=int(asked.get("memory_mib") or 0),
-        cpu_cores=int(asked.get("cpu_milli") or 1000) / 1000,
-        gpus=gpus or (1 if share else 0),
-        gpu_memory_mib=smallest or share,
     )

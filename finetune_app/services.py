@@ -18,6 +18,7 @@ from clavier.runs.own_code import SPLITS, OwnCode
 from clavier.runs.services import delete_run, stop_run, submit_run
 from clavier.runs.states import RunState
 from datasets_app.services import rows_path
+from finetune_app.changes import carried
 from finetune_app.estimate import Estimate
 from finetune_app.forecast import forecast, require_fit
 from finetune_app.ingredients import checked_ingredients, recheck
@@ -141,10 +142,12 @@ def retry_fine_tune_task(
     hyperparameters: Mapping[str, Any] | None = None,
     resources: Mapping[str, Any] | None = None,
     time_limit_s: int | None = None,
+    method: str = "",
     resume: bool = True,
 ) -> FineTuneTask:
     """A new run of a task whose last one failed or was stopped, with what is given changed.
 
+    ``method``: of a task of a recipe; hyperparameters that the new one takes besides get their defaults.
     It goes on from the newest checkpoint where hyperparameters and number of processes are the same; ``resume`` False:
     from the start.
 
@@ -159,8 +162,11 @@ def retry_fine_tune_task(
         task.hyperparameters = {**task.hyperparameters, **(hyperparameters or {})}
         task.resources = {**task.resources, **(resources or {})}
         task.time_limit_s = time_limit_s or task.time_limit_s
+        if method in RECIPES.get(task.recipe, ()) and task.create_way == "system":
+            task.hyperparameters = carried(task.recipe, method, task.hyperparameters)
+        task.method = (task.create_way == "system" and method) or task.method
         recheck(task)
-        task.save(update_fields=["hyperparameters", "resources", "time_limit_s", "updated_at"])
+        task.save(update_fields=["hyperparameters", "resources", "time_limit_s", "method", "updated_at"])
         launch(actor, task, resume=resume)
     return task
 

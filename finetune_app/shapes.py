@@ -69,17 +69,26 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the run may use. ``gpu_memory_mib`` 0: a CPU."""
+    """What the run may use. ``gpus`` 0: a CPU. ``gpu_memory_mib`` 0: of GPUs that nobody knows the size of.
+
+    ``most_memory_mib``: main memory that could be asked for at most.
+    """
 
     memory_mib: int
     cpu_cores: float = 1.0
     gpus: int = 0
     gpu_memory_mib: int = 0
+    most_memory_mib: float = math.inf
 
     @property
     def is_gpu(self) -> bool:
         """Its memory is that of GPUs."""
-        return self.gpus > 0 and self.gpu_memory_mib > 0
+        return self.gpus > 0
+
+    @property
+    def limit_mib(self) -> int | None:
+        """The memory that counts: of one GPU where there are some; None: unknown."""
+        return (self.gpu_memory_mib or None) if self.is_gpu else self.memory_mib
 
     @property
     def num_processes(self) -> int:

@@ -10,11 +10,12 @@ import pytest
 
 from clavier.core.actor import Actor
 from clavier.core.errors import Unprocessable
-from clavier.quotas.models import Gpu, Node
-from clavier.quotas.services import count_devices
+from clavier.quotas.models import Gpu, Node, ResourceGroup
+from clavier.quotas.services import count_devices, ensure_local_node, set_cap
 from clavier.runs.models import Attempt, Run
 from datasets_app.models import DataTask
 from finetune_app.calibration import calibration_of
+from finetune_app.changes import applied, changes
 from finetune_app.estimate import FIRST_SPREAD, Calibration, estimate
 from finetune_app.forecast import load_of, shape_of
 from finetune_app.memory import peak_memory_bytes
@@ -22,7 +23,7 @@ from finetune_app.models import FineTuneTask, TrainingCalibration
 from finetune_app.services import create_fine_tune_task, estimate_fine_tune_task
 from finetune_app.shapes import Job, Load, Machine, Shape, count_parameters, shape_of_config
 from models_app.models import ModelVersion
-from runner.contract.knobs import check_hyperparameters
+from runner.contract.knobs import RECIPES, check_hyperparameters
 from tests.engine import make_engine
 from tests.worlds import make_dataset, make_model_version, output_of, put_tree
 
@@ -148,6 +149,45 @@ def test_on_a_cpu_more_memory_is_the_last_proposal() -> None:
     assert set(found.change) == {"memory_mib"}
 
 
+@pytest.mark.parametrize("machine", [GPU, CPU])
+@pytest.mark.parametrize(("recipe", "method"), [(name, method) for name, each in RECIPES.items() for method in each])
+def test_every_proposed_change_is_one_that_the_recipe_takes(recipe: str, method: str, machine: Machine) -> None:
+    asked = job(method, recipe, per_device_train_batch_size=6)
+    found = list(changes(asked, LOAD, machine, 10_000))
+    assert {"memory_mib": 10_240} in found or machine.is_gpu
+    peaks: list[float] = []
+    for change in found:
+        changed, load, larger = applied(asked, LOAD, machine, change)
+        check_hyperparameters(recipe, changed.method, changed.knobs)
+        peaks.append(peak_mib(changed, load, larger))
+        if recipe != "rl":
+            batches = (one.knobs["per_device_train_batch_size"] * one.knobs["gradient_accumulation_steps"]
+                       for one in (asked, changed))  # fmt: skip
+            assert len(set(batches)) == 1
+    assert min(peaks) < peak_mib(asked, LOAD, machine)
+
+
+def test_shorter_samples_qlora_or_another_optimizer_are_proposed_where_nothing_milder_helps() -> None:
+    small = replace(GPU, gpu_memory_mib=3_600)
+    one = {"per_device_train_batch_size": 1, "gradient_checkpointing": True}
+    full = estimate(shape(), job("full", **one), LOAD, replace(GPU, gpu_memory_mib=13_000))
+    assert full.change == {"optim": "adamw_8bit"}
+    lora = estimate(shape(), job(**one), LOAD, small)
+    assert lora.change is not None
+    assert lora.change["method"] == "qlora"
+    long = replace(LOAD, max_tokens=4096, mean_tokens=4000)
+    cut = estimate(shape(), job(recipe="classify", max_seq_length=4096, **one), long, small)
+    assert cut.change is not None
+    assert cut.change["max_seq_length"] < 4096
+
+
+def test_no_more_memory_is_proposed_than_a_node_has() -> None:
+    asked, load = job("full", per_device_train_batch_size=1), replace(LOAD, max_tokens=64)
+    found = estimate(shape(), asked, load, Machine(2_048, most_memory_mib=16_384))
+    assert found.memory_mib.high > 16_384
+    assert "memory_mib" not in (found.change or {})
+
+
 def test_a_model_that_fits_nowhere_gets_no_proposal_that_would_not_help() -> None:
     huge = replace(shape(), num_parameters=70_000_000_000)
     assert estimate(huge, job("full"), LOAD, GPU).change is None
@@ -244,6 +284,62 @@ def test_a_gpu_teaches_what_the_program_took_of_it_and_nothing_where_none_was_us
     if learned is not None:
         found = calibration_of("sft", "lora", on_gpu=True).memory
         assert found == pytest.approx(learned / task.estimate["memory_mib"]["expected"], rel=0.01)
+
+
+def tune(actor: Actor, spooled: Any, resources: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The arguments of a task that fine-tunes the base with a configuration."""
+    return {
+        "actor": actor, "recipe": "sft", "method": "full", "base_model": base_with_config(actor).pk,
+        "train_dataset": make_dataset(actor, spooled).pk, "resources": resources, **changes,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("resources", "limit_mib"),
+    [
+        ({"gpus": 1}, 40_000),
+        ({"gpus": 1, "options": {"node_names": ["other"]}}, 80_000),
+        ({"mig_profile": "1g.10gb", "mig_devices": 1}, 9_856),
+        ({"mig_profile": "3g.40gb", "mig_devices": 2}, 40_960),
+        ({"mig_profile": "odd", "mig_devices": 1}, None),
+        ({"gpu_cores_percent": 50, "gpu_memory_mib": 12_000}, 12_000),
+        ({"gpus": 1, "options": {"resource_group": "cluster"}}, None),
+    ],
+)
+def test_the_memory_of_a_gpu_is_that_of_the_smallest_that_the_task_may_get(
+    resources: dict[str, Any], limit_mib: int | None, alice: Actor, spooled: Any
+) -> None:
+    group = ensure_local_node().resource_group
+    other = Node.objects.create(name="other", resource_group=group, executor="local_process")
+    cluster = ResourceGroup.objects.create(name="cluster")
+    Node.objects.create(name="pod", resource_group=cluster, executor="local_process", assigns_gpus=True)
+    node = Node.objects.get(name="local")
+    for uuid, where, memory_mib, columns in (
+        ("GPU-0", node, 40_000, {}), ("GPU-1", other, 80_000, {}), ("GPU-2", node, 24_000, {"is_present": False}),
+        ("GPU-3", node, 30_000, {}), ("MIG-0", node, 9_856, {"mig_profile": "1g.10gb", "parent_uuid": "GPU-3"}),
+    ):  # fmt: skip
+        Gpu.objects.create(uuid=uuid, node=where, memory_mib=memory_mib, **columns)
+    options = resources.pop("options", {})
+    TrainingCalibration.objects.create(recipe="sft", method="full", on_gpu=True, num_runs=3)
+    found = estimate_fine_tune_task(**tune(alice, spooled, resources, options=options))
+    assert found is not None
+    assert (found.on_gpu, found.limit_mib, found.num_calibrating_runs) == (True, limit_mib, 3)
+    assert (found.verdict is None) == (limit_mib is None)
+
+
+def test_a_training_on_a_gpu_of_unknown_size_starts(
+    alice: Actor, spooled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_engine(monkeypatch)
+    Node.objects.update(assigns_gpus=True)
+    set_cap(scope="node", scope_id=Node.objects.get().pk, resource="mig_devices", cap=4)
+    order = tune(alice, spooled, {"memory_mib": 1024, "mig_profile": "all", "mig_devices": 1})
+    task = create_fine_tune_task(name="tune", **order)
+    assert (task.estimate["on_gpu"], task.estimate["verdict"], task.estimate["change"]) == (True, None, None)
+    order["resources"]["mig_profile"] = "1g.1gb"
+    with pytest.raises(Unprocessable) as refused:
+        create_fine_tune_task(name="large", **order)
+    assert (refused.value.code, refused.value.field) == ("will_not_fit", "resources.mig_profile")
 
 
 def test_lengths_that_were_counted_count_more_than_bytes(alice: Actor, spooled: Any) -> None:

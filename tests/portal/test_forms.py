@@ -379,3 +379,5 @@ def test_the_form_estimates_what_the_task_would_need(alice_browser, world):
     assert not FineTuneTask.objects.filter(name="from-form").exists()
     shown = alice_browser.post("/tasks/estimate", task_data(world, train_dataset="")).content.decode()
     assert "data set version" in shown
+    shown = alice_browser.post("/tasks/estimate", task_data(world, gpus=1)).content.decode()
+    assert "How much memory the GPU has is not known here" in shown

@@ -87,12 +87,12 @@ OF_REASON: dict[str, str] = {
     EndReason.NO_OUTPUT: "no_output",
     EndReason.BAD_OUTPUT: "no_output",
 }
-#: Codes of our programs' error events.
+#: Codes of our programs' error events. They run out of memory on a GPU only; of main memory the platform sees it.
 OF_CODE: dict[str, str] = {
     "diverged": "diverged",
     "not_finite": "diverged",
     "loss_spike": "diverged",
-    "out_of_memory": "out_of_memory",
+    "out_of_memory": "gpu_out_of_memory",
     "unreachable": "no_network",
     "bad_row": "bad_data",
     "data_invalid": "bad_data",

@@ -126,6 +126,7 @@ class TaskChanges(Strict):
     hyperparameters = serializers.DictField(required=False, help_text="Those that change.")
     resources = serializers.DictField(required=False, help_text="Those that change.")
     time_limit_s = WholeNumber(required=False, min_value=1, max_value=YEAR_S, help_text="Seconds.")
+    method = Choice(METHODS, required=False, help_text="Another method of the recipe, such as qlora.")
     resume = serializers.BooleanField(
         required=False,
         help_text="Go on from the newest checkpoint where hyperparameters and number of GPUs did not change, as is the "
@@ -219,17 +220,20 @@ class TaskEstimate(serializers.Serializer[Any]):
     """What a task will need."""
 
     verdict = serializers.ChoiceField(
-        VERDICTS, allow_null=True, help_text="null: the model's configuration does not say enough."
+        VERDICTS, allow_null=True, help_text="null: the model's configuration, or the size of the GPU, is not known."
     )
     memory_mib = Range(allow_null=True, help_text="Of the GPU when there is one, else of the machine.")
     seconds = Range(allow_null=True)
     disk_mib = Range(allow_null=True)
     tokens = serializers.IntegerField(allow_null=True, help_text="Read in all epochs.")
     steps = serializers.IntegerField(allow_null=True, help_text="Optimizer steps.")
-    limit_mib = serializers.IntegerField(allow_null=True, help_text="What the task asks for.")
+    limit_mib = serializers.IntegerField(allow_null=True, help_text="What the task asks for. null: unknown.")
     on_gpu = serializers.BooleanField(allow_null=True)
     num_calibrating_runs = serializers.IntegerField(allow_null=True, help_text="Finished runs that corrected it.")
-    change = serializers.DictField(allow_null=True, help_text="The smallest change that makes it fit, if any does.")
+    change = serializers.DictField(
+        allow_null=True,
+        help_text="Hyperparameters, method, memory_mib: the smallest change that makes it fit.",
+    )
 
 
 class EstimateView(NativeView):
