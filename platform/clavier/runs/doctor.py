@@ -7,6 +7,7 @@ log looks like.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,7 +106,7 @@ OF_CODE: dict[str, str] = {
     "missing_column": "bad_data",
     "no_usable_rows": "bad_data",
 }
-#: In this order: a CUDA error is often followed by a Python traceback, which alone would say less.
+#: Within a part of the log in this order: a CUDA error is often followed by another one, which alone would say less.
 SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "gpu_out_of_memory",
@@ -116,7 +117,14 @@ SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = (
         re.compile(r"^MemoryError|std::bad_alloc|Cannot allocate memory|DefaultCPUAllocator: can't alloc"),
     ),
     ("disk_full", re.compile(r"No space left on device|Disk quota exceeded|ENOSPC")),
-    ("diverged", re.compile(r"loss (is|became) (nan|inf)|Loss is NaN|non-finite (loss|grad)", re.IGNORECASE)),
+    (
+        "diverged",
+        # As sentences, and as trainers print numbers: {'loss': nan, ...}, loss=nan, loss nan.
+        re.compile(
+            r"loss (is|became) (nan|inf)|non-finite (loss|grad)|loss['\"]?\s*[:=]?\s*['\"]?[-+]?(nan|inf(inity)?)\b",
+            re.IGNORECASE,
+        ),
+    ),
     ("missing_module", re.compile(r"ModuleNotFoundError|ImportError: cannot import|No module named")),
     (
         "no_network",
@@ -137,6 +145,15 @@ SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
     ("user_code", re.compile(r"^Traceback \(most recent call last\)|^[A-Za-z_.]*(Error|Exception): ")),
 )
+TRACEBACK = re.compile(r"^Traceback \(most recent call last\)")
+#: How Python joins the traceback of an exception to that of the one that led to it.
+CHAINED = ("During handling of the above exception", "The above exception was the direct cause")
+#: How torchrun says that one of the processes it started has failed, after that process's own traceback.
+LAUNCHER_FAILED = "ChildFailedError"
+#: What is said before a traceback that says less: each is often followed by another error.
+BEFORE_A_TRACEBACK = ("gpu_out_of_memory", "out_of_memory", "disk_full", "diverged", "peers_lost")
+#: The end of a log, or what lies shortly before a traceback.
+LAST_LINES = 30
 
 
 def diagnose(run: Run) -> Diagnosis | None:
@@ -152,12 +169,12 @@ def diagnose(run: Run) -> Diagnosis | None:
 def read_signs(reason: str, codes: list[str], lines: list[str]) -> Diagnosis:
     """The diagnosis from the end reason, the codes of the program's error events and its log."""
     lines = [line[:MAX_LINE_CHARACTERS] for line in lines[-MAX_LINES:]]
-    sign = _first_sign(lines)
     kind = OF_REASON.get(reason) or next((OF_CODE[code] for code in reversed(codes) if code in OF_CODE), None)
-    if kind in (None, "out_of_memory") and sign is not None:
-        kind = kind or sign[0]
-    at = sign[1] if sign is not None and sign[0] == kind else None
-    return Diagnosis(kind or "unknown", ADVICE[kind or "unknown"], _evidence(lines, at))
+    if kind is None:
+        kind, at = _sign_of(lines) or ("unknown", None)
+    else:
+        at = next((number for sign, number in _signs_in(lines, 0) if sign == kind), None)
+    return Diagnosis(kind, ADVICE[kind], _evidence(lines, at))
 
 
 def shown(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -165,19 +182,49 @@ def shown(diagnosis: Diagnosis) -> dict[str, Any]:
     return {"kind": diagnosis.kind, "advice": str(_(diagnosis.advice)), "evidence": diagnosis.evidence}
 
 
-def _first_sign(lines: list[str]) -> tuple[str, int] | None:
-    """The first sign of the table that any line has, and the last line that has it."""
+def _sign_of(lines: list[str]) -> tuple[str, int] | None:
+    """The sign of the end: in and after the last traceback, without one in the last lines; then in the whole log.
+
+    Where a traceback tells no more than that there is an error, what the hardware said shortly before tells more.
+    """
+    last = _last_traceback(lines)
+    if last is None:
+        return next(_signs_in(lines, max(0, len(lines) - LAST_LINES)), None) or next(_signs_in(lines, 0), None)
+    start, end = last
+    found = next(_signs_in(lines[:end], start), None)
+    if found is None or found[0] != "user_code":
+        return found
+    before = (sign for sign in _signs_in(lines[:start], max(0, start - LAST_LINES)) if sign[0] in BEFORE_A_TRACEBACK)
+    return next(before, found)
+
+
+def _signs_in(lines: list[str], start: int) -> Iterator[tuple[str, int]]:
+    """Each sign of the table that a line from ``start`` on has, in the table's order, and the last such line."""
     for kind, pattern in SIGNS:
-        for number in range(len(lines) - 1, -1, -1):
+        for number in range(len(lines) - 1, start - 1, -1):
             if pattern.search(lines[number]):
-                return kind, number
-    return None
+                yield kind, number
+                break
+
+
+def _last_traceback(lines: list[str]) -> tuple[int, int] | None:
+    """Where the last traceback begins, with those that led to it, and the end of the log.
+
+    That of a launcher of processes, which ends a log, says nothing.
+    """
+    starts = [number for number, line in enumerate(lines) if TRACEBACK.search(line)]
+    end = len(lines)
+    while starts and any(LAUNCHER_FAILED in line for line in lines[starts[-1] : end]):
+        end = starts.pop()
+    while len(starts) > 1 and any(line.startswith(CHAINED) for line in lines[starts[-2] : starts[-1]]):
+        starts.pop()
+    return (starts[-1], end) if starts else None
 
 
 def _evidence(lines: list[str], at: int | None) -> list[str]:
     """The lines around a sign; without one, the last traceback; without that, the end of the log."""
     if at is None:
-        starts = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+        starts = [number for number, line in enumerate(lines) if TRACEBACK.search(line)]
         first = max(starts[-1], len(lines) - MAX_EVIDENCE_LINES) if starts else max(0, len(lines) - 5)
         chosen = lines[first:]
     else:

@@ -58,6 +58,46 @@ def test_what_the_platform_saw_outweighs_what_the_log_looks_like() -> None:
     assert read_signs(EndReason.TIME_LIMIT, [], traceback("MemoryError")).kind == "time_limit"
 
 
+STEPS = [f"INFO  step {number} | loss 2.1" for number in range(100)]
+CUDA = "RuntimeError: CUDA out of memory. Tried to allocate 2 GiB"
+
+
+@pytest.mark.parametrize(
+    ("lines", "kind", "shown"),
+    [
+        (["a.txt: No such file or directory", *STEPS, *traceback("ValueError: my mistake")], "user_code", "my mistake"),
+        (["No such file or directory", *STEPS, "ValueError: my mistake"], "user_code", "my mistake"),
+        ([*traceback("FileNotFoundError: cache"), *STEPS, *traceback("KeyError: 'text'")], "bad_data", "'text'"),
+        ([CUDA, "INFO  trying half the batch", *STEPS, *traceback("ValueError: x")], "user_code", "ValueError"),
+        ([CUDA, "INFO  rank 0 ends", *traceback("RuntimeError: step failed")], "gpu_out_of_memory", "2 GiB"),
+        ([*traceback("FileNotFoundError: /data/x"), "", "During handling of the above exception, another one occurred:",
+          "", *traceback("RuntimeError: no data")], "missing_file", "/data/x"),
+        ([*traceback("ModuleNotFoundError: No module named 'flash'"), *traceback(
+            "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: ")], "missing_module", "flash"),
+        ([*traceback("ValueError: x"), *traceback("torch.ChildFailedError: ")], "user_code", "ValueError: x"),
+        (["{'loss': 2.3, 'epoch': 0.1}", "{'loss': nan, 'grad_norm': nan}", *traceback("ValueError: bad logits")],
+         "diverged", "nan"),
+        (["step 3: loss=nan", "AssertionError"], "diverged", "loss=nan"),
+        (["{'train_loss': 'inf'}", "bye"], "diverged", "inf"),
+        (["loss information: 2.1", "no loss: infinite patience"], "unknown", "patience"),
+        (["PermissionError: /x", *STEPS], "no_permission", "/x"),
+    ],
+)  # fmt: skip
+def test_the_end_of_a_log_says_more_than_its_beginning(lines: list[str], kind: str, shown: str) -> None:
+    found = read_signs(EndReason.EXIT_NONZERO, [], lines)
+    assert found.kind == kind
+    assert shown in "\n".join(found.evidence)
+
+
+def test_what_is_known_already_is_shown_by_its_own_line() -> None:
+    lines = [
+        "OSError: [Errno 28] No space left on device",
+        *STEPS,
+        *traceback("RuntimeError: PytorchStreamWriter failed"),
+    ]
+    assert "Errno 28" in "\n".join(read_signs(EndReason.STORAGE_QUOTA, [], lines).evidence)
+
+
 def test_evidence_is_short_even_of_an_endless_log() -> None:
     found = read_signs(EndReason.EXIT_NONZERO, [], ["x" * 10_000] * 5000)
     assert len(found.evidence) <= 12
