@@ -8,7 +8,7 @@ matrix of scores.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune_app.shapes import Job, Load, Machine, Shape
 from runner.contract.heads import CPU_ROW_TOKENS, LOGITS_AT_ONCE, PLAIN_HEADS, POSITIONS_AT_ONCE
@@ -31,6 +31,8 @@ SHARE_OF_PAIR = 2 / 3
 
 def peak_memory_bytes(shape: Shape, job: Job, load: Load, machine: Machine) -> float:
     """Bytes held at the worst moment, the longest batch; of a GPU, or of the process; the runtime is not counted."""
+    if shape.num_decoder_layers:  # which reads one sample a row
+        job = replace(job, knobs={**job.knobs, "packing": False})
     width, trained = number_bytes(job, on_gpu=machine.is_gpu), trained_parameters(shape, job)
     rows = batch_of(job, load, on_gpu=machine.is_gpu)
     shares = machine.num_processes if job.knobs.get("distributed_strategy") == "fsdp" else 1
@@ -59,7 +61,7 @@ def trained_parameters(shape: Shape, job: Job) -> int:
     if job.method not in ADAPTER_METHODS:
         return shape.num_parameters
     rank = int(job.knobs.get("lora_r") or 16)
-    return shape.num_layers * sum(rank * (rows + columns) for rows, columns in shape.matrices)
+    return sum(rank * (rows + columns) for rows, columns in shape.all_matrices)
 
 
 def number_bytes(job: Job, *, on_gpu: bool) -> float:
@@ -162,10 +164,10 @@ def _whole_layers_bytes(shape: Shape) -> float:
 def _layers_bytes(shape: Shape, job: Job, rows: Rows, width: float) -> float:
     """Activations that the layers keep, and one layer's worth of passing ones."""
     hidden, inner = shape.hidden_size, shape.intermediate_size
-    keys = 2 * hidden // shape.num_heads * shape.num_kv_heads
+    keys = 2 * shape.key_size
     # A norm keeps what it read in 32 bits, what it wrote, and where its weight is trained what it scaled.
     norms = 2 * hidden * (4 + width + (0 if job.method in ADAPTER_METHODS else 4))
-    layer = norms + (3 * hidden + keys + 4 * inner) * width
+    layer = norms + (hidden + 2 * shape.query_size + keys + (4 if shape.is_gated else 2) * inner) * width
     if job.method == "qlora" or job.knobs.get("lora_dropout") or (job.method == "lora" and not has_head(job)):
         layer += (6 * hidden + inner) * width  # each adapter keeps its own copy of what it read
     if not job.knobs.get("gradient_checkpointing"):
@@ -202,7 +204,7 @@ def _drawing_bytes(shape: Shape, job: Job, load: Load, width: float, num_process
         count *= int(job.knobs["num_generations"])
     count = -(-count // num_processes)
     tokens, answers = count * answer_length(job, load), count * int(job.knobs["max_completion_length"])
-    keys = 2 * shape.hidden_size // shape.num_heads * shape.num_kv_heads
+    keys = 2 * shape.key_size
     drawing = tokens * keys * shape.num_layers * width + count * shape.vocab_size * 4 * 3
     if _is_trl_rl(job):
         return drawing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from finetune_app.calibration import calibration_of
 from finetune_app.changes import applied, changes
 from finetune_app.estimate import FIRST_SPREAD, Calibration, estimate
 from finetune_app.forecast import load_of, shape_of
-from finetune_app.memory import peak_memory_bytes
+from finetune_app.memory import peak_memory_bytes, trained_parameters
 from finetune_app.models import FineTuneTask, TrainingCalibration
 from finetune_app.services import create_fine_tune_task, estimate_fine_tune_task
 from finetune_app.shapes import Job, Load, Machine, Shape, count_parameters, shape_of_config
@@ -202,7 +203,44 @@ def test_finished_runs_move_the_estimate_and_narrow_its_band() -> None:
     assert learned.num_calibrating_runs == 20
 
 
-@pytest.mark.parametrize("config", [{}, {"hidden_size": "wide"}, {**QWEN, "num_hidden_layers": 0}])
+T5 = {"is_encoder_decoder": True, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8,
+      "vocab_size": 32_128, "feed_forward_proj": "relu", "n_positions": 512}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters", "trained"),
+    [
+        ({"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
+          "head_dim": 128, "intermediate_size": 3072, "vocab_size": 151_936}, 596_049_920, 10_092_544),  # Qwen3-0.6B
+        (T5, 60_506_624, 2_162_688),
+        ({"n_embd": 512, "n_layer": 4, "n_head": 8, "n_positions": 2048, "vocab_size": 50_400,
+          "tie_word_embeddings": False}, 64_258_272, 589_824),  # a small GPT-J
+    ],
+)  # fmt: skip
+def test_parameters_and_those_of_its_adapter_are_counted_as_transformers_and_peft_make_them(
+    config: dict[str, Any], parameters: int, trained: int
+) -> None:
+    found = shape_of_config(config, None)
+    assert found is not None
+    assert abs(found.num_parameters / parameters - 1) < 0.01
+    assert trained_parameters(found, job(lora_r=16)) == trained
+
+
+def test_an_encoder_decoder_is_estimated_with_one_sample_a_row() -> None:
+    found = shape_of_config(T5, 60_506_624)
+    assert found is not None
+    assert (found.max_positions, found.is_tied) == (0, True)
+    packed, padded = (job("full", "seq2seq", packing=packing) for packing in (True, False))
+    assert peak_memory_bytes(found, packed, LOAD, GPU) == peak_memory_bytes(found, padded, LOAD, GPU)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {}, {"hidden_size": "wide"}, {**QWEN, "num_hidden_layers": 0}, {**QWEN, "max_position_embeddings": math.inf},
+        {**QWEN, "vocab_size": -1}, {**QWEN, "head_dim": math.nan},
+    ],
+)  # fmt: skip
 def test_a_configuration_that_says_too_little_gives_no_shape(config: dict[str, Any]) -> None:
     assert shape_of_config(config, None) is None
 

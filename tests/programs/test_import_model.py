@@ -129,6 +129,12 @@ def adapter_only(source: Path) -> None:
         (lambda source: (source / "config.json").write_text("{"), "config_invalid", "not JSON"),
         (lambda source: (source / "config.json").write_text("[]"), "config_invalid", "must be a JSON object"),
         (lambda source: change_json(source / "config.json", architectures=[]), "config_invalid", "no architecture"),
+        (
+            lambda source: change_json(source / "config.json", max_position_embeddings=float("inf")),
+            "out_of_range",
+            "max_position_embeddings inf is no whole number from 1 to 1,073,741,824",
+        ),
+        (lambda source: change_json(source / "config.json", d_model=2**20), "out_of_range", "d_model 1048576"),
         (without("model.safetensors"), "missing_file", "no weights"),
         (only_a_pickle, "pickle_not_allowed", r"only pickles \(pytorch_model.bin\).*save_pretrained"),
         (cut_weights, "corrupt_file", "damaged or cut off"),

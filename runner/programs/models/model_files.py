@@ -35,6 +35,13 @@ LARGEST = {
     "num_attention_heads": 1 << 14,
     "num_key_value_heads": 1 << 14,
     "vocab_size": 1 << 24,
+    "max_position_embeddings": 1 << 30,
+    "head_dim": 1 << 14,
+    **dict.fromkeys(("d_model", "n_embd"), 1 << 18),
+    **dict.fromkeys(("d_ff", "n_inner"), 1 << 21),
+    **dict.fromkeys(("num_layers", "num_decoder_layers", "n_layer"), 4096),
+    **dict.fromkeys(("num_heads", "n_head", "d_kv"), 1 << 14),
+    "n_positions": 1 << 30,
 }
 #: How the table of token vectors is called by the architectures of transformers.
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight")
