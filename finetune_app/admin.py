@@ -79,5 +79,7 @@ class SearchTrialAdmin(ReadOnly, OperatorAdmin):
 class TrainingCalibrationAdmin(ReadOnly, OperatorAdmin):
     """What the estimator has learned; deleting a row lets it learn anew."""
 
-    list_display = ("recipe", "method", "on_gpu", "num_runs", "memory_log_mean", "seconds_log_mean", "updated_at")
+    list_display = (
+        "recipe", "method", "on_gpu", "magnitude", "num_runs", "memory_log_mean", "seconds_log_mean", "updated_at"
+    )  # fmt: skip
     search_fields = ("recipe", "method")

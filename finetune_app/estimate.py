@@ -29,7 +29,11 @@ START_S = 8.0
 LOAD_MIB_PER_S = 300.0
 #: How far from the estimate a run may land before any run has calibrated it.
 FIRST_SPREAD = 2.0
+FIRST_SECONDS_SPREAD = 4.0
 LEAST_SPREAD = 1.15
+#: The same of tokens that a tokenizer has counted, and that were guessed from bytes.
+COUNTED_SPREAD = 1.02
+GUESSED_SPREAD = 1.5
 #: Bytes of text in a token where no tokenizer has counted: between English (4.2) and Chinese (3.0 in UTF-8).
 BYTES_PER_TOKEN = 3.4
 
@@ -50,12 +54,13 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What finished runs say: actual over estimated memory and time, and how much that varies (a factor)."""
+    """What finished runs say: actual over estimated memory and time, and how much each varies (a factor)."""
 
     num_runs: int = 0
     memory: float = 1.0
     seconds: float = 1.0
     spread: float = FIRST_SPREAD
+    seconds_spread: float = FIRST_SECONDS_SPREAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,9 @@ class Estimate:
     seconds: Band
     disk_mib: Band
     tokens: int
+    tokens_range: Band
     steps: int
+    num_parameters: int
     limit_mib: int | None
     on_gpu: bool
     verdict: Verdict | None
@@ -103,10 +110,12 @@ def _estimate(shape: Shape, job: Job, load: Load, machine: Machine, calibration:
     memory = Band.around(peak * calibration.memory, calibration.spread)
     return Estimate(
         memory_mib=memory,
-        seconds=Band.around(_seconds(shape, job, tokens, machine) * calibration.seconds, calibration.spread**2),
+        seconds=Band.around(_seconds(shape, job, tokens, machine) * calibration.seconds, calibration.seconds_spread),
         disk_mib=Band.around(_disk_bytes(shape, job) / MIB, LEAST_SPREAD),
         tokens=tokens,
+        tokens_range=Band.around(tokens, COUNTED_SPREAD if load.is_counted else GUESSED_SPREAD),
         steps=steps,
+        num_parameters=shape.num_parameters,
         limit_mib=machine.limit_mib,
         on_gpu=machine.is_gpu,
         verdict=_verdict(memory, machine.limit_mib),

@@ -29,7 +29,7 @@ def forecast(task: FineTuneTask) -> Estimate | None:
     if shape is None or task.train_dataset is None:
         return None
     machine = machine_of(task)
-    calibration = calibration_of(task.recipe, task.method, on_gpu=machine.is_gpu)
+    calibration = calibration_of(task.recipe, task.method, shape.num_parameters, on_gpu=machine.is_gpu)
     return estimate(shape, job_of(task), load_of(task, shape), machine, calibration)
 
 
@@ -113,4 +113,5 @@ def load_of(task: FineTuneTask, shape: Shape) -> Load:
         max_tokens=max(1, min(limit, round(longest))),
         longest_tokens=round(longest),
         learned_share=share,
+        is_counted=bool(counted),
     )

@@ -87,24 +87,31 @@ class FineTuneTask(TenantOwned):
 
 
 class TrainingCalibration(models.Model):
-    """What finished runs of a recipe and method teach the estimator: logarithms of actual over estimated."""
+    """What finished runs of a recipe and method teach the estimator: logarithms of actual over estimated.
+
+    Models of another size have their own row: what a tiny one takes says little of a large one.
+    """
 
     recipe = models.CharField(max_length=20)
     method = models.CharField(max_length=10)
     on_gpu = models.BooleanField()
+    magnitude = models.PositiveSmallIntegerField(default=0, help_text="Of the parameters: 8 for 100 to 999 million.")
     num_runs = models.PositiveIntegerField(default=0)
     memory_log_mean = models.FloatField(default=0.0)
     memory_log_m2 = models.FloatField(default=0.0, help_text="Sum of squared deviations (Welford).")
     seconds_log_mean = models.FloatField(default=0.0)
+    seconds_log_m2 = models.FloatField(default=0.0, help_text="Sum of squared deviations (Welford).")
     updated_at = models.DateTimeField(auto_now=True)
 
     class Meta:
         constraints: ClassVar = [
-            models.UniqueConstraint(fields=["recipe", "method", "on_gpu"], name="training_calibration_once")
+            models.UniqueConstraint(
+                fields=["recipe", "method", "on_gpu", "magnitude"], name="training_calibration_once"
+            )
         ]
 
     def __str__(self) -> str:
-        return f"{self.recipe} {self.method} after {self.num_runs} runs"
+        return f"{self.recipe} {self.method} of 10^{self.magnitude} parameters after {self.num_runs} runs"
 
 
 class HyperparameterSearch(TenantOwned):

@@ -76,6 +76,7 @@ class Load:
     """What is trained on: rows, and their mean and greatest length in tokens once they are cut.
 
     ``longest_tokens``: before they are cut; 0: none was. ``learned_share``: of the tokens; 1: all, or unknown.
+    ``is_counted``: by a tokenizer, not guessed from bytes.
     """
 
     num_rows: int
@@ -83,6 +84,7 @@ class Load:
     max_tokens: int
     longest_tokens: int = 0
     learned_share: float = 1.0
+    is_counted: bool = False
 
     def longest_together(self, count: int) -> float:
         """Tokens of the ``count`` longest rows. Lengths fall with a power of the rank, through the longest and mean."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,9 +16,9 @@ from clavier.quotas.models import Gpu, Node, ResourceGroup
 from clavier.quotas.services import count_devices, ensure_local_node, set_cap
 from clavier.runs.models import Attempt, Run
 from datasets_app.models import DataTask
-from finetune_app.calibration import calibration_of
+from finetune_app.calibration import calibration_of, running_seconds
 from finetune_app.changes import applied, changes
-from finetune_app.estimate import FIRST_SPREAD, Calibration, estimate
+from finetune_app.estimate import FIRST_SPREAD, LEAST_SPREAD, Calibration, estimate
 from finetune_app.forecast import load_of, shape_of
 from finetune_app.memory import peak_memory_bytes, trained_parameters
 from finetune_app.models import FineTuneTask, TrainingCalibration
@@ -283,9 +284,36 @@ def test_a_completed_run_teaches_the_estimator(alice: Actor, spooled: Any, monke
     row = TrainingCalibration.objects.get(recipe="sft", method="lora", on_gpu=False)
     assert row.num_runs == 1
     assert Attempt.objects.get(run=task.run_id).max_memory_mib == 3000
-    learned = calibration_of("sft", "lora", on_gpu=False)
+    learned = calibration_of("sft", "lora", 494_032_768, on_gpu=False)
     assert learned.memory == pytest.approx(3000 / promised, rel=0.01)
     assert learned.spread < FIRST_SPREAD
+    assert learned.seconds == pytest.approx(30 / task.estimate["seconds"]["expected"], rel=0.01)
+    assert calibration_of("sft", "lora", 8_000_000_000, on_gpu=False) == Calibration()
+
+
+def test_waits_between_attempts_are_no_time_of_the_training() -> None:
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    spans = [(0, 40), (None, 50), (500, 560), (900, None)]
+    moments = [[None if at is None else begin + timedelta(seconds=at) for at in span] for span in spans]
+    assert running_seconds(Attempt(started_at=started, ended_at=ended) for started, ended in moments) == 100
+
+
+@pytest.mark.django_db
+def test_runs_that_agree_narrow_a_band_and_those_that_do_not_keep_it_wide() -> None:
+    row = {"recipe": "sft", "method": "lora", "on_gpu": False, "magnitude": 8}
+    TrainingCalibration.objects.create(**row, num_runs=20, memory_log_m2=0.0, seconds_log_m2=19.0)
+    found = calibration_of("sft", "lora", 494_032_768, on_gpu=False)
+    assert found.spread == LEAST_SPREAD
+    assert found.seconds_spread == pytest.approx(math.exp(2))
+    seconds = estimate(shape(), job(), LOAD, GPU, found).seconds
+    assert seconds.high / seconds.expected == pytest.approx(math.exp(2), rel=0.01)
+
+
+def test_the_band_of_tokens_is_narrow_where_they_were_counted() -> None:
+    guessed = estimate(shape(), job(), LOAD, GPU).tokens_range
+    counted = estimate(shape(), job(), replace(LOAD, is_counted=True), GPU).tokens_range
+    assert counted.high / counted.low < 1.1 < 2 < guessed.high / guessed.low
+    assert counted.low < 600_000 < counted.high
 
 
 def add_gpu(memory_mib: int = 80_000, **columns: Any) -> Gpu:
@@ -320,7 +348,7 @@ def test_a_gpu_teaches_what_the_program_took_of_it_and_nothing_where_none_was_us
     row = TrainingCalibration.objects.filter(recipe="sft", method="lora", on_gpu=True).first()
     assert (row is None) == (learned is None)
     if learned is not None:
-        found = calibration_of("sft", "lora", on_gpu=True).memory
+        found = calibration_of("sft", "lora", 494_032_768, on_gpu=True).memory
         assert found == pytest.approx(learned / task.estimate["memory_mib"]["expected"], rel=0.01)
 
 
@@ -358,7 +386,7 @@ def test_the_memory_of_a_gpu_is_that_of_the_smallest_that_the_task_may_get(
     ):  # fmt: skip
         Gpu.objects.create(uuid=uuid, node=where, memory_mib=memory_mib, **columns)
     options = resources.pop("options", {})
-    TrainingCalibration.objects.create(recipe="sft", method="full", on_gpu=True, num_runs=3)
+    TrainingCalibration.objects.create(recipe="sft", method="full", on_gpu=True, magnitude=8, num_runs=3)
     found = estimate_fine_tune_task(**tune(alice, spooled, resources, options=options))
     assert found is not None
     assert (found.on_gpu, found.limit_mib, found.num_calibrating_runs) == (True, limit_mib, 3)
@@ -390,7 +418,7 @@ def test_lengths_that_were_counted_count_more_than_bytes(alice: Actor, spooled: 
         subject=str(base.pk), state="done", result=result,
     )  # fmt: skip
     assert guessed.learned_share == 1.0
-    assert load_of(task, shape()) == Load(5, 300.0, 1024, 2000, 0.4)
+    assert load_of(task, shape()) == Load(5, 300.0, 1024, 2000, 0.4, is_counted=True)
     assert load_of(task, replace(shape(), max_positions=128)).max_tokens == 128
 
 

@@ -374,6 +374,7 @@ def test_the_form_estimates_what_the_task_would_need(alice_browser, world):
     (world.base.path / "config.json").write_text(json.dumps(config))
     shown = alice_browser.post("/tasks/estimate", task_data(world)).content.decode()
     assert "A first estimate" in shown
+    assert re.search(r"[\d,.]+ steps, [\d,.]+ – [\d,.]+ tokens", shown)
     assert "fits" in shown
     assert "GiB" in shown
     assert not FineTuneTask.objects.filter(name="from-form").exists()

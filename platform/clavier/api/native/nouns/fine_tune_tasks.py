@@ -226,6 +226,7 @@ class TaskEstimate(serializers.Serializer[Any]):
     seconds = Range(allow_null=True)
     disk_mib = Range(allow_null=True)
     tokens = serializers.IntegerField(allow_null=True, help_text="Read in all epochs.")
+    tokens_range = Range(allow_null=True, help_text="Narrow where a tokenizer has counted, wide where bytes were.")
     steps = serializers.IntegerField(allow_null=True, help_text="Optimizer steps.")
     limit_mib = serializers.IntegerField(allow_null=True, help_text="What the task asks for. null: unknown.")
     on_gpu = serializers.BooleanField(allow_null=True)
