@@ -48,8 +48,13 @@ class Band:
 
     @classmethod
     def around(cls, value: float, spread: float) -> Band:
-        """From value / spread to value x spread, in three significant digits."""
-        return cls(*(float(f"{part:.3g}") for part in (value / spread, value, value * spread)))
+        """From value / spread to value x spread."""
+        return cls.of(value / spread, value, value * spread)
+
+    @classmethod
+    def of(cls, *parts: float) -> Band:
+        """Low, expected and high in three significant digits."""
+        return cls(*(float(f"{part:.3g}") for part in parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,28 @@ def estimate(shape: Shape, job: Job, load: Load, machine: Machine, calibration: 
     return found
 
 
+def disk_mib(shape: Shape, job: Job, steps: int) -> Band:
+    """The result and the checkpoints that are kept, each with its optimizer states.
+
+    Without ``save_steps`` one is written only where the run is stopped, and where the best is to be the result.
+    """
+    trained = trained_parameters(shape, job)
+    each = trained * (4 + OPTIMIZER_BYTES.get(str(job.knobs.get("optim", "adamw")), 8))
+    every, best = int(job.knobs.get("save_steps") or 0), 1 if job.knobs.get("load_best") else 0
+    kept = min(steps // every if every else 0, int(job.knobs.get("save_total_limit") or 2))
+    counts = (max(kept, best), kept + best, max(1, kept + best))
+    low, expected, high = ((trained * 4 + count * each) / MIB for count in counts)
+    return Band.of(low / LEAST_SPREAD, expected, high * LEAST_SPREAD)
+
+
+def fewer_checkpoints(shape: Shape, job: Job, steps: int, left_mib: float) -> dict[str, Any] | None:
+    """The smallest change after which the disk may take what is written; None: not even the result fits."""
+    for change in ({"save_total_limit": 2}, {"save_steps": 0}):
+        if disk_mib(shape, replace(job, knobs={**job.knobs, **change}), steps).low <= left_mib:
+            return change
+    return None
+
+
 def _estimate(shape: Shape, job: Job, load: Load, machine: Machine, calibration: Calibration) -> Estimate:
     steps, tokens = _work(job, load, machine)
     peak = peak_memory_bytes(shape, job, load, machine) / MIB + RUNTIME_MIB + (TRAINER_MIB if is_by_trainer(job) else 0)
@@ -111,7 +138,7 @@ def _estimate(shape: Shape, job: Job, load: Load, machine: Machine, calibration:
     return Estimate(
         memory_mib=memory,
         seconds=Band.around(_seconds(shape, job, tokens, machine) * calibration.seconds, calibration.seconds_spread),
-        disk_mib=Band.around(_disk_bytes(shape, job) / MIB, LEAST_SPREAD),
+        disk_mib=disk_mib(shape, job, steps),
         tokens=tokens,
         tokens_range=Band.around(tokens, COUNTED_SPREAD if load.is_counted else GUESSED_SPREAD),
         steps=steps,
@@ -161,11 +188,3 @@ def _seconds(shape: Shape, job: Job, tokens: int, machine: Machine) -> float:
     speed = FLOPS_PER_GPU * machine.gpus if machine.gpus else FLOPS_PER_CORE * max(0.5, machine.cpu_cores)
     loading = shape.num_parameters * 2 / MIB / LOAD_MIB_PER_S
     return START_S + loading + operations * shape.num_parameters * tokens / speed
-
-
-def _disk_bytes(shape: Shape, job: Job) -> float:
-    """The result and the checkpoints that are kept, each with its optimizer states."""
-    trained = trained_parameters(shape, job)
-    result = trained * 4
-    kept = int(job.knobs.get("save_total_limit") or 2) + (1 if job.knobs.get("load_best") else 0)
-    return result + kept * trained * (4 + OPTIMIZER_BYTES.get(str(job.knobs.get("optim", "adamw")), 8))

@@ -9,10 +9,11 @@ from uuid import UUID
 
 from clavier.accounts.access import creator_of
 from clavier.core.errors import NotFound, Unprocessable
+from clavier.files.queries import storage_left
 from clavier.files.storage import open_regular
 from datasets_app.tasks import counted_tokens
 from finetune_app.calibration import calibration_of
-from finetune_app.estimate import BYTES_PER_TOKEN, Estimate, estimate
+from finetune_app.estimate import BYTES_PER_TOKEN, MIB, Estimate, estimate, fewer_checkpoints
 from finetune_app.machines import machine_of
 from finetune_app.models import FineTuneTask
 from finetune_app.shapes import Job, Load, Shape, shape_of_config
@@ -36,23 +37,45 @@ def forecast(task: FineTuneTask) -> Estimate | None:
 def require_fit(task: FineTuneTask, run_id: UUID) -> dict[str, Any]:
     """The forecast of a run as its task keeps it, empty without one.
 
-    Raises Unprocessable (``will_not_fit``) when even its lower bound is more than was asked for.
+    Raises Unprocessable when even its lower bound is more than was asked for (``will_not_fit``), or than is left of the
+    storage of its creator (``quota_exceeded``).
     """
     found = forecast(task)
     if found is None:
         return {}
-    if found.verdict != "will_not_fit":
-        return {"run": str(run_id), **found.as_json()}
-    where = "GPU memory" if found.on_gpu else "memory"
-    advice = "Use a smaller model or a larger machine."
-    if found.change:
-        advice = "It fits with " + ", ".join(f"{name} = {value}" for name, value in found.change.items()) + "."
+    if found.verdict == "will_not_fit":
+        where = "GPU memory" if found.on_gpu else "memory"
+        advice = spoken(found.change) or "Use a smaller model or a larger machine."
+        raise Unprocessable(
+            f"This training needs {found.memory_mib.low:,.0f} to {found.memory_mib.high:,.0f} MiB of {where}; it has "
+            f"{found.limit_mib:,} MiB. {advice}",
+            code="will_not_fit",
+            field=f"resources.{memory_field(task.resources)}",
+        )
+    require_room(task, found)
+    return {"run": str(run_id), **found.as_json()}
+
+
+def require_room(task: FineTuneTask, found: Estimate) -> None:
+    """Raises Unprocessable (``quota_exceeded``) when the storage that is left can not take what will be written."""
+    left = storage_left(creator_of(task))["bytes"]
+    shape = shape_of(task) if left is not None and found.disk_mib.low * MIB > left else None
+    if shape is None:
+        return
+    change = fewer_checkpoints(shape, job_of(task), found.steps, left / MIB)
+    advice = spoken(change) or "Delete files, data sets or models, or ask the operator."
     raise Unprocessable(
-        f"This training needs {found.memory_mib.low:,.0f} to {found.memory_mib.high:,.0f} MiB of {where}; it has "
-        f"{found.limit_mib:,} MiB. {advice}",
-        code="will_not_fit",
-        field=f"resources.{memory_field(task.resources)}",
+        f"This training writes at least {found.disk_mib.low:,.0f} MiB, and {left / MIB:,.0f} MiB of storage are left. "
+        f"{advice}",
+        code="quota_exceeded",
+        field=f"hyperparameters.{next(iter(change))}" if change else "output_model_name",
     )
+
+
+def spoken(change: Mapping[str, Any] | None) -> str:
+    """A change as a sentence; empty where there is none."""
+    values = ", ".join(f"{name} = {value}" for name, value in (change or {}).items())
+    return f"It fits with {values}." if values else ""
 
 
 def memory_field(resources: Mapping[str, Any]) -> str:

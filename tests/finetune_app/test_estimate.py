@@ -12,6 +12,8 @@ import pytest
 
 from clavier.core.actor import Actor
 from clavier.core.errors import Unprocessable
+from clavier.files.models import StorageUsage
+from clavier.files.usage import set_storage_limits
 from clavier.quotas.models import Gpu, Node, ResourceGroup
 from clavier.quotas.services import count_devices, ensure_local_node, set_cap
 from clavier.runs.models import Attempt, Run
@@ -406,6 +408,43 @@ def test_a_training_on_a_gpu_of_unknown_size_starts(
     with pytest.raises(Unprocessable) as refused:
         create_fine_tune_task(name="large", **order)
     assert (refused.value.code, refused.value.field) == ("will_not_fit", "resources.mig_profile")
+
+
+def test_disk_is_the_result_and_the_checkpoints_that_are_written() -> None:
+    def disk(**changes: Any) -> list[int]:
+        found = estimate(shape(), job("full", max_steps=100, **changes), LOAD, GPU).disk_mib
+        weights = 494_032_768 * 4 / MIB  # a checkpoint has the weights and twice as much of the optimizer
+        return [round(part / weights) for part in (found.low * 1.15, found.expected, found.high / 1.15)]
+
+    assert disk() == [1, 1, 4]
+    assert disk(save_steps=10) == [7, 7, 7]
+    assert disk(save_steps=10, save_total_limit=5, load_best=True, eval_steps=10) == [16, 19, 19]
+    assert disk(save_steps=60, save_total_limit=5) == [4, 4, 4]
+
+
+def test_a_training_that_the_storage_can_not_take_is_refused_with_what_to_change(
+    alice: Actor, spooled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_engine(monkeypatch)
+    set_cap(scope="node", scope_id=Node.objects.get().pk, resource="memory_mib", cap=100_000)
+    knobs = {"max_steps": 100, "save_steps": 10, "save_total_limit": 9, "per_device_train_batch_size": 1}
+    order = tune(alice, spooled, {"memory_mib": 60_000}, hyperparameters=knobs)
+    refused = []
+    for left_gib in (30, 10, 1):
+        used = StorageUsage.objects.get(tenant_id=alice.tenant_id, user_id=alice.user_id).bytes_used
+        set_storage_limits(tenant_id=alice.tenant_id, user_id=alice.user_id, bytes_limit=used + left_gib * 2**30)
+        with pytest.raises(Unprocessable) as told:
+            create_fine_tune_task(name="tune", **order)
+        refused.append((told.value.field, told.value.message.rsplit(". ", 1)[1]))
+        assert told.value.code == "quota_exceeded"
+    assert refused == [
+        ("hyperparameters.save_total_limit", "It fits with save_total_limit = 2."),
+        ("hyperparameters.save_steps", "It fits with save_steps = 0."),
+        ("output_model_name", "Delete files, data sets or models, or ask the operator."),
+    ]
+    assert not Run.objects.exists()
+    set_storage_limits(tenant_id=alice.tenant_id, user_id=alice.user_id, bytes_limit=2**40)
+    assert create_fine_tune_task(name="tune", **order).run is not None
 
 
 def test_lengths_that_were_counted_count_more_than_bytes(alice: Actor, spooled: Any) -> None:

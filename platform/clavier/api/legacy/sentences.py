@@ -14,6 +14,7 @@ _OURS = frozenset(("advice", "noun", "state", "what", "why"))
 VALUES = {
     "API key": "API 密钥",
     "CPU cores": "CPU 核",
+    "Delete files, data sets or models, or ask the operator.": "请删除文件、数据集或模型，或联系管理员。",
     "GPU memory": "显存",
     "GPUs": "GPU",
     "GiB of memory": "GiB 内存",
