@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.programs.tiny_models import write_tiny_adapter, write_tiny_model
+from tests.programs.tiny_models import write_tiny_adapter, write_tiny_encoder_decoder, write_tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +33,22 @@ def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_llama_adapter_folder(tiny_llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA of the tiny Llama. Read only."""
     return write_tiny_adapter(tmp_path_factory.mktemp("tiny-adapter") / "llama-lora", tiny_llama_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_decoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 of 1 + 1 layers. Read only."""
+    return write_tiny_encoder_decoder(tmp_path_factory.mktemp("tiny") / "t5")
+
+
+@pytest.fixture
+def order(tiny_model_folder: Path, tiny_encoder_decoder_folder: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Makes the parameters of one of ``cases.CASES``, with a method and knobs of its own."""
+    # Late: it imports every recipe.
+    from tests.programs.cases import parameters_of
+
+    def make(case: str, method: str = "full", **knobs: Any) -> dict[str, Any]:
+        base = tiny_encoder_decoder_folder if case == "seq2seq" else tiny_model_folder
+        return parameters_of(base, tmp_path, case, method, **knobs)
+
+    return make

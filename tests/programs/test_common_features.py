@@ -1,9 +1,8 @@
-"""What every recipe shares: exact resumption, patience, the best weights, recomputation, length, guards, processes."""
+"""What every recipe shares: exact resumption, patience, the best weights, recomputation, length, guards."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,96 +12,29 @@ from safetensors.torch import load_file, save_file
 
 from runner.contract import exits
 from runner.contract.knobs import RECIPES
-from runner.programs.lib import distributed, ppo
+from runner.programs.lib import ppo
 from runner.programs.lib.artifacts import hash_file
 from runner.programs.lib.events import ProgramError, Stopped
 from runner.programs.lib.first_pass import longest_rows
 from runner.programs.lib.trainers import dataset_of
-from runner.programs.train import classify, preference, pretrain, reward, rl, seq2seq, sft
+from runner.programs.train import rl
+from tests.programs.cases import CASES, LEARNERS, METHODS, result_of
 from tests.programs.recipes import (
-    PAIRS,
     PREFERENCES,
-    QUESTIONS,
     TEXTS,
     StoppingReporter,
     events_of,
-    fork_processes,
     make_context,
     values_by_step,
     write_rows,
 )
-from tests.programs.tiny_models import write_tiny_encoder_decoder
 
 pytestmark = pytest.mark.slow
-
-Main = Callable[[Any], None]
-PROMPTS = tuple({"prompt": f"Say {letter}"} for letter in "abcdefgh")
-#: Case -> program and data. ``seq2seq`` with a causal model is ``sft``, so here it is an encoder-decoder.
-CASES: dict[str, tuple[Main, tuple[dict[str, Any], ...]]] = {
-    "sft": (sft.main, QUESTIONS),
-    "classify": (classify.main, TEXTS),
-    "seq2seq": (seq2seq.main, PAIRS),
-    "preference": (preference.main, PREFERENCES),
-    "reward": (reward.main, PREFERENCES),
-    "pretrain": (pretrain.main, ({"text": "The piano has eighty-eight keys. " * 12},)),
-    "rl": (rl.main, PROMPTS),
-    "rl by grpo": (rl.main, PROMPTS),
-}
-#: Those that have a loss on validation data.
-LEARNERS = [name for name in CASES if not name.startswith("rl")]
-METHODS = [(case, method) for case in CASES for method in ("full", "lora") if method in RECIPES[case.split()[0]]]
-#: What this file's other cases and the files of sft, preference and pretrain do not run in two processes.
-IN_PROCESSES = ["classify", "seq2seq", "reward"]
-KNOBS: dict[str, Any] = {
-    "max_steps": 7,
-    "per_device_train_batch_size": 2,
-    "learning_rate": 5e-3,
-    "logging_steps": 1,
-    "precision": "fp32",
-}
-RL: dict[str, Any] = {
-    "reward_function": "regex",
-    "reward_pattern": "[aeiou]",
-    "rollout_batch_size": 4,
-    "max_completion_length": 4,
-    "update_epochs": 1,
-    "eval_steps": 2,
-}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_encoder_decoder(tmp_path_factory.mktemp("tiny") / "t5")
-
-
-@pytest.fixture
-def order(tiny_model_folder: Path, encoder_decoder: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Makes the parameters of a case."""
-
-    def make(case: str, method: str = "full", **knobs: Any) -> dict[str, Any]:
-        data = write_rows(tmp_path / "train.jsonl", CASES[case][1])
-        more: dict[str, Any] = {"sequence_length": 16} if case == "pretrain" else {}
-        if case.startswith("rl"):
-            more = RL | ({"algorithm": "grpo", "num_generations": 2} if case == "rl by grpo" else {})
-        return {
-            "base_model": str(encoder_decoder if case == "seq2seq" else tiny_model_folder),
-            "method": method,
-            "train_data": [data] if case == "pretrain" else data,
-            "validation_data": data if case in LEARNERS else None,
-            "hyperparameters": {**KNOBS, **more, **knobs},
-        }
-
-    return make
-
-
-def result_of(run: Path) -> Path:
-    """The weights that a run made."""
-    return next((run / "output/model").glob("*model.safetensors"))
 
 
 def turned(case: str) -> list[dict[str, Any]]:
@@ -306,115 +238,6 @@ def test_long_samples_are_cut_or_dropped_as_asked(case: str, order: Any, tmp_pat
         warned = [e["message"] for e in events_of(tmp_path / policy, "warning") if e.get("code") == "samples_too_long"]
         assert len(warned) == 1
         assert f"({policy})" in warned[0]
-
-
-@pytest.mark.parametrize("case", IN_PROCESSES)
-def test_two_processes_have_the_losses_of_one(case: str, order: Any, tmp_path: Path) -> None:
-    main, one = CASES[case][0], order(case, gradient_accumulation_steps=2, save_steps=3)
-    main(make_context(tmp_path / "one", one))
-    two = {**one, "hyperparameters": {**one["hyperparameters"], "gradient_accumulation_steps": 1}}
-    fork_processes(main, tmp_path / "two", two, 2)
-    for name in ("train/loss", "eval/loss"):
-        theirs = values_by_step(tmp_path / "one", name)
-        assert len(theirs) > 0
-        assert values_by_step(tmp_path / "two", name) == pytest.approx(theirs, abs=1e-4)
-    left, right = (load_file(result_of(tmp_path / name)) for name in ("one", "two"))
-    assert all(torch.allclose(tensor, right[name], atol=1e-4) for name, tensor in left.items())
-
-
-#: What the files of sft and pretrain do not train with weights that are shared out.
-SHARDED = [
-    ("classify", "full"),
-    ("classify", "lora"),
-    ("seq2seq", "full"),
-    ("reward", "lora"),
-    ("preference", "full"),
-    ("preference", "lora"),
-]
-
-
-@pytest.mark.parametrize(("case", "method"), SHARDED)
-def test_shared_out_weights_go_on_from_the_checkpoint_of_one_process_and_seal_the_same(
-    case: str, method: str, order: Any, tmp_path: Path
-) -> None:
-    main = CASES[case][0]
-    sizes = {"max_steps": 4, "save_steps": 2, "learning_rate": 1e-3, "eval_steps": 2}
-    one = order(case, method, gradient_accumulation_steps=4, **sizes)
-    main(make_context(tmp_path / "one", one))
-    shutil.copytree(tmp_path / "one/checkpoints/step-00000002", tmp_path / "two/checkpoints/step-00000002")
-    shared = {**one["hyperparameters"], "gradient_accumulation_steps": 2, "distributed_strategy": "fsdp"}
-    fork_processes(main, tmp_path / "two", {**one, "hyperparameters": shared}, 2)
-    told = [event["message"] for event in events_of(tmp_path / "two", "phase")]
-    assert "weights, gradients and optimizer state are shared out over 2 processes" in told
-    assert "resumed from the checkpoint of step 2" in told
-    for name in ("train/loss", "eval/loss", "train/grad_norm"):
-        theirs = {step: value for step, value in values_by_step(tmp_path / "one", name).items() if step > 2}
-        assert len(theirs) > 0
-        assert values_by_step(tmp_path / "two", name) == pytest.approx(theirs, abs=1e-4)
-    sealed = ("checkpoints/step-00000004/weights", "checkpoints/step-00000004/optimizer")
-    files = [
-        *(f"{file}.safetensors" for file in sealed),
-        str(result_of(tmp_path / "one").relative_to(tmp_path / "one")),
-    ]
-    for file in files:
-        left, right = (load_file(tmp_path / name / file) for name in ("one", "two"))
-        assert left.keys() == right.keys()
-        assert all(torch.allclose(tensor, right[name], atol=1e-4) for name, tensor in left.items())
-
-
-def draw_by_row(monkeypatch: pytest.MonkeyPatch, row_of: Callable[[int, int, int], int]) -> None:
-    """Answers are drawn by their place in the whole batch, whoever draws: ``row_of(process, row, rows)``."""
-
-    def multinomial(probabilities: torch.Tensor, num_samples: int, **_: Any) -> torch.Tensor:
-        process, rows = distributed.rank(), len(probabilities)
-        places = torch.tensor([row_of(process, row, rows) for row in range(rows)])
-        quantiles = (0.618 * (1 + places)) % 1
-        return (probabilities.cumsum(1) < quantiles[:, None]).sum(1, keepdim=True).clamp(max=probabilities.shape[1] - 1)
-
-    monkeypatch.setattr(torch, "multinomial", multinomial)
-
-
-@pytest.mark.parametrize("case", ["rl", "rl by grpo"])
-def test_two_processes_answer_and_learn_as_one(
-    case: str, order: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    is_ppo, main = case == "rl", CASES[case][0]
-    draw_by_row(monkeypatch, lambda process, row, rows: 2 * row + process if is_ppo else process * rows + row)
-    one = order(case, "lora", per_device_train_batch_size=4, update_epochs=2, max_steps=4)
-    with monkeypatch.context() as patch:
-        draw_by_row(patch, lambda _process, row, _rows: row)
-        main(make_context(tmp_path / "one", one))
-    two = {**one, "hyperparameters": {**one["hyperparameters"], "per_device_train_batch_size": 2}}
-    fork_processes(main, tmp_path / "two", two, 2)
-    for name in ("train/loss", "reward/mean", "kl_divergence", "episode_length"):
-        theirs = values_by_step(tmp_path / "one", name)
-        assert len(set(theirs.values())) > (name != "episode_length")
-        assert values_by_step(tmp_path / "two", name) == pytest.approx(theirs, abs=1e-4)
-    left, right = (load_file(result_of(tmp_path / name)) for name in ("one", "two"))
-    assert all(torch.allclose(tensor, right[name], atol=1e-4) for name, tensor in left.items())
-
-
-def stop_after_step_3(context: Any) -> None:
-    """Train until the third step has been told, then stop as a user does, by a word to the first process."""
-    if distributed.is_first():
-        context.report = StoppingReporter(context.run_folder, 3, lambda: setattr(context, "should_stop", True))
-    with pytest.raises(Stopped):
-        rl.main(context)
-
-
-@pytest.mark.parametrize("case", ["rl", "rl by grpo"])
-def test_two_processes_that_draw_apart_end_a_broken_run_like_an_unbroken_one(
-    case: str, order: Any, tmp_path: Path
-) -> None:
-    parameters = order(case, "lora", save_steps=2, max_steps=5)
-    fork_processes(rl.main, tmp_path / "whole", parameters, 2)
-    fork_processes(stop_after_step_3, tmp_path / "broken", parameters, 2)
-    fork_processes(rl.main, tmp_path / "broken", parameters, 2)
-    told = [event["message"] for event in events_of(tmp_path / "broken", "phase")]
-    assert any(message.startswith("resumed from the checkpoint of step") for message in told)
-    for name in ("train/loss", "reward/mean", "kl_divergence"):
-        assert values_by_step(tmp_path / "broken", name) == values_by_step(tmp_path / "whole", name)
-    assert hash_file(result_of(tmp_path / "broken")) == hash_file(result_of(tmp_path / "whole"))
 
 
 def test_every_recipe_is_a_case() -> None:

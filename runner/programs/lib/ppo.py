@@ -22,6 +22,7 @@ from runner.contract import exits
 from runner.programs.lib import distributed
 from runner.programs.lib.artifacts import prune_checkpoints, seal_checkpoint, starting_point
 from runner.programs.lib.batches import epoch_order, steps_per_epoch
+from runner.programs.lib.divergence import diverged, draw_together
 from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
 from runner.programs.lib.model import Device
 from runner.programs.lib.ppo_losses import advantages_of, clipped_losses
@@ -31,11 +32,9 @@ from runner.programs.lib.train_state import Progress, gathered_state, restore_st
 from runner.programs.lib.training import (
     BEST_REWARD,
     EVALUATED,
-    NO_PROBABILITIES,
     PROGRESS_INTERVAL_S,
     learning_rate_share,
     make_optimizer,
-    shown_rows,
 )
 
 SAMPLES_SHOWN = 2
@@ -174,11 +173,15 @@ class Ppo:
         """Answers to the prompts and what they earned; every process draws its share and knows all of them."""
         self.model.eval()
         own = distributed.own_share(prompts)
-        return self._together(prompts, distributed.shares_together(self._answer(own) if own else []))
+        return self._together(prompts, distributed.shares_together(self._answer(own)))
 
     def _answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """Draw an answer to each prompt and look at it."""
-        token_ids, attention, mask = self._draw_or_tell(prompts)
+        step, named = self.progress.step + 1, [prompt.row for prompt in prompts]
+        drawn = draw_together(lambda: self._draw(prompts) if prompts else None, named, step, self.knobs)
+        if drawn is None:
+            return []
+        token_ids, attention, mask = drawn
         size, sizes = mask.shape[1], mask.sum(1).tolist()
         answers = [row[:count].tolist() for row, count in zip(token_ids[:, -size:], sizes, strict=True)]
         texts = [self.renderer.decode(answer) for answer in answers]
@@ -227,16 +230,6 @@ class Ppo:
             rewards,
             float(distance.sum() / keep.sum()),
         )
-
-    def _draw_or_tell(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``_draw``. Raises ProgramError where the model's probabilities are no numbers."""
-        try:
-            return self._draw(prompts)
-        except RuntimeError as error:
-            if NO_PROBABILITIES not in str(error):
-                raise
-            what = f"no answer can be drawn at step {self.progress.step + 1}: the probabilities are no numbers"
-            raise self._diverged(what, prompts) from None
 
     def _draw(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Answers drawn from the model: token ids, attention mask, and which answer tokens count (the stop does)."""
@@ -308,6 +301,7 @@ class Ppo:
         Raises ProgramError where a number is none.
         """
         share, num_tokens = list(distributed.own_share(rows)), rollout.mask[rows].sum()
+        named = [rollout.prompts[row].row for row in rows]
         value = 0.0
         if share:
             loss = self._loss_sum(rollout, share) / num_tokens
@@ -315,12 +309,12 @@ class Ppo:
             value = float(loss.item())
         (total,) = distributed.summed(value)
         if not math.isfinite(total):
-            raise self._diverged(f"the loss of step {step} is {total}", [rollout.prompts[row] for row in rows])
+            raise diverged(f"the loss of step {step} is {total}", named, self.knobs)
         distributed.sum_gradients(self.learned.values())
         limit = self.knobs["max_grad_norm"] or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.learned.values(), limit))
         if not math.isfinite(norm):
-            raise self._diverged(f"the gradient of step {step} is {norm}", [rollout.prompts[row] for row in rows])
+            raise diverged(f"the gradient of step {step} is {norm}", named, self.knobs)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total
@@ -377,11 +371,6 @@ class Ppo:
 
     def _state(self) -> dict[str, torch.Tensor]:
         return {**self.learned, "kl_coef": self.kl_coef}
-
-    def _diverged(self, what: str, prompts: Sequence[Prompt]) -> ProgramError:
-        named = shown_rows([prompt.row for prompt in prompts])
-        advice = f"lower learning_rate (now {self.knobs['learning_rate']:g}) or look at these rows: {named}"
-        return ProgramError("diverged", f"{what}; {advice}", "learning_rate", exits.DIVERGED)
 
     def _epoch(self) -> float:
         return self.progress.step / self.steps_per_epoch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from runner.programs.lib import sharding
+from runner.programs.lib.divergence import draw_together
 from runner.programs.lib.train_state import restore_random
-from runner.programs.lib.training import NO_PROBABILITIES
 
 if TYPE_CHECKING:
     from runner.programs.lib.trainers import Session
@@ -21,30 +21,45 @@ if TYPE_CHECKING:
 ROWS = "rows"
 
 
+def with_rows(collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The collator, which leaves the samples' row names in the batch."""
+
+    def collate_with_rows(samples: Sequence[Mapping[str, Any]]) -> Any:
+        rows = [str(sample.get(ROWS, "")) for sample in samples]
+        batch = collate([{key: value for key, value in sample.items() if key != ROWS} for sample in samples])
+        if isinstance(batch, Mapping):
+            return {**batch, ROWS: rows}
+        return [{**sample, ROWS: row} for sample, row in zip(batch, rows, strict=True)]
+
+    return collate_with_rows
+
+
 class SealedSteps:
     """Mixed into a trainer class: what its checkpoints are and when it gives up; ``session`` is set before."""
 
     session: Session
 
     def training_step(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
-        """One forward and backward pass. Raises ProgramError where the loss is no number."""
+        """One forward and backward pass. Raises ProgramError in every process where the loss of one is no number."""
         if isinstance(inputs, dict):
             self.session.last_rows = inputs.pop(ROWS, [])
         else:
             self.session.last_rows = list(dict.fromkeys(sample[ROWS] for sample in inputs))  # several answers to each
         parent: Any = super()
-        try:
-            loss = parent.training_step(model, inputs, *rest, **options)
-        except RuntimeError as error:
-            if NO_PROBABILITIES not in str(error):
-                raise
-            what = f"no answer can be drawn at step {self.session.progress.step + 1}: the probabilities are no numbers"
-            raise self.session.diverged(what) from None
-        if not torch.isfinite(loss).all():
-            raise self.session.diverged(f"the loss of step {self.session.progress.step + 1} is {loss.item()}")
-        self.session.step_loss += float(loss)
-        self.session.step_rows += self.session.last_rows
+        loss = parent.training_step(model, inputs, *rest, **options)
+        self.session.note_loss(float(loss))
         return loss
+
+    def _generate_single_turn(self, *given: Any, **options: Any) -> Any:
+        """Draw answers, where a trainer does. Raises ProgramError in every process where one of them can draw none."""
+        parent: Any = super()
+        session = self.session
+        return draw_together(
+            lambda: parent._generate_single_turn(*given, **options),
+            session.last_rows,
+            session.progress.step + 1,
+            session.knobs,
+        )
 
     def prediction_step(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
         """One forward pass of an evaluation."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from transformers import TrainerCallback
 from runner.contract import exits
 from runner.programs.lib import distributed, sharding
 from runner.programs.lib.artifacts import prune_checkpoints, seal_checkpoint, starting_point
+from runner.programs.lib.divergence import diverged
 from runner.programs.lib.events import ProgramContext, ProgramError, Reporter, Stopped
 from runner.programs.lib.first_pass import try_longest
 from runner.programs.lib.model import Device
-from runner.programs.lib.sealed_steps import ROWS, SealedSteps
+from runner.programs.lib.sealed_steps import SealedSteps, with_rows
 from runner.programs.lib.train_state import (
     Gathered,
     Progress,
@@ -35,7 +36,6 @@ from runner.programs.lib.training import (
     PROGRESS_INTERVAL_S,
     learning_rate_share,
     make_optimizer,
-    shown_rows,
 )
 
 #: Names in a trainer's log that say nothing a user needs.
@@ -195,19 +195,6 @@ def shard_trainer(trainer: Any, knobs: Mapping[str, Any], say: Reporter) -> None
     trainer.optimizer, trainer.lr_scheduler = optimizers_of(trainer.model, knobs, int(trainer.args.max_steps))
 
 
-def with_rows(collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The collator, which leaves the samples' row names in the batch."""
-
-    def collate_with_rows(samples: Sequence[Mapping[str, Any]]) -> Any:
-        rows = [str(sample.get(ROWS, "")) for sample in samples]
-        batch = collate([{key: value for key, value in sample.items() if key != ROWS} for sample in samples])
-        if isinstance(batch, Mapping):
-            return {**batch, ROWS: rows}
-        return [{**sample, ROWS: row} for sample, row in zip(batch, rows, strict=True)]
-
-    return collate_with_rows
-
-
 class Session(TrainerCallback):
     """One training: what the trainer's callbacks report and decide."""
 
@@ -271,12 +258,21 @@ class Session(TrainerCallback):
             self._look_at_rewards(state, control, is_last=is_last, is_whole=is_whole)
         control.should_training_stop = control.should_training_stop or is_last
 
+    def note_loss(self, loss: float) -> None:
+        """The loss of a pass over ``last_rows``; in every process ProgramError where that of one is no number."""
+        if distributed.summed(not math.isfinite(loss))[0]:
+            passes = distributed.shares_together([(loss, self.last_rows)])
+            broken = [(value, rows) for value, rows in passes if not math.isfinite(value)]
+            what = f"the loss of step {self.progress.step + 1} is {broken[0][0]}"
+            raise diverged(what, [row for _, rows in broken for row in rows], self.knobs)
+        self.step_loss += loss
+        self.step_rows += self.last_rows
+
     def _look_for_a_spike(self, step: int) -> None:
         """Raises ProgramError where the loss of a step, the mean over the processes, has left what it was by far."""
         loss = distributed.summed(self.step_loss)[0] / distributed.num_processes()
         times = self.progress.leap(loss, SURE_AND_WRONG)
         if times is not None:
-            self.last_rows = self.step_rows
             raise self.diverged(f"the loss of step {step} is {loss:.4g}, {times:.0f} times that of the last steps")
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
@@ -368,11 +364,10 @@ class Session(TrainerCallback):
         return {"steps": progress.step, "epochs": epochs, **self._losses(), **best, **scores}
 
     def diverged(self, what: str) -> ProgramError:
-        """The error that names the rows of the batch."""
-        advice = f"lower learning_rate (now {self.knobs['learning_rate']:g}) or look at these rows"
-        return ProgramError(
-            "diverged", f"{what}; {advice}: {shown_rows(self.last_rows)}", "learning_rate", exits.DIVERGED
-        )
+        """The error that names the rows of the step, first those of the process with the highest loss; all call it."""
+        shares = distributed.shares_together([(self.step_loss, self.step_rows)])
+        shares.sort(key=lambda share: share[0], reverse=True)
+        return diverged(what, [row for _, rows in shares for row in rows], self.knobs)
 
     def _report(self, state: Any, part: str, logs: Mapping[str, Any], more: Mapping[str, float]) -> None:
         values = {}

@@ -18,6 +18,7 @@ import torch
 from runner.contract import exits
 from runner.programs.lib import distributed, sharding
 from runner.programs.lib.artifacts import prune_checkpoints, seal_checkpoint, starting_point
+from runner.programs.lib.divergence import diverged
 from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
 from runner.programs.lib.model import Device, next_token_loss
 from runner.programs.lib.train_state import (
@@ -33,8 +34,6 @@ from runner.programs.lib.train_state import (
 PROGRESS_INTERVAL_S = 1.0
 #: The mean reward of some steps, and the highest of them, by which rl keeps its best weights.
 EVALUATED, BEST_REWARD = "reward/of_window", "reward/best"
-#: How torch refuses to draw a token where a logit is no number.
-NO_PROBABILITIES = "probability tensor contains"
 #: fp16 has no small gradients, so losses are scaled up by a power of two that follows what the gradients bear.
 FIRST_LOSS_SCALE = 2.0**16
 STEPS_TO_DOUBLE = 2000
@@ -119,11 +118,6 @@ def weights_norm(parameters: Iterable[torch.Tensor]) -> float:
     """The Euclidean norm of all weights together."""
     norms = [sharding.whole(torch.linalg.vector_norm(parameter.detach().float())) for parameter in parameters]
     return float(torch.linalg.vector_norm(torch.stack(norms)))
-
-
-def shown_rows(rows: Sequence[str]) -> str:
-    """Rows named in an error: the first of them, and how many more."""
-    return ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
 
 
 def memory_error(num_samples: int, num_tokens: int, device_name: str) -> ProgramError:
@@ -263,9 +257,7 @@ class _Training:
             raise self._diverged(what, batches)
 
     def _diverged(self, what: str, batches: Sequence[Batch]) -> ProgramError:
-        named = shown_rows([row for batch in batches for row in batch.rows])
-        advice = f"lower learning_rate (now {self.knobs['learning_rate']:g}) or look at these rows: {named}"
-        return ProgramError("diverged", f"{what}; {advice}", "learning_rate", exits.DIVERGED)
+        return diverged(what, [row for batch in batches for row in batch.rows], self.knobs)
 
     def _after_step(self, values: dict[str, float]) -> None:
         step, knobs = self.progress.step, self.knobs
