@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from runner.programs.lib import ppo
 from runner.programs.lib.artifacts import hash_file
 from runner.programs.lib.events import ProgramError, Stopped
 from runner.programs.lib.first_pass import longest_rows
+from runner.programs.lib.recipe import read_order
 from runner.programs.lib.trainers import dataset_of
-from runner.programs.train import rl
+from runner.programs.train import rl, seq2seq
 from tests.programs.cases import CASES, LEARNERS, METHODS, result_of
 from tests.programs.recipes import (
     PREFERENCES,
@@ -238,6 +240,24 @@ def test_long_samples_are_cut_or_dropped_as_asked(case: str, order: Any, tmp_pat
         warned = [e["message"] for e in events_of(tmp_path / policy, "warning") if e.get("code") == "samples_too_long"]
         assert len(warned) == 1
         assert f"({policy})" in warned[0]
+
+
+@pytest.mark.parametrize(("policy", "sizes"), [("truncate", (8, 3)), ("drop", None)])
+def test_a_long_source_of_an_encoder_decoder_goes_by_the_length_policy(
+    policy: str, sizes: tuple[int, int] | None, order: Any, tmp_path: Path
+) -> None:
+    parameters = order("seq2seq", max_seq_length=8, length_policy=policy)
+    row = {"source": "word " * 50, "target": "no"}
+    context = make_context(tmp_path / "run", parameters)
+    asked = read_order(context, "seq2seq")
+    path = Path(write_rows(tmp_path / "long.jsonl", [{"source": "a", "target": "b"}, row]))
+    long = seq2seq.read_samples(context, asked, path, policy)[1:]
+    assert [(len(s.source_ids), len(s.target_ids), s.source_ids[-1]) for s in long] == (
+        [] if sizes is None else [(*sizes, asked.renderer.stop_token_ids[0])]
+    )
+    (told,) = [e["message"] for e in events_of(tmp_path / "run", "warning") if e["code"] == "samples_too_long"]
+    lost = r"0\.0% of the answer tokens and 9\d\.\d%" if sizes else r"[1-9]\d\.\d% of the answer tokens and 9\d\.\d%"
+    assert re.fullmatch(rf"1 samples are longer than 8 tokens \({policy}\): {lost} of the source tokens are lost", told)
 
 
 def test_every_recipe_is_a_case() -> None:

@@ -19,6 +19,8 @@ class LengthPolicy:
         self._num_long = 0
         self._num_labels = 0
         self._num_lost = 0
+        self._num_source = 0
+        self._num_source_lost = 0
 
     def spans(self, is_label: Sequence[bool]) -> list[tuple[int, int]]:
         """Which parts of a sample are kept, as (start, end); parts without a label are left out."""
@@ -41,14 +43,26 @@ class LengthPolicy:
         self._count(sum(sizes), sum(kept), is_long=is_long)
         return kept or None
 
+    def pair(self, source_size: int, target_size: int) -> tuple[int, int] | None:
+        """How many tokens are kept of a source and its target, which an encoder-decoder reads apart; None: dropped."""
+        is_long = max(source_size, target_size) > self.max_tokens
+        is_kept = not is_long or self.policy != "drop"
+        source, target = (min(size, self.max_tokens) if is_kept else 0 for size in (source_size, target_size))
+        self._count(target_size, target, is_long=is_long)
+        self._num_source += source_size
+        self._num_source_lost += source_size - source
+        return (source, target) if is_kept else None
+
     def tell(self, say: Reporter, source: str, num_samples: int, num_tokens: int) -> None:
         """Report what was read, and warn where samples were too long."""
         num_kept = self._num_labels - self._num_lost
         say.phase("data", f"{source}: {num_samples} samples, {num_tokens} tokens, {num_kept} of them learned")
         if self._num_long:
+            lost = f"{self._num_lost / max(1, self._num_labels):.1%} of the answer tokens"
+            if self._num_source:
+                lost += f" and {self._num_source_lost / self._num_source:.1%} of the source tokens"
             say.warning(
-                f"{self._num_long} samples are longer than {self.max_tokens} tokens ({self.policy}): "
-                f"{self._num_lost / max(1, self._num_labels):.1%} of the answer tokens are lost",
+                f"{self._num_long} samples are longer than {self.max_tokens} tokens ({self.policy}): {lost} are lost",
                 "samples_too_long",
             )
 

@@ -84,14 +84,15 @@ def read_samples(context: ProgramContext, order: Order, path: Path, policy: str)
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise ProgramError("data_invalid", f"{row} has no target to learn", row)
         source = "\n".join(message["content"] for message in messages[:-1])
-        source_ids = order.renderer.encode_text(source)[: order.max_tokens - 1]
-        target_ids = order.renderer.encode_text(messages[-1]["content"])
-        sizes = lengths.replies(0, [len(target_ids) + 1])
+        source_ids = order.renderer.encode_text(source)
+        target_ids = [*order.renderer.encode_text(messages[-1]["content"]), end_id]
+        sizes = lengths.pair(len(source_ids) + 1, len(target_ids))
         if sizes:
-            target_ids = [*target_ids, end_id][: sizes[0]]
-            samples.append(Translation(row, [*source_ids, end_id], target_ids, messages[-1]["content"]))
+            source_ids = [*source_ids[: sizes[0] - 1], end_id]
+            samples.append(Translation(row, source_ids, target_ids[: sizes[1]], messages[-1]["content"]))
     if not samples:
-        raise ProgramError("data_empty", f"no sample of {path.name} is left to learn from")
+        left = f"no sample of {path.name} is left to learn from (of {lengths.num_long} too long ones)"
+        raise ProgramError("data_empty", left)
     num_tokens = sum(len(sample.source_ids) + len(sample.target_ids) for sample in samples)
     lengths.tell(context.report, path.name, len(samples), num_tokens)
     return samples
