@@ -109,7 +109,7 @@ class FastLines:
         is_even = all({name: type(value) for name, value in row.items()} == wanted for row, _ in rows)
         if not is_even or (("messages" in first) != (kind == "messages")) or not set(texts) <= set(first):
             return None
-        if {"target_modules", "responses"} & set(first) or (kind == "label" and "label" not in first):
+        if {"target_modules", "rank", "responses"} & set(first) or (kind == "label" and "label" not in first):
             return None
         shapes = (Shape.learned(row, text) for row, text in rows)
         shape = next((shape for shape in shapes if shape is not None), None)

@@ -111,7 +111,7 @@ class RowChecks:
         if len(self._signatures) > _MAX_SIGNATURES:
             self._fold()
         problem = self._check(row) if self._check else None
-        if problem is None and "target_modules" in row:
+        if problem is None and ("target_modules" in row or ("rank" in row and self.kind in PURPOSES["sft"])):
             problem = check_adapter_keys(row)
         if problem is not None:
             if problem.is_error:
@@ -297,11 +297,17 @@ def check_responses(responses: Any) -> Problem | None:
 
 
 def check_adapter_keys(row: Row) -> Problem | None:
-    """``target_modules`` and ``rank`` of a row that says which LoRA adapter it trains (document 003)."""
-    modules, rank = row["target_modules"], row.get("rank")
-    if "rank" in row and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-        return Problem("wrong_type", f"'rank' must be a whole number from 1 on, it is {str(rank)[:40]!r}.")
-    if not isinstance(modules, list) or not modules or not all(isinstance(name, str) for name in modules):
+    """``target_modules`` and ``rank`` of a row that says which LoRA adapter it trains (document 003).
+
+    A rank alone may be a column with another meaning, which only LoRA would stumble over.
+    """
+    rank, is_adapter = row.get("rank"), "target_modules" in row
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        what = "" if is_adapter else "for LoRA "
+        message = f"{what}'rank' must be a whole number from 1 on, it is {str(rank)[:40]!r}."
+        return Problem("wrong_type", message, is_error=is_adapter)
+    modules = row.get("target_modules")
+    if is_adapter and not (isinstance(modules, list) and modules and all(isinstance(name, str) for name in modules)):
         return Problem(
             "wrong_type", f"'target_modules' must be a list of names of modules, it is {_seen(row, 'target_modules')}."
         )

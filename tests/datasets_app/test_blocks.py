@@ -76,6 +76,7 @@ ODD: dict[str, Callable[[str], str]] = {
     "ideographic blank": lambda line: line.replace("because", "\u3000").replace("12", "\\u3000"),
     "two objects": lambda line: f"{line} {line}",
     "adapter": lambda line: line[:-1] + ', "target_modules": "q", "rank": 0}',
+    "rank alone": lambda line: line[:-1] + ', "rank": "first"}',
 }
 
 

@@ -106,6 +106,12 @@ def test_a_preview_says_what_may_be_asked(alice: Actor, spooled: Spool, monkeypa
         (b"", "x.txt", "empty_dataset", "0 rows"),
         (b"{}", "x.json", "wrong_type", "array"),
         (b"PAR1PAR1", "x.parquet", "corrupt_file", "Parquet"),
+        (
+            b'{"question": "q", "answer": "a", "rank": 0, "target_modules": ["q"]}\n',
+            "x.jsonl",
+            "bad_row",
+            "line 1: 'rank'",
+        ),
         (b"x", "x.xlsm", "not_a_choice", ".xlsm"),
         (b"x", "x", "not_a_choice", ".jsonl"),
         (b"x", "../x.txt", "bad_name", "file_name"),
@@ -131,6 +137,17 @@ def test_a_refusal_lists_the_first_errors_with_lines_and_samples(alice: Actor, s
     assert problems[0].message.startswith("line 1: 'answer' must be a text, it is a number. Found: {")
     assert "1,000 errors" in problems[-1].message
     assert {(problem.field, problem.code) for problem in problems} == {("file", "bad_row")}
+
+
+def test_a_rank_that_lora_would_refuse_is_warned_of_where_it_may_mean_something_else(
+    alice: Actor, spooled: Spool
+) -> None:
+    version = put(
+        alice, spooled, b'{"question": "q", "answer": "a", "rank": 3}\n{"question": "r", "answer": "a", "rank": 0}\n'
+    )
+    (found,) = version.findings["items"]
+    assert (found["line"], found["is_error"]) == (2, False)
+    assert found["message"] == "for LoRA 'rank' must be a whole number from 1 on, it is '0'."
 
 
 def test_a_purpose_demands_its_columns(alice: Actor, home: Path, spooled: Spool) -> None:

@@ -260,5 +260,17 @@ def test_a_long_source_of_an_encoder_decoder_goes_by_the_length_policy(
     assert re.fullmatch(rf"1 samples are longer than 8 tokens \({policy}\): {lost} of the source tokens are lost", told)
 
 
+@pytest.mark.parametrize("case", [case for case, method in METHODS if method == "lora"])
+def test_rows_name_the_adapter_of_every_recipe(case: str, order: Any, tmp_path: Path) -> None:
+    asked = {"rank": 2, "target_modules": ["q" if case == "seq2seq" else "q_proj"]}
+    parameters = order(case, "lora")
+    write_rows(tmp_path / "train.jsonl", [{**row, **asked} for row in CASES[case][1]])
+    read = read_order(make_context(tmp_path / "run", parameters), case.split()[0])
+    assert (read.knobs["lora_r"], read.knobs["target_modules"]) == (2, asked["target_modules"])
+    write_rows(tmp_path / "train.jsonl", [CASES[case][1][0], {**CASES[case][1][1], **asked}])
+    with pytest.raises(ProgramError, match=r"line 2 asks for rank 2, but train\.jsonl line 1 names no rank"):
+        read_order(make_context(tmp_path / "run", parameters), case.split()[0])
+
+
 def test_every_recipe_is_a_case() -> None:
     assert {case.split()[0] for case in CASES} == RECIPES.keys()

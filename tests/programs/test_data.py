@@ -9,6 +9,7 @@ import pytest
 
 from runner.programs.lib import data
 from runner.programs.lib.events import ProgramError
+from runner.programs.lib.wishes import adapter_wishes
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -124,13 +125,45 @@ def test_verdicts_come_alone_or_as_two_of_a_preference(tmp_path: Path) -> None:
     assert found == [("a", False), ("y", True), ("z", False)]
 
 
-def test_rows_of_a_lora_data_set_agree_on_rank_and_modules_or_are_refused(tmp_path: Path) -> None:
-    row = {"messages": ASKED, "rank": 8, "target_modules": ["q_proj"]}
-    assert data.adapter_wishes(write(tmp_path / "a.jsonl", row, {"messages": ASKED}, row)) == {
-        "lora_r": 8, "target_modules": ["q_proj"],
-    }  # fmt: skip
-    with pytest.raises(ProgramError, match=r"b\.jsonl line 2 asks for rank 4, but b\.jsonl line 1 for 8"):
-        data.adapter_wishes(write(tmp_path / "b.jsonl", row, {**row, "rank": 4}))
+CONFIGURED = {"lora_r": 16, "target_modules": ["all-linear"]}
+PLAIN = {"messages": ASKED}
+WISH = {**PLAIN, "rank": 8, "target_modules": ["q_proj", "v_proj"]}
+
+
+def test_rows_of_a_lora_data_set_that_agree_win_over_the_configured_adapter(tmp_path: Path) -> None:
+    turned = {**WISH, "target_modules": ["v_proj", "q_proj"]}
+    agreed = {"lora_r": 8, "target_modules": ["q_proj", "v_proj"]}
+    assert adapter_wishes(write(tmp_path / "a.jsonl", WISH, turned, WISH), CONFIGURED, alone=True) == agreed
+    assert adapter_wishes(write(tmp_path / "b.jsonl", WISH, PLAIN), agreed, alone=True) == agreed
+    assert adapter_wishes(write(tmp_path / "c.jsonl", PLAIN, {**PLAIN, "rank": 16}), CONFIGURED, alone=True) == {
+        "lora_r": 16
+    }
+    assert adapter_wishes(write(tmp_path / "d.jsonl", PLAIN, PLAIN), CONFIGURED, alone=True) == {}
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ((WISH, {**WISH, "rank": 4}), "d.jsonl line 2 asks for rank 4, but d.jsonl line 1 asks for rank 8"),
+        ((WISH, PLAIN), "d.jsonl line 2 names no rank, which means 16, but d.jsonl line 1 asks for rank 8"),
+        ((PLAIN, WISH), "d.jsonl line 2 asks for rank 8, but d.jsonl line 1 names no rank, which means 16"),
+        ((WISH, {**WISH, "target_modules": ["q_proj"]}), "line 2 asks for target_modules q_proj, but d.jsonl line 1"),
+        ((PLAIN, {**PLAIN, "rank": -1}), "d.jsonl line 2: rank -1 is outside 1 to 1024"),
+        ((PLAIN, {**PLAIN, "rank": True}), "d.jsonl line 2: rank needs a whole number"),
+        ((PLAIN, {**PLAIN, "target_modules": [3]}), "d.jsonl line 2: target_modules needs a list of names"),
+    ],
+)
+def test_a_row_that_asks_for_another_adapter_is_named(tmp_path: Path, rows: tuple[object, ...], problem: str) -> None:
+    with pytest.raises(ProgramError) as caught:
+        adapter_wishes(write(tmp_path / "d.jsonl", *rows), CONFIGURED, alone=True)
+    assert problem in caught.value.message
+    assert caught.value.field == "d.jsonl line 2"
+
+
+def test_a_rank_alone_is_a_column_like_any_other_beside_preferences(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", {**PLAIN, "rank": 1}, {**PLAIN, "rank": "second"})
+    assert adapter_wishes(path, CONFIGURED, alone=False) == {}
+    assert adapter_wishes(write(tmp_path / "e.jsonl", WISH), CONFIGURED, alone=False)["lora_r"] == 8
 
 
 def test_prompts_bring_their_references(tmp_path: Path) -> None:

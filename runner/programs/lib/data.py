@@ -187,24 +187,6 @@ def row_prompt(row: Mapping[str, Any], where: str) -> list[Message]:
     return _dressed(messages, row, where)
 
 
-def adapter_wishes(path: Path | str) -> dict[str, Any]:
-    """The ``rank`` and ``target_modules`` that rows of a LoRA data set ask for, as the knobs ``lora_r`` and so on.
-
-    One run makes one adapter, so rows that ask must agree. Raises ProgramError with the line of the first that differs.
-    """
-    wishes: dict[str, tuple[Any, str]] = {}
-    for line_number, row in read_rows(path):
-        where = f"{Path(path).name} line {line_number}"
-        for key, knob in (("rank", "lora_r"), ("target_modules", "target_modules")):
-            if row.get(key) is None:
-                continue
-            value, first = wishes.setdefault(knob, (row[key], where))
-            if value != row[key]:
-                problem = f"asks for {key} {row[key]!r}, but {first} for {value!r}; train them as two data sets"
-                raise _bad(where, problem)
-    return {knob: value for knob, (value, _) in wishes.items()}
-
-
 def metadata_conditions(text: str) -> Conditions:
     """What ``domain=finance, retention!=drop`` asks of a row's ``metadata``. Raises ProgramError."""
     conditions = []

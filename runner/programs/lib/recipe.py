@@ -12,13 +12,13 @@ import torch
 from runner.contract.knobs import ADAPTER_METHODS, COMPARING, KNOBS, HyperparametersInvalid, check_hyperparameters
 from runner.programs.lib.artifacts import hash_folder, model_facts, write_manifest
 from runner.programs.lib.bundle import write_bundle, write_model_card
-from runner.programs.lib.data import adapter_wishes
 from runner.programs.lib.events import ProgramContext, ProgramError, Reporter, require
 from runner.programs.lib.lengths import longest_sample
 from runner.programs.lib.model import Device, choose_device, model_config
 from runner.programs.lib.render import Renderer
 from runner.programs.lib.sharding import is_wanted
 from runner.programs.lib.train_state import seed_all
+from runner.programs.lib.wishes import adapter_wishes
 
 #: Knobs that change nothing without validation data, beside those that are refused then.
 OF_VALIDATION = ("eval_steps", "max_predict_samples")
@@ -56,14 +56,15 @@ def read_order(context: ProgramContext, recipe: str) -> Order:
     base, method = Path(require(parameters, "base_model")), str(require(parameters, "method"))
     train_data = Path(require(parameters, "train_data"))
     validation_data = Path(parameters["validation_data"]) if parameters.get("validation_data") else None
+    has_validation = validation_data is not None
     given = require(parameters, "hyperparameters")
-    if recipe == "sft" and method in ADAPTER_METHODS:
-        wishes = adapter_wishes(train_data)
-        given = {**given, **wishes}
+    knobs = checked_knobs(recipe, method, given, has_base=True, has_validation=has_validation)
+    if method in ADAPTER_METHODS:
+        wishes = adapter_wishes(train_data, dict(knobs), alone=recipe == "sft")
         for name, value in wishes.items():
             say.phase("data", f"{train_data.name} asks for {name} {value}, which counts")
-    knobs = checked_knobs(recipe, method, given, has_base=True, has_validation=validation_data is not None)
-    tell_unused(say, knobs, has_validation=validation_data is not None or recipe == "rl")
+        knobs |= wishes
+    tell_unused(say, knobs, has_validation=has_validation or recipe == "rl")
     return Order(
         recipe=recipe,
         method=method,
