@@ -116,6 +116,8 @@ def guess_mapping(columns: Iterable[str], purpose: str = "") -> dict[str, str]:
     for kind, wanted in KIND_COLUMNS.items():
         if purpose and kind not in PURPOSES[purpose]:
             continue
+        if purpose == "sft" and kind == "text":  # a question whose answer has another name would become one
+            continue
         found = {ours: _found(ours, by_name) for ours in wanted}
         if kind == "instruction" and (extra := _found("input", by_name)):
             found["input"] = extra

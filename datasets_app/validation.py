@@ -31,7 +31,7 @@ KIND_COLUMNS: dict[str, tuple[str, ...]] = {
 KINDS = (*KIND_COLUMNS, "table")
 #: What the uploader says the rows are for -> the kinds that serve it.
 PURPOSES: dict[str, tuple[str, ...]] = {
-    "sft": ("messages", "instruction", "question_answer", "prompt_completion"),
+    "sft": ("messages", "instruction", "question_answer", "prompt_completion", "text"),
     "preference": ("preference", "binary_preference"),
     "pretrain": ("text",),
     "classification": ("label",),

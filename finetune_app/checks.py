@@ -17,7 +17,7 @@ from runner.contract.reinforcement_knobs import even_prompts
 
 #: What the columns of a dataset must look like for a recipe (the kinds of datasets_app).
 DATA_KINDS = {
-    "sft": ("messages", "instruction", "question_answer", "prompt_completion"),
+    "sft": ("messages", "instruction", "question_answer", "prompt_completion", "text"),
     "preference": ("preference", "binary_preference"),
     "reward": ("preference",),
     "classify": ("label",),

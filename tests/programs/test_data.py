@@ -41,6 +41,14 @@ def test_every_row_shape_becomes_the_same_conversation(tmp_path: Path, row: obje
     assert list(data.read_messages(write(tmp_path / "d.jsonl", row))) == [(1, messages)]
 
 
+def test_a_text_alone_is_learned_as_it_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", {"text": "t", "doc_id": 1}, {"messages": ASKED, "text": "t"})
+    assert list(data.read_learnable(path)) == [(1, "t"), (2, ASKED)]
+    for row in ({"text": 3}, {"text": "t", "label": "l"}):
+        with pytest.raises(ProgramError, match=r"e\.jsonl line 1"):
+            list(data.read_learnable(write(tmp_path / "e.jsonl", row)))
+
+
 def test_empty_lines_are_skipped_and_line_numbers_stay_those_of_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", {"messages": ASKED}, "", {"messages": ASKED})
     assert [number for number, _ in data.read_messages(path)] == [1, 3]

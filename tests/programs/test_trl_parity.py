@@ -312,3 +312,28 @@ def test_the_losses_are_those_of_trl_on_the_same_batches(cell: Cell, tiny_model_
 def test_every_recipe_is_compared_or_has_nothing_to_be_compared_with() -> None:
     assert {cell.recipe for cell in cells()} == PARITY.keys() | WITHOUT
     assert not PARITY.keys() & WITHOUT
+
+
+def test_texts_are_learned_whole_as_by_trl(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """TRL reads the texts themselves and puts the end token after each."""
+    from datasets import Dataset
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    base, cell = tiny_model_folder, Cell("sft", "full")
+    texts = {f"train.jsonl line {n}": f"{row['question']} {row['answer']}" for n, row in enumerate(EIGHT_QUESTIONS, 1)}
+    data = write_rows(tmp_path / "train.jsonl", [{"text": text} for text in texts.values()])
+    run = ours(sft.main, cell, base, tmp_path, data)
+    samples = sft.tokenize(
+        Path(data), Renderer.from_folder(base), LengthPolicy(64, "truncate"), make_context(run, {}).report
+    )
+    assert all(sample.is_label.all() for sample in samples)
+    batches_of = shuffled_batches(samples, 4, 42, Padded(4))
+    rows = [{"text": texts[row]} for step in range(1, STEPS + 1) for batch in batches_of(step) for row in batch.rows]
+    theirs = SFTTrainer(
+        model=fresh(base),
+        args=arguments(SFTConfig, tmp_path, train_sampling_strategy="sequential"),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer_of(base),
+    )
+    compare(values_by_step(run, "train/loss"), logged(theirs))

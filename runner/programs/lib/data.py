@@ -70,6 +70,19 @@ def read_messages(path: Path | str) -> Iterator[tuple[int, list[Message]]]:
         yield line_number, row_messages(row, f"{Path(path).name} line {line_number}")
 
 
+def read_learnable(path: Path | str) -> Iterator[tuple[int, list[Message] | str]]:
+    """``read_messages``, and the text of each row that has ``text`` alone, of which everything is learned."""
+    for line_number, row in read_rows(path):
+        where = f"{Path(path).name} line {line_number}"
+        yield line_number, _text(row, "text", where) if is_text(row) else row_messages(row, where)
+
+
+def is_text(row: Mapping[str, Any]) -> bool:
+    """A row of plain text, no conversation and without a label."""
+    others = {"messages", "label", *(key for pair in PAIRS for key in pair)}
+    return "text" in row and not others & row.keys()
+
+
 def read_rows(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, object) for each non-empty line of a JSONL file. Raises ProgramError with the line."""
     source = Path(path)

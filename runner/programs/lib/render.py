@@ -167,6 +167,12 @@ class Renderer:
         numbers = [number for number, message in enumerate(safe) if message["role"] == "assistant"]
         return text, restore, [self._answer_span(safe, number, text) for number in numbers]
 
+    def encode_document(self, text: str) -> Rendered:
+        """Token ids of plain text and of the token that ends it, all of them learned."""
+        end_id = self._tokenizer.token_to_id(self._tokens.get("eos_token", ""))
+        token_ids = [*self.encode_text(text), self.end_of_text_id if end_id is None else int(end_id)]
+        return Rendered(token_ids, [True] * len(token_ids))
+
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text; special-token text in it stays text."""
         return list(self._encode_plain(text).ids)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a causal language model on conversations, all weights, LoRA or QLoRA.
+"""Supervised fine-tuning of a causal language model on conversations or texts, all weights, LoRA or QLoRA.
 
 ``python -m runner.programs.train.sft RUN_FOLDER``. Parameters: ``base_model`` (folder), ``method`` (full, lora,
 qlora), ``train_data`` and ``validation_data`` (JSONL; the second may be null), ``hyperparameters`` (see
@@ -18,7 +18,7 @@ from runner.programs.lib.adapters import load_trainable, save_package
 from runner.programs.lib.answers import answer_scores, questions_of
 from runner.programs.lib.attention import sample_by_sample, why_not_packed
 from runner.programs.lib.batches import Packed, Padded, Sample, pad, row_tokens, shuffled_batches, steps_per_epoch
-from runner.programs.lib.data import read_messages
+from runner.programs.lib.data import read_learnable
 from runner.programs.lib.distributed import first_then_others, is_first, num_processes, run_in_processes
 from runner.programs.lib.events import ProgramContext, ProgramError, Reporter
 from runner.programs.lib.lengths import LengthPolicy
@@ -101,7 +101,8 @@ def score_validation(context: ProgramContext, order: Order, model: Any) -> dict[
     limit = order.knobs["max_predict_samples"]
     if not order.validation_data or not limit:
         return {}
-    conversations = [messages for _, messages in islice(read_messages(order.validation_data), limit)]
+    found = (found for _, found in islice(read_learnable(order.validation_data), limit))
+    conversations = [messages for messages in found if not isinstance(messages, str)]  # a text asks nothing
     questions = questions_of(conversations, order.renderer, order.max_tokens)
     max_new_tokens = order.knobs["generation_max_length"]
     return answer_scores(model, order.renderer, questions, max_new_tokens, order.device, context.report)
@@ -128,11 +129,11 @@ def read_samples(
 
 
 def tokenize(path: Path, renderer: Renderer, lengths: LengthPolicy, say: Reporter) -> list[Sample]:
-    """Tokenize the conversations of a file; longer ones go by the policy. Raises ProgramError with the line."""
+    """Tokenize the rows of a file; longer ones go by the policy. Raises ProgramError with the line."""
     samples: list[Sample] = []
-    for line_number, messages in read_messages(path):
+    for line_number, found in read_learnable(path):
         where = f"{path.name} line {line_number}"
-        rendered = renderer.encode_conversation(messages)
+        rendered = renderer.encode_document(found) if isinstance(found, str) else renderer.encode_conversation(found)
         if not any(rendered.is_label):
             raise ProgramError("data_invalid", f"{where} has no assistant message to learn from", where)
         for start, end in lengths.spans(rendered.is_label):

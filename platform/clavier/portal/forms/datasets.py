@@ -9,7 +9,7 @@ from django.utils.translation import gettext_lazy as _
 
 PURPOSES = [
     ("", _("whatever its columns say")),
-    ("sft", _("fine-tuning: questions and answers, instructions, or messages")),
+    ("sft", _("fine-tuning: questions and answers, instructions, messages, or plain text")),
     ("pretrain", _("pretraining: plain text")),
     ("preference", _("preference: chosen and rejected answers")),
     ("classification", _("classification: text and label")),
