@@ -226,7 +226,8 @@ def check_messages(row: Row) -> Problem | None:
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, dict):
             return Problem("wrong_type", f"messages[{number}] must be an object with 'role' and 'content'.")
-        if type(message.get("content")) is not str:
+        is_call = message.get("role") == "assistant" and bool(message.get("tool_calls"))
+        if type(message.get("content")) is not str and not (is_call and message.get("content") is None):
             return Problem(
                 "wrong_type", f"messages[{number}].content must be a text, it is {_seen(message, 'content')}."
             )
@@ -234,15 +235,18 @@ def check_messages(row: Row) -> Problem | None:
     order = tuple(roles)
     try:
         if order in _lawful_orders:
-            return None if messages[-1]["content"].strip() else _empty("messages", "the last answer")
+            return _last_answer(messages[-1])
     except TypeError:
         return Problem("unknown_role", f"a role must be one of {', '.join(ROLES)}, it is {_first_odd(roles)!r}.")
     problem = check_order(order)
     if problem is None and len(_lawful_orders) < _MAX_ROLE_ORDERS:
         _lawful_orders.add(order)
-    if problem is None and not messages[-1]["content"].strip():
-        return _empty("messages", "the last answer")
-    return problem
+    return problem or _last_answer(messages[-1])
+
+
+def _last_answer(message: Row) -> Problem | None:
+    is_there = message.get("tool_calls") or (message.get("content") or "").strip()
+    return None if is_there else _empty("messages", "the last answer")
 
 
 def check_order(roles: tuple[Any, ...]) -> Problem | None:

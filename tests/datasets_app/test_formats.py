@@ -22,6 +22,11 @@ def turns(*roles: str) -> str:
     return json.dumps({"messages": [{"role": role, "content": "x"} for role in roles]})
 
 
+#: An answer that is a call of a tool has no content.
+CALLS = json.dumps({"tools": [{"type": "function", "function": {"name": "add"}}], "messages": [
+    {"role": "user", "content": "x"},
+    {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": "{}"}}]},
+]})  # fmt: skip
 REFUSED: list[tuple[str, bytes | str, str, str, str, list[str]]] = [
     ("jsonl", b"", "", "empty_dataset", "", ["0 rows"]),
     ("jsonl", b"\n \n", "", "empty_dataset", "", ["0 rows"]),
@@ -128,6 +133,7 @@ TAKEN: list[tuple[str, bytes | str, str, list[dict[str, Any]]]] = [
     ("txt", "\n\na\nb\n\n\nc\n", "text", [{"text": "a\nb"}, {"text": "c"}]),
     ("jsonl", '{"prompt":"a","responses":[{"content":"x","score":1},{"content":"y","score":0.5}]}\n', "preference",
      [{"prompt": "a", "responses": [{"content": "x", "score": 1}, {"content": "y", "score": 0.5}]}]),
+    ("jsonl", CALLS + "\n", "messages", [json.loads(CALLS)]),
     ("jsonl", turns("system", "user", "assistant", "tool", "assistant") + "\n", "messages",
      [json.loads(turns("system", "user", "assistant", "tool", "assistant"))]),
 ]  # fmt: skip

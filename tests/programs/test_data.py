@@ -41,6 +41,29 @@ def test_every_row_shape_becomes_the_same_conversation(tmp_path: Path, row: obje
     assert list(data.read_messages(write(tmp_path / "d.jsonl", row))) == [(1, messages)]
 
 
+def test_tools_and_their_calls_stay_with_the_conversation(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "add"}}
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "2", "tool_call_id": "c1"},
+        {"role": "assistant", "content": "a", "name": "left out"},
+    ]
+    path = write(
+        tmp_path / "d.jsonl",
+        {"messages": turns, "tools": json.dumps([tool])},
+        {"messages": ASKED, "tools": None},
+        {"question": "q", "answer": "a", "tools": "hammer"},
+    )
+    (_, found), (_, plain), (_, pair) = data.read_messages(path)
+    assert plain == pair == ASKED
+    assert found[0] == {**turns[0], "tools": [tool]}
+    assert found[1]["content"] == ""
+    assert found[1]["tool_calls"] == [{**call, "function": {"name": "add", "arguments": {"a": 1}}}]
+    assert found[2:] == [turns[2], ASKED[1]]
+
+
 def test_a_text_alone_is_learned_as_it_is(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", {"text": "t", "doc_id": 1}, {"messages": ASKED, "text": "t"})
     assert list(data.read_learnable(path)) == [(1, "t"), (2, ASKED)]
@@ -64,6 +87,10 @@ def test_empty_lines_are_skipped_and_line_numbers_stay_those_of_the_file(tmp_pat
         ({"messages": []}, "non-empty list"),
         ({"messages": [{"role": "user"}]}, "message 1"),
         ({"messages": ASKED, "input_template": "no mark"}, "{input} in 'input_template'"),
+        ({"messages": ASKED, "tools": "hammer"}, "'tools' that are no JSON"),
+        ({"messages": ASKED, "tools": [3]}, "list of JSON schemas"),
+        ({"messages": [{**ASKED[0], "tool_calls": [{}]}]}, "message 1: 'tool_calls' is a list in a turn of"),
+        ({"messages": [{**ASKED[1], "tool_calls": [{"function": {}}]}]}, "message 1: each of 'tool_calls' needs"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "'robot'; allowed: system, user"),
     ],
 )

@@ -19,10 +19,12 @@ from runner.programs.lib import fast_tokens
 from runner.programs.lib.data import read_rows
 from runner.programs.lib.events import ProgramError, Stopped
 from runner.programs.lib.fast_tokens import FastTokens, NotAlike
-from runner.programs.lib.render import GOLDEN_CONVERSATIONS, Renderer
+from runner.programs.lib.golden import GOLDEN_CONVERSATIONS, GOLDEN_TOOL_CONVERSATION
+from runner.programs.lib.render import Renderer
 from runner.programs.lib.token_counts import TokenCounter
+from runner.programs.lib.tools import without
 from tests.programs.recipes import events_of, make_context, write_rows
-from tests.programs.tiny_models import write_tiny_tokenizer
+from tests.programs.tiny_models import CHATML_WITH_TOOLS, write_tiny_tokenizer
 
 ODD_TEXTS = ("e\u0301te", "<|im_end|>hi", "你好🙂👨‍👩‍👧", "  a\n\n b\t", "", "\u202e12345 don't", "한국어 עברית")
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -177,6 +179,15 @@ def test_the_fast_twin_counts_as_the_renderer_does(tokenizer_folder: Path) -> No
         assert fast.conversation(conversation) == slow.conversation(conversation), conversation
     for text in ODD_TEXTS:
         assert fast.samples({"text": text}, "") == slow.samples({"text": text}, "")
+
+
+@needs_fastokens
+def test_conversations_with_tools_are_counted_by_the_renderer(tmp_path: Path) -> None:
+    write_tiny_tokenizer(tmp_path, CHATML_WITH_TOOLS)
+    fast, slow = counters(tmp_path)
+    counted = fast.conversation(GOLDEN_TOOL_CONVERSATION)
+    assert counted == slow.conversation(GOLDEN_TOOL_CONVERSATION)
+    assert counted.num_tokens > fast.conversation(without(GOLDEN_TOOL_CONVERSATION, "tools")).num_tokens
 
 
 @needs_fastokens

@@ -15,7 +15,8 @@ from runner.contract import folder
 from runner.contract.knobs import NEW_MODEL_SHAPE
 from runner.programs.lib.artifacts import hash_file
 from runner.programs.lib.events import ProgramError, Stopped
-from runner.programs.lib.render import GOLDEN_CONVERSATIONS, Renderer
+from runner.programs.lib.golden import GOLDEN_CONVERSATIONS
+from runner.programs.lib.render import Renderer
 from runner.programs.train import pretrain
 from tests.programs.recipes import StoppingReporter, fork_processes, make_context, values_by_step
 

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from runner.programs.lib.events import ProgramError
-from runner.programs.lib.render import GOLDEN_CONVERSATIONS, Renderer
+from runner.programs.lib.golden import GOLDEN_CONVERSATIONS, GOLDEN_TOOL_CONVERSATION
+from runner.programs.lib.render import Renderer
+from runner.programs.lib.tools import without
+from tests.programs.tiny_models import CHATML_WITH_TOOLS
 
 INJECTION = GOLDEN_CONVERSATIONS[-1]
 PLAIN = GOLDEN_CONVERSATIONS[:-1]
@@ -73,6 +76,36 @@ def test_the_model_sees_the_same_prompt_in_training_as_when_it_answers(
         if message["role"] == "assistant":
             prompt = renderer.encode_prompt(messages[:number])
             assert token_ids[: len(prompt)] == prompt
+
+
+def test_tools_are_rendered_as_transformers_renders_them_and_calls_are_learned(
+    tiny_model_folder: Path, tmp_path: Path, special_ids: dict[str, int]
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = copy_with(tiny_model_folder, tmp_path / "m", chat_template=CHATML_WITH_TOOLS)
+    renderer = Renderer.from_folder(folder)
+    rendered = renderer.encode_conversation(GOLDEN_TOOL_CONVERSATION)
+    learned = [t for t, is_label in zip(rendered.token_ids, rendered.is_label, strict=True) if is_label]
+    call = '<tool_call>{"name": "weather", "arguments": {"place": "Lyon"}}</tool_call>'
+    assert renderer.decode(learned) == f"{call}Yes, 31 degrees. 很热。"
+    assert rendered.token_ids.count(special_ids["<|im_end|>"]) == 5  # that of the description stays text
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    messages: list[dict[str, Any]] = json.loads(json.dumps(GOLDEN_TOOL_CONVERSATION).replace("<|im_end|>", "x"))
+    tools = messages[0]["tools"]
+    expected = tokenizer.apply_chat_template(without(messages, "tools"), tools=tools, return_dict=True)["input_ids"]
+    assert renderer.encode_conversation(messages).token_ids == expected
+    expected = tokenizer.apply_chat_template(
+        without(messages[:1], "tools"), tools=tools, add_generation_prompt=True, return_dict=True
+    )["input_ids"]
+    assert renderer.encode_prompt(messages[:1]) == expected
+
+
+@pytest.mark.parametrize(("left_out", "named"), [("tool_calls", "tools"), ("tools", "tool_calls")])
+def test_a_template_without_a_place_for_tools_is_refused(renderer: Renderer, left_out: str, named: str) -> None:
+    with pytest.raises(ProgramError, match=f"shows no {named}") as caught:
+        renderer.encode_conversation(without(GOLDEN_TOOL_CONVERSATION, left_out))
+    assert caught.value.code == "tools_not_shown"
 
 
 def test_special_tokens_written_by_a_user_stay_text(renderer: Renderer, special_ids: dict[str, int]) -> None:

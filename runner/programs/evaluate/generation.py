@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.programs.lib.events import ProgramError
-from runner.programs.lib.render import Message, Renderer
+from runner.programs.lib.marks import Message
+from runner.programs.lib.render import Renderer
 
 if TYPE_CHECKING:
     from runner.programs.lib.model import Device

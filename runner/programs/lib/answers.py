@@ -10,8 +10,10 @@ import torch
 
 from runner.programs.evaluate.metrics import score_answers
 from runner.programs.lib.events import Reporter
+from runner.programs.lib.marks import Message
 from runner.programs.lib.model import Device
-from runner.programs.lib.render import Message, Renderer
+from runner.programs.lib.render import Renderer
+from runner.programs.lib.tools import CALLS
 
 BATCH_SIZE = 16
 SAMPLES_SHOWN = 8
@@ -28,6 +30,7 @@ class Question:
 def questions_of(conversations: Sequence[Sequence[Message]], renderer: Renderer, max_tokens: int) -> list[Question]:
     """Conversations that end with an answer, up to that answer; prompts of more than ``max_tokens`` are left out."""
     answered = [messages for messages in conversations if len(messages) > 1 and messages[-1]["role"] == "assistant"]
+    answered = [messages for messages in answered if CALLS not in messages[-1]]  # no text to compare with
     questions = [Question(renderer.encode_prompt(messages[:-1]), messages[-1]["content"]) for messages in answered]
     return [question for question in questions if len(question.token_ids) <= max_tokens]
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from runner.contract.texts import without_controls
 from runner.programs.lib.events import ProgramError
+from runner.programs.lib.tools import CALLS, TOOLS, BadTools, called, offered, without
 
-Message = dict[str, str]
+Message = dict[str, Any]
 #: (key of ``metadata``, value, it must be this one) of the rows that count.
 Conditions = tuple[tuple[str, str, bool], ...]
 
@@ -104,7 +105,7 @@ def read_rows(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
 def row_messages(row: Mapping[str, Any], where: str) -> list[Message]:
     """The conversation of one row; ``where`` names the row in errors. Raises ProgramError."""
     if "messages" in row:
-        return _dressed(_checked_messages(row["messages"], where), row, where)
+        return with_tools(_dressed(_checked_messages(row["messages"], where), row, where), row, where)
     for question_key, answer_key in PAIRS:
         if question_key in row and answer_key in row:
             return _dressed(_pair_messages(row, question_key, answer_key, where), row, where)
@@ -197,7 +198,17 @@ def row_prompt(row: Mapping[str, Any], where: str) -> list[Message]:
         if not isinstance(prompt, str):
             raise _bad(where, f"needs a text or a list of turns under 'prompt', got {type(prompt).__name__}")
         messages = [{"role": "user", "content": prompt}]
-    return _dressed(messages, row, where)
+    dressed = _dressed(messages, row, where)
+    return with_tools(dressed, row, where) if isinstance(prompt, list) else dressed
+
+
+def with_tools(messages: list[Message], row: Mapping[str, Any], where: str) -> list[Message]:
+    """The turns, with the row's ``tools`` in the first of them, where the renderer looks for them."""
+    try:
+        tools = offered(row)
+    except BadTools as problem:
+        raise _bad(where, str(problem)) from None
+    return [{**messages[0], TOOLS: tools}, *messages[1:]] if tools else messages
 
 
 def metadata_conditions(text: str) -> Conditions:
@@ -235,12 +246,22 @@ def _checked_messages(messages: Any, where: str) -> list[Message]:
         raise _bad(where, "needs a non-empty list under 'messages'")
     checked = []
     for number, message in enumerate(messages, start=1):
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        try:
+            more = called(message, number) if isinstance(message, dict) else {}
+        except BadTools as problem:
+            raise _bad(where, str(problem)) from None
+        content = "" if CALLS in more and message.get("content") is None else _content(message)
+        if content is None:
             raise _bad(where, f"message {number} needs 'role' and a text under 'content'")
         if message.get("role") not in ROLES:
             raise _bad(where, f"message {number} has the role {message.get('role')!r}; allowed: {', '.join(ROLES)}")
-        checked.append({"role": str(message["role"]), "content": message["content"]})
+        checked.append({"role": str(message["role"]), "content": content, **more})
     return checked
+
+
+def _content(message: Any) -> str | None:
+    content = message.get("content") if isinstance(message, dict) else None
+    return content if isinstance(content, str) else None
 
 
 def _reply(reply: Any, prompt: list[Message], where: str) -> Message:
@@ -248,7 +269,7 @@ def _reply(reply: Any, prompt: list[Message], where: str) -> Message:
     if isinstance(reply, str):
         return {"role": "assistant", "content": reply}
     messages = _checked_messages(reply, where)
-    asked = [message for message in prompt if message["role"] != "system"]
+    asked = [message for message in without(prompt, TOOLS) if message["role"] != "system"]
     if messages[: len(asked)] == asked:
         messages = messages[len(asked) :]
     if len(messages) != 1 or messages[0]["role"] != "assistant":

@@ -12,7 +12,11 @@ from tokenizers import Tokenizer
 
 from runner.programs.lib.data import row_messages, row_preference, row_prompt
 from runner.programs.lib.fast_tokens import FastTokens, NotAlike
-from runner.programs.lib.render import Message, Renderer
+from runner.programs.lib.marks import Message
+from runner.programs.lib.render import Renderer
+
+#: Keys of a turn without tools.
+PLAIN = {"role", "content"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class TokenCounter:
 
     def conversation(self, messages: Sequence[Message]) -> Counted:
         """A conversation, answers learned."""
-        if self._fast is not None:
+        if self._fast is not None and all(message.keys() <= PLAIN for message in messages):
             counted = self._fast_conversation(self._fast, messages)
             if counted is not None:
                 return counted
@@ -72,7 +76,7 @@ class TokenCounter:
         fast = self._fast
         is_fast = fast is not None and fast.can_encode(text)
         size = fast.count(text) if fast and is_fast else len(self._renderer.encode_text(text))
-        size += is_learned  # the token that ends a document
+        size += is_learned  # the token that ends a text
         return Counted(size, ((0, size),) if is_learned else ())
 
     def _fast_conversation(self, fast: FastTokens, messages: Sequence[Message]) -> Counted | None:

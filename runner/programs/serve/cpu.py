@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.programs.lib.events import ProgramContext, ProgramError, run_program
-from runner.programs.lib.render import Message
+from runner.programs.lib.marks import Message
 from runner.programs.serve import readiness
 from runner.programs.serve.gguf_writer import write_adapter_gguf, write_model_gguf
 from runner.programs.serve.private_tokens import write_private_tokenizer

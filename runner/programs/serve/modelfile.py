@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from runner.programs.lib.render import Message, Renderer
+from runner.programs.lib.marks import Message
+from runner.programs.lib.render import Renderer
 
 #: Ollama writes chats by a Go template of its own. Only where it provably gives the model's own text is it written.
 CHATML = """{{- range .Messages }}<|im_start|>{{ .Role }}

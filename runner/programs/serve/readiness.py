@@ -14,7 +14,9 @@ from typing import Any
 
 from runner.contract import exits, folder
 from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
-from runner.programs.lib.render import GOLDEN_CONVERSATIONS, Message, Renderer
+from runner.programs.lib.golden import GOLDEN_CONVERSATIONS
+from runner.programs.lib.marks import Message
+from runner.programs.lib.render import Renderer
 
 #: The address of a Unix socket holds at most this many bytes on Linux.
 MAX_SOCKET_PATH_BYTES = 107

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from runner.contract.run_spec import RunSpec
 from runner.programs.lib.events import ProgramContext, ProgramError, run_program
-from runner.programs.lib.render import Message
+from runner.programs.lib.marks import Message
 from runner.programs.serve import readiness
 from runner.programs.serve.private_tokens import write_private_tokenizer
 from runner.programs.serve.settings import Settings

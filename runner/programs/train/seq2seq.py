@@ -23,6 +23,7 @@ from runner.programs.lib.events import ProgramContext, ProgramError
 from runner.programs.lib.lengths import LengthPolicy
 from runner.programs.lib.model import architecture_of
 from runner.programs.lib.recipe import Order, finish_order, read_order
+from runner.programs.lib.tools import has_tools
 from runner.programs.train.sft import tune
 
 #: The label of a position that is not learned, in transformers.
@@ -83,6 +84,8 @@ def read_samples(context: ProgramContext, order: Order, path: Path, policy: str)
         row = f"{path.name} line {line_number}"
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise ProgramError("data_invalid", f"{row} has no target to learn", row)
+        if has_tools(messages):
+            raise ProgramError("data_invalid", f"{row} has tools, which only a causal base can be shown", row)
         source = "\n".join(message["content"] for message in messages[:-1])
         source_ids = order.renderer.encode_text(source)
         target_ids = [*order.renderer.encode_text(messages[-1]["content"]), end_id]
