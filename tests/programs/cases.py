@@ -23,6 +23,11 @@ CASES: dict[str, tuple[Main, tuple[dict[str, Any], ...]]] = {
     "rl": (rl.main, PROMPTS),
     "rl by grpo": (rl.main, PROMPTS),
 }
+#: The same programs with the other losses and algorithms of TRL, for what may differ with them.
+OTHER_LOSSES: dict[str, tuple[Main, tuple[dict[str, Any], ...]]] = {
+    **{f"preference by {loss}": CASES["preference"] for loss in ("ipo", "kto", "orpo", "simpo")},
+    "rl by rloo": CASES["rl"],
+}
 #: Those that have a loss on validation data.
 LEARNERS = [name for name in CASES if not name.startswith("rl")]
 METHODS = [(case, method) for case in CASES for method in ("full", "lora") if method in RECIPES[case.split()[0]]]
@@ -45,15 +50,18 @@ RL: dict[str, Any] = {
 
 def parameters_of(base: Path, folder: Path, case: str, method: str = "full", **knobs: Any) -> dict[str, Any]:
     """The parameters of a case; its data is written into the folder."""
-    data = write_rows(folder / "train.jsonl", CASES[case][1])
+    data = write_rows(folder / "train.jsonl", (CASES | OTHER_LOSSES)[case][1])
+    recipe, _, way = case.partition(" by ")
     more: dict[str, Any] = {"sequence_length": 16} if case == "pretrain" else {}
     if case.startswith("rl"):
-        more = RL | ({"algorithm": "grpo", "num_generations": 2} if case == "rl by grpo" else {})
+        more = RL | ({"algorithm": way, "num_generations": 2} if way else {})
+    elif way:
+        more = {"loss_type": way}
     return {
         "base_model": str(base),
         "method": method,
         "train_data": [data] if case == "pretrain" else data,
-        "validation_data": data if case in LEARNERS else None,
+        "validation_data": data if recipe in LEARNERS else None,
         "hyperparameters": {**KNOBS, **more, **knobs},
     }
 

@@ -98,11 +98,11 @@ def draw_by_row(monkeypatch: pytest.MonkeyPatch, row_of: Callable[[int, int, int
     monkeypatch.setattr(torch, "multinomial", multinomial)
 
 
-@pytest.mark.parametrize("case", ["rl", "rl by grpo"])
+@pytest.mark.parametrize("case", ["rl", "rl by grpo", "rl by rloo"])
 def test_two_processes_answer_and_learn_as_one(
     case: str, order: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    is_ppo, main = case == "rl", CASES[case][0]
+    is_ppo, main = case == "rl", rl.main
     draw_by_row(monkeypatch, lambda process, row, rows: 2 * row + process if is_ppo else process * rows + row)
     one = order(case, "lora", per_device_train_batch_size=4, update_epochs=2, max_steps=4)
     with monkeypatch.context() as patch:
