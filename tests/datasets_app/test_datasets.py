@@ -147,7 +147,7 @@ def test_a_rank_that_lora_would_refuse_is_warned_of_where_it_may_mean_something_
     )
     (found,) = version.findings["items"]
     assert (found["line"], found["is_error"]) == (2, False)
-    assert found["message"] == "for LoRA 'rank' must be a whole number from 1 on, it is '0'."
+    assert found["message"] == "line 2: for LoRA 'rank' must be a whole number from 1 on, it is '0'."
 
 
 def test_a_purpose_demands_its_columns(alice: Actor, home: Path, spooled: Spool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from runner.contract import folder
 from runner.contract.knobs import idle_knobs
-from runner.programs.lib.artifacts import hash_file
+from runner.programs.lib.artifacts import hash_file, hash_folder
 from runner.programs.lib.events import ProgramError, Stopped
 from runner.programs.lib.model import choose_device
 from runner.programs.lib.ppo_losses import advantages_of
@@ -70,6 +71,9 @@ def test_ppo_learns_from_a_reward_model(tiny_model_folder: Path, tmp_path: Path)
         "model": str(tiny_model_folder), "adapter": str(tmp_path / "reward" / folder.OUTPUT / "model"),
     }  # fmt: skip
     rl.main(make_context(tmp_path / "run", parameters))
+    bundle = json.loads((tmp_path / "run" / folder.OUTPUT / "model/bundle.json").read_text(encoding="utf-8"))
+    scored_by = {name: hash_folder(Path(path)) for name, path in parameters["reward_model"].items()}
+    assert bundle["reward_fingerprint"] == scored_by
     earned = list(values_by_step(tmp_path / "run", "reward/mean").values())
     # What is drawn early moves all that follows, so the ends of a longer run are compared.
     assert sum(earned[-10:]) / 10 > sum(earned[:10]) / 10 + 0.5

@@ -99,6 +99,8 @@ def test_full_training_leaves_a_whole_model_with_card_and_bundle(
     bundle = json.loads((output / "model/bundle.json").read_text(encoding="utf-8"))
     assert bundle["data_sha256"] == {"train.jsonl": hash_file(Path(train_data))}
     assert bundle["render_hash"] == facts["render_hash"]
+    assert {"torch", "trl", "accelerate", "bitsandbytes", "datasets"} <= bundle["packages"].keys()
+    assert bundle["reward_fingerprint"] is None
     assert bundle["artifact_sha256"]["model.safetensors"] == hash_file(output / "model" / "model.safetensors")
     card = (output / "model/model_card.md").read_text(encoding="utf-8")
     assert card.startswith("# piano\n")

@@ -13,7 +13,20 @@ from typing import Any
 from runner.contract.folder import write_json_durably
 from runner.programs.lib.artifacts import hash_file
 
-PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "jinja2")
+#: What a result may follow from, as far as it is installed.
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "jinja2",
+)
 
 
 def write_bundle(
@@ -24,6 +37,7 @@ def write_bundle(
     hyperparameters: Mapping[str, Any],
     data_files: Iterable[Path],
     base_fingerprint: str | None,
+    reward_fingerprint: Mapping[str, str] | None,
     facts: Mapping[str, Any],
     metrics: Mapping[str, Any],
     device_name: str,
@@ -40,8 +54,9 @@ def write_bundle(
             "code_sha256": code_hash(),
             "data_sha256": {path.name: hash_file(path) for path in data_files},
             "base_fingerprint": base_fingerprint,
+            "reward_fingerprint": reward_fingerprint,
             "render_hash": facts["render_hash"],
-            "packages": {"python": sys.version.split()[0], **{name: metadata.version(name) for name in PACKAGES}},
+            "packages": packages(),
             "hardware": {"device": device_name, "cpu_count": os.cpu_count(), "machine": os.uname().machine},
             "metrics": dict(metrics),
             "artifact_sha256": {path.name: hash_file(path) for path in model_files},
@@ -77,6 +92,12 @@ def write_model_card(
     (model_folder / "model_card.md").write_text("\n".join(lines), encoding="utf-8")
 
 
+def packages() -> dict[str, str]:
+    """The versions of Python and of what is installed of ``PACKAGES``."""
+    installed = {name: version for name in PACKAGES if (version := _version(name)) is not None}
+    return {"python": sys.version.split()[0], **installed}
+
+
 def code_hash() -> str:
     """sha256 over the sources of the programs and the contract: the same hash is the same code."""
     runner = Path(__file__).resolve().parents[2]
@@ -85,6 +106,13 @@ def code_hash() -> str:
         for path in sorted((runner / part).rglob("*.py")):
             digest.update(f"{path.relative_to(runner).as_posix()}\0{hash_file(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _cell(value: Any) -> str:

@@ -170,11 +170,18 @@ def finish(
         hyperparameters=knobs,
         data_files=data_files,
         base_fingerprint=base_fingerprint,
+        reward_fingerprint=_reward_fingerprint(context.parameters.get("reward_model")),
         facts=facts,
         metrics=metrics,
         device_name=device.name,
     )
     _seal(context, facts, metrics, device)
+
+
+def _reward_fingerprint(given: Any) -> dict[str, str] | None:
+    """The hashes of the folders of a reward model, and of its adapter if it is one."""
+    folders = {name: given[name] for name in ("model", "adapter") if given.get(name)} if given else {}
+    return {name: hash_folder(Path(folder)) for name, folder in folders.items()} or None
 
 
 def _seal(context: ProgramContext, facts: Mapping[str, Any], metrics: Mapping[str, float], device: Device) -> None:
