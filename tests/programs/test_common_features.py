@@ -183,6 +183,12 @@ def test_a_number_that_is_none_ends_the_run_and_names_the_rows(case: str, order:
     assert not (tmp_path / "run/output/manifest.json").exists()
 
 
+@pytest.mark.parametrize("case", ["classify", "seq2seq"])
+def test_speed_is_told_where_a_trainer_counts_no_tokens(case: str, order: Any, tmp_path: Path) -> None:
+    CASES[case][0](make_context(tmp_path / "run", order(case, max_steps=3)))
+    assert list(values_by_step(tmp_path / "run", "train/tokens_per_second")) == [1, 2, 3]
+
+
 @pytest.mark.parametrize("case", ["classify", "seq2seq", "preference", "reward"])
 def test_a_loss_that_leaps_ends_the_run_and_names_the_rows_of_the_step(
     case: str, order: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

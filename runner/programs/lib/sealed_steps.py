@@ -12,6 +12,7 @@ import torch
 
 from runner.programs.lib import sharding
 from runner.programs.lib.divergence import draw_together
+from runner.programs.lib.speed import tokens_of
 from runner.programs.lib.train_state import restore_random
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class SealedSteps:
         """One forward and backward pass. Raises ProgramError in every process where the loss of one is no number."""
         if isinstance(inputs, dict):
             self.session.last_rows = inputs.pop(ROWS, [])
+            self.session.own_tokens += tokens_of(inputs)
         else:
             self.session.last_rows = list(dict.fromkeys(sample[ROWS] for sample in inputs))  # several answers to each
         parent: Any = super()

@@ -220,6 +220,7 @@ class Session(TrainerCallback):
         self.last_values: dict[str, float] = {}
         self._told_at = 0.0
         self._log_started, self._log_tokens = time.monotonic(), 0.0
+        self.own_tokens = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The steps of a broken logging interval count."""
@@ -379,11 +380,12 @@ class Session(TrainerCallback):
         self.context.report.metric(state.global_step, self.total_steps, state.epoch or 0.0, {**values, **more})
 
     def _speed(self, logs: Mapping[str, Any]) -> dict[str, float]:
-        """Tokens per second since the last log, where the trainer counts tokens."""
-        now, tokens = time.monotonic(), float(logs.get("num_tokens", 0.0))
+        """Tokens per second since the last log, as the trainer counts them or, where it does not, we do."""
+        now, counted = time.monotonic(), logs.get("num_tokens")
+        tokens = distributed.summed(self.own_tokens)[0] if counted is None else float(counted)
         speed = (tokens - self._log_tokens) / max(1e-9, now - self._log_started)
         self._log_started, self._log_tokens = now, tokens
-        return {"train/tokens_per_second": speed} if "num_tokens" in logs and speed > 0 else {}
+        return {"train/tokens_per_second": speed} if speed > 0 else {}
 
     def _losses(self) -> dict[str, float]:
         losses = {"train/loss": self.progress.train_loss, "eval/loss": self.progress.eval_loss}

@@ -21,6 +21,7 @@ from runner.programs.lib.artifacts import prune_checkpoints, seal_checkpoint, st
 from runner.programs.lib.divergence import diverged
 from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
 from runner.programs.lib.model import Device, next_token_loss
+from runner.programs.lib.speed import utilization
 from runner.programs.lib.train_state import (
     Gathered,
     Progress,
@@ -287,6 +288,7 @@ class _Training:
             "train/clipped_share": clipped,
             "weights/norm": weights_norm(self.trainable.values()),
             "train/tokens_per_second": speed,
+            **utilization(self.model, speed, self.device),
             **self.device.peak_memory_mib(),
         }
         self.context.report.metric(self.progress.step, self.total_steps, self._epoch(), measured)
