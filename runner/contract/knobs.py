@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.contract.alignment_knobs import ALIGNMENT_KNOBS
+from runner.contract.contradictions import COMPARING, contradictions
 from runner.contract.knob_values import RECIPES, BadValue, Knob, read_value
 from runner.contract.pretrain_knobs import NEW_MODEL_SHAPE, PRETRAIN_KNOBS
-from runner.contract.reinforcement_knobs import COMPARING, REINFORCEMENT_KNOBS, contradictions
+from runner.contract.reinforcement_knobs import REINFORCEMENT_KNOBS
 
 __all__ = [
     "ADAPTER_METHODS",
@@ -29,8 +30,6 @@ ADAPTER_METHODS = ("lora", "qlora")
 SAMPLE_RECIPES = tuple(recipe for recipe in RECIPES if recipe != "pretrain")
 #: Recipes that learn from given answers, so that validation data has a loss.
 LOSS_RECIPES = tuple(recipe for recipe in RECIPES if recipe != "rl")
-#: Optimizers whose state is as many numbers as the weights, so that it can be shared out with them.
-SHARDED_OPTIMIZERS = ("adamw", "sgd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,11 +275,10 @@ KNOBS: tuple[Knob, ...] = (
         "distributed_strategy",
         "str",
         "ddp",
-        "With several GPUs: ddp holds the whole model on each, fsdp (not rl) shares weights and optimizer state out.",
-        "多 GPU 训练方式: ddp 每卡保存完整模型, fsdp (rl 除外) 将权重与优化器状态分片。",
+        "With several GPUs: ddp holds the model on each, fsdp (not rl or qlora) shares weights and optimizer out.",
+        "多 GPU 训练方式: ddp 每卡保存完整模型, fsdp (rl 与 qlora 除外) 将权重与优化器状态分片。",
         choices=("ddp", "fsdp"),
         narrow_choices=(("fsdp", LOSS_RECIPES),),
-        methods=("full", "lora"),
     ),
     *PRETRAIN_KNOBS,
     *ALIGNMENT_KNOBS,
@@ -326,14 +324,12 @@ def check_hyperparameters(
         for knob in idle_knobs(recipe, method, values)
         if knob.counts_with and knob.counts_with[0] not in bad
     ]
-    if recipe == "rl":
-        told = contradictions(values)
-        problems += [KnobProblem(name, values[name], message, "conflicting_fields") for name, message in told]
+    problems += [
+        KnobProblem(name, values[name], message, "conflicting_fields")
+        for name, message in contradictions(recipe, method, values)
+    ]
     if recipe == "pretrain" and not has_base and not problems:
         problems = _shape_problems(values)
-    if values.get("distributed_strategy") == "fsdp" and values["optim"] not in SHARDED_OPTIMIZERS:
-        message = f"distributed_strategy fsdp takes {' or '.join(SHARDED_OPTIMIZERS)}; choose one, or ddp"
-        problems.append(KnobProblem("optim", values["optim"], message, "conflicting_fields"))
     if problems:
         raise HyperparametersInvalid(problems)
     return values

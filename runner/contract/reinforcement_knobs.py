@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 from runner.contract.knob_values import Knob
 
@@ -12,17 +10,6 @@ ALGORITHMS = ("ppo", "grpo", "rloo")
 #: Rules by which an answer earns its reward, besides the reward model.
 REWARD_RULES = ("reward_model", "exact_match", "contains", "regex", "length")
 RL = ("rl",)
-#: Knobs that compare evaluations, of rl mean rewards.
-COMPARING = ("load_best", "early_stopping_patience")
-
-
-def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Values that can not go together: (name of one, what to do)."""
-    for name in COMPARING:
-        if values.get(name) and values.get("eval_steps") == 0:
-            yield name, "compares mean rewards; give eval_steps, such as 10"
-    if values.get("algorithm") == "ppo" and values.get("precision") == "fp16":
-        yield "precision", "ppo scales no losses, and fp16 has no small gradients; use bf16, fp32 or auto"
 
 
 def even_prompts(num_prompts: int, num_generations: int, num_processes: int) -> int:

@@ -108,10 +108,14 @@ def test_with_a_base_model_the_shape_stays_unset() -> None:
 def test_weights_are_shared_out_with_optimizers_that_can_be(optim: str) -> None:
     problems = problems_of("sft", "full", {"distributed_strategy": "fsdp", "optim": optim})
     assert "fsdp takes adamw or sgd" in problems["optim"]
-    assert (
-        "taken by sft, preference, reward, classify, seq2seq, rl, pretrain with full, lora"
-        in problems_of("sft", "qlora", {"distributed_strategy": "fsdp"})["distributed_strategy"]
-    )
+
+
+@pytest.mark.parametrize("recipe", ["sft", "preference"])
+def test_a_quantized_base_is_held_whole_by_each_process(recipe: str) -> None:
+    assert check_hyperparameters(recipe, "qlora", {"distributed_strategy": "ddp"})["distributed_strategy"] == "ddp"
+    problems = problems_of(recipe, "qlora", {"distributed_strategy": "fsdp", "optim": "magic"})
+    assert "fsdp shares no quantized weights out; use ddp" in problems["distributed_strategy"]
+    assert set(problems) == {"distributed_strategy", "optim"}
 
 
 @pytest.mark.parametrize("recipe", ["classify", "reward", "preference"])

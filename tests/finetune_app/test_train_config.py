@@ -92,10 +92,11 @@ def test_advanced_options_are_blocks() -> None:
         LORA.replace("use_8bit: true", "quantization: {enabled: true, bits: 4, method: qlora}")
         + "gradient_checkpointing: {enabled: true}\n"
         + "hyperparameter_tuning: {enabled: true, trials: 20, metric: validation_loss}\n"
-        + "training:\n  distributed: {enabled: true, num_gpus: 2}\n"
+        + "training:\n  distributed: {enabled: true, num_gpus: 2, strategy: ddp}\n"
     )
     assert (config.method, config.hyperparameters["quantization_bits"], config.num_gpus) == ("qlora", 4, 2)
     assert config.hyperparameters["gradient_checkpointing"] is True
+    assert config.hyperparameters["distributed_strategy"] == "ddp"
     assert config.search == {"num_trials": 20, "metric": "eval/loss"}
 
 
