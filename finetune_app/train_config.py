@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from clavier.core.errors import FieldProblem, InvalidFields, quoted
+from clavier.core.errors import InvalidFields, quoted
 from clavier.core.yaml_text import parse_yaml
+from finetune_app.config_keys import ConfigKeys
+from finetune_app.config_quantization import take_method
 from runner.contract.alignment_knobs import PREFERENCE_BETAS
 from runner.contract.knob_values import BadValue, Knob, read_value
 from runner.contract.knobs import HyperparametersInvalid, check_hyperparameters
@@ -67,6 +69,8 @@ PATHS = ("dataset", "validation_dataset", "tokenizer", "deepspeed", "reward_mode
 METRICS = {"validation_loss": "eval/loss", "train_loss": "train/loss"}
 #: Samples of one forward pass where only the whole batch is given.
 USUAL_BATCH = 8
+#: What is multiplied into the batch of one process.
+BATCH, STEPS = "per_device_train_batch_size", "gradient_accumulation_steps"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ class TrainConfig:
 
 def read_train_config(text: str, *, field: str = "content") -> TrainConfig:
     """The configuration of a YAML text. Raises Invalid, InvalidFields with every bad key, TooLarge."""
-    return _Reader(parse_yaml(text, field=field)).config()
+    return _Reader(parse_yaml(text, field=field), our_name).config()
 
 
 def our_name(name: str) -> str:
@@ -95,28 +99,19 @@ def our_name(name: str) -> str:
     return NAMES.get(name) or GROUP_NAMES.get(name.replace("_", "").lower(), name)
 
 
-class _Reader:
-    """Takes the keys out of a mapping; what is left are hyperparameters."""
-
-    def __init__(self, given: dict[str, Any]) -> None:
-        self.problems: list[FieldProblem] = []
-        #: Our name -> the name in the file.
-        self.written = {our_name(name): name for name in given}
-        self.left = {our_name(name): value for name, value in given.items()}
-        if len(self.left) < len(given):
-            double = next(name for name in given if self.written[our_name(name)] != name)
-            self.add(double, "conflicting_fields", f"{double} is given under another name too; leave one out")
+class _Reader(ConfigKeys):
+    """Makes a configuration of the keys."""
 
     def config(self) -> TrainConfig:
         task_type = self.left.pop("task_type", None)
-        if task_type not in TASK_TYPES:
+        if not isinstance(task_type, str) or task_type not in TASK_TYPES:
             what = f"task_type {quoted(task_type)} is none of {', '.join(TASK_TYPES)}"
             self.add("task_type", "not_a_choice", what)
             raise InvalidFields(self.problems)
         recipe, method = TASK_TYPES[task_type]
         names = self.take_names()
         search, num_gpus = self.take_search(), self.take_distributed()
-        method = self.take_method(method)
+        method = take_method(self, method, task_type)
         recipe = self.paradigm(recipe, names)
         self.fold_words(recipe)
         self.fold_global_batch(max(1, num_gpus))
@@ -130,14 +125,15 @@ class _Reader:
         """Rows with chosen and rejected are learned from without answers of the model's own, unless a file says how."""
         if recipe != "rl":
             return recipe
-        if self.left.get("algorithm") in PREFERENCE_BETAS:
-            self.left["loss_type"] = self.left.pop("algorithm")
+        algorithm = self.left.get("algorithm")
+        if isinstance(algorithm, str) and algorithm in PREFERENCE_BETAS:
+            del self.left["algorithm"]
+            if self.left.setdefault("loss_type", algorithm) != algorithm:
+                message = f"algorithm {algorithm} and loss_type {quoted(self.left['loss_type'])}: leave one out"
+                self.contradict("loss_type", message)
             return "preference"
         says_how = {"algorithm", "reward_function", "reward_model"} & {*self.left, *names}
         return "rl" if says_how else "preference"
-
-    def add(self, name: str, code: str, message: str) -> None:
-        self.problems.append(FieldProblem(name, code, f"{message}."))
 
     def take_names(self) -> dict[str, str]:
         names = {}
@@ -155,52 +151,33 @@ class _Reader:
                 names[name] = value
         return names
 
-    def take_method(self, method: str) -> str:
-        """The method after what the file says of quantization and adapters."""
-        if "method" in self.left:
-            method = str(self.left.pop("method"))
-        if self.take_flag("peft") and method == "full":
-            method = "lora"
-        bits = 0
-        if bool(self.left.get("use_8bit")) and bool(self.left.get("use_4bit")):
-            self.add(self.written["use_8bit"], "conflicting_fields", "a base has 4 or 8 bits; ask for one of them")
-        for name, meant in (("use_8bit", 8), ("use_4bit", 4)):
-            if self.take_flag(name):
-                bits = meant
-        quantization = self.take_block("quantization", ("enabled", "bits", "method"))
-        if quantization.get("enabled"):
-            bits = quantization.get("bits", 4)
-        if bits:
-            self.left["quantization_bits"] = bits
-            return "qlora"
-        return method
-
     def take_search(self) -> dict[str, Any]:
         block = self.take_block("hyperparameter_tuning", ("enabled", "trials", "metric", "space"))
-        if not block.get("enabled"):
+        if not self.is_on("hyperparameter_tuning", block):
             return {}
         metric = str(block.get("metric", "validation_loss"))
-        trials = self.take_whole("hyperparameter_tuning.trials", block.get("trials", 20), 1, 500)
+        trials = self.as_whole("hyperparameter_tuning.trials", block.get("trials", 20), 1, 500)
         space = block.get("space", {})
         if not isinstance(space, dict):
             self.add("hyperparameter_tuning.space", "wrong_type", "hyperparameter_tuning.space needs a mapping")
             space = {}
+        self.refuse_doubles("hyperparameter_tuning.space.", space, our_name)
         named = {"space": {our_name(name): given for name, given in space.items()}} if space else {}
         return {"num_trials": trials, "metric": METRICS.get(metric, metric), **named}
 
     def take_distributed(self) -> int:
         """GPUs asked for; the strategy becomes a hyperparameter."""
-        training = self.take_block("training", ("distributed",))
-        block = training.get("distributed") or {}
-        if not isinstance(block, dict) or set(block) - {"enabled", "num_gpus", "strategy"}:
-            self.add("training.distributed", "wrong_type", "training.distributed needs enabled, num_gpus, strategy")
-            return 0
-        if not block.get("enabled"):
+        training, name = self.take_block("training", ("distributed",)), "training.distributed"
+        block = self.known_part(name, training.get("distributed") or {}, ("enabled", "num_gpus", "strategy"))
+        if not self.is_on(name, block):
             return 0
         if "strategy" in block:
             strategy = block["strategy"]
+            if "distributed_strategy" in self.left:
+                self.contradict(f"{name}.strategy", f"{name}.strategy and distributed_strategy are one; leave one out")
             self.left["distributed_strategy"] = strategy.lower() if isinstance(strategy, str) else strategy
-        return self.take_whole("training.distributed.num_gpus", block.get("num_gpus", 1), 1, 1024)
+            self.written["distributed_strategy"] = f"{name}.strategy"
+        return self.as_whole(f"{name}.num_gpus", block.get("num_gpus", 1), 1, 1024)
 
     def fold_words(self, recipe: str) -> None:
         """What other trainers write otherwise."""
@@ -208,39 +185,68 @@ class _Reader:
         if isinstance(optimizer, str):
             self.left["optim"] = OPTIMIZERS.get(optimizer.lower(), optimizer.lower())
         if recipe == "pretrain" and "max_seq_length" in self.left:
-            self.written["sequence_length"] = self.written["max_seq_length"]
+            key = self.written["max_seq_length"]
+            if "sequence_length" in self.left:
+                self.contradict(key, f"{key} and sequence_length are the same length here; leave one out")
+            self.written["sequence_length"] = key
             self.left["sequence_length"] = self.left.pop("max_seq_length")
-        if self.take_flag("fp16"):
-            self.written.setdefault("precision", self.written["fp16"])
-            self.left.setdefault("precision", "fp16")
+        self.fold_half_precision()
+        checkpointing = self.left.get("gradient_checkpointing")
+        if isinstance(checkpointing, dict):
+            block = self.known_part("gradient_checkpointing", checkpointing, ("enabled",))
+            self.left["gradient_checkpointing"] = self.is_on("gradient_checkpointing", block) is True
         trainer = self.left.pop("trainer_type", "standard")
         if str(trainer).lower() != "standard":
             key = self.written["trainer_type"]
-            self.add(
-                key, "not_a_choice", f"{key} {quoted(trainer)} is none of Standard; task_type says what is trained"
-            )
+            message = f"{key} {quoted(trainer)} is none of Standard; task_type says what is trained"
+            self.add(key, "not_a_choice", message)
+
+    def fold_half_precision(self) -> None:
+        """``fp16`` is one of the values of ``precision``."""
+        is_half = self.take_flag("fp16")
+        if is_half is None:
+            return
+        key, precision = self.written["fp16"], self.left.get("precision")
+        if precision is not None and is_half != (precision == "fp16"):
+            message = f"{key} {str(is_half).lower()} and precision {quoted(precision)} contradict each other"
+            self.contradict(key, f"{message}; leave one out")
+        elif is_half:
+            self.written.setdefault("precision", key)
+            self.left["precision"] = "fp16"
 
     def fold_global_batch(self, num_processes: int) -> None:
         """``global_batch_size`` is the batch of one process times processes times accumulation."""
         if "global_batch_size" not in self.left:
             return
-        whole = self.take_whole("global_batch_size", self.left.pop("global_batch_size"), 1, 2**24)
-        name = "per_device_train_batch_size"
-        if name not in self.left:
-            self.left[name] = math.gcd(whole, USUAL_BATCH * num_processes) // num_processes or 1
-        own = self.left[name]
-        step = own * num_processes if isinstance(own, int) and own > 0 else 1
-        if whole % step:
-            processes = f" times {num_processes} processes" if num_processes > 1 else ""
-            message = f"global_batch_size {whole} is no multiple of {self.written.get(name, name)} {own}{processes}"
-            self.add("global_batch_size", "out_of_range", message)
+        whole = self.as_whole("global_batch_size", self.left.pop("global_batch_size"), 1, 2**24)
+        given = {name: self.factor(name) for name in (BATCH, STEPS) if name in self.left}
+        product = math.prod(given.values()) * num_processes
+        factors = [f"{self.written[name]} {value}" for name, value in given.items()]
+        said = " times ".join(factors + ([f"{num_processes} processes"] if num_processes > 1 else []))
+        if len(given) == 2 and product != whole:
+            self.contradict("global_batch_size", f"global_batch_size {whole} is not {said}, {product}; leave one out")
+        elif whole % product:
+            self.add("global_batch_size", "out_of_range", f"global_batch_size {whole} is no multiple of {said}")
         else:
-            self.left.setdefault("gradient_accumulation_steps", whole // step)
+            if BATCH not in given:
+                most = whole // product if STEPS in given else math.gcd(whole // num_processes, USUAL_BATCH)
+                self.derive(BATCH, most, "global_batch_size")
+            if STEPS not in given:
+                self.derive(STEPS, whole // num_processes // given.get(BATCH, self.left[BATCH]), "global_batch_size")
+
+    def factor(self, name: str) -> int:
+        """The number of a key as it will be read; 1 where it will be refused."""
+        try:
+            return max(1, int(read_value(Knob(name, "int", 1, "", ""), self.left[name])))
+        except BadValue:
+            return 1
+
+    def derive(self, name: str, value: int, key: str) -> None:
+        """A hyperparameter that follows from another key."""
+        self.left[name] = value
+        self.written[name] = key
 
     def check(self, recipe: str, method: str, *, has_base: bool) -> dict[str, Any]:
-        block = self.left.get("gradient_checkpointing")
-        if isinstance(block, dict):
-            self.left["gradient_checkpointing"] = block.get("enabled", False)
         try:
             return check_hyperparameters(recipe, method, self.left, has_base=has_base)
         except HyperparametersInvalid as error:
@@ -248,28 +254,3 @@ class _Reader:
                 key = self.written.get(problem.field, problem.field)
                 self.add(key, problem.code, f"{key}: {problem.message}")
             return {}
-
-    def take_flag(self, name: str) -> bool:
-        if name not in self.left:
-            return False
-        value, key = self.left.pop(name), self.written[name]
-        if not isinstance(value, bool):
-            self.add(key, "wrong_type", f"{key} needs true or false, got {quoted(value)}")
-        return value is True
-
-    def take_block(self, name: str, known: tuple[str, ...]) -> Mapping[str, Any]:
-        """A mapping with some of the known keys, empty where it is absent or no such mapping."""
-        block = self.left.pop(name, {})
-        if not isinstance(block, dict):
-            self.add(name, "wrong_type", f"{name} needs a mapping of {', '.join(known)}")
-            return {}
-        for key in sorted(set(block) - set(known), key=str):
-            self.add(f"{name}.{key}", "unknown_field", f"{name}.{key} is none of {', '.join(known)}")
-        return block
-
-    def take_whole(self, name: str, value: Any, low: int, high: int) -> int:
-        try:
-            return int(read_value(Knob(name, "int", low, "", "", low, high), value))
-        except BadValue as error:
-            self.add(name, error.code, f"{name}: {error}")
-            return low

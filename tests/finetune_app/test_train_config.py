@@ -152,6 +152,72 @@ def test_every_bad_key_is_named_at_once() -> None:
     ]  # fmt: skip
 
 
+GROUP = "task_type: sft\nPEFT: true\nint4: true\n"
+TUNED = SFT + "hyperparameter_tuning: {enabled: true, space: {lora_r: {choices: [4]}, LoRA_R: {choices: [8]}}}\n"
+DISTRIBUTED = SFT + "training: {distributed: {enabled: true, num_gpus: 2, strategy: ddp}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "code", "said"),
+    [
+        (SFT + "quantization: {enabled: true, method: gptq}", "quantization.method", "not_a_choice", "none of qlora"),
+        (SFT + "quantization: {enabled: 'false'}", "quantization.enabled", "wrong_type", "true or false"),
+        (SFT + "quantization: {bits: 4}", "quantization.enabled", "required", "true or false"),
+        (SFT + "quantization: {enabled: true, bits: 0}", "quantization.bits", "not_a_choice", "one of 4, 8"),
+        (LORA + "quantization: {enabled: true, bits: 4}", "use_8bit", "conflicting_fields", "quantization.bits"),
+        (LORA + "quantization: {enabled: false}", "quantization.enabled", "conflicting_fields", "use_8bit"),
+        (LORA + "quantization_bits: 4", "use_8bit", "conflicting_fields", "quantization_bits"),
+        (LORA + "peft: false", "peft", "conflicting_fields", "use_8bit"),
+        (LORA.replace("use_8bit: true", "PEFT: false").split("bnb")[0], "PEFT", "conflicting_fields", "method lora"),
+        (LORA.split("lora_r")[0] + "method: full", "method", "conflicting_fields", "task_type lora"),
+        (GROUP + "method: full", "method", "conflicting_fields", "PEFT"),
+        (SFT + "method: full\nuse_4bit: true", "method", "conflicting_fields", "use_4bit"),
+        (SFT + "method: qlora\nuse_4bit: false", "use_4bit", "conflicting_fields", "method qlora"),
+        (SFT + "global_batch_size: 64\ngradient_accumulation_steps: 4", "global_batch_size", "conflicting_fields",
+         "per_device_train_batch_size 4 times gradient_accumulation_steps 4, 16"),
+        (DISTRIBUTED + "global_batch_size: 16\ngradAccSteps: 4", "global_batch_size", "conflicting_fields",
+         "4 times gradAccSteps 4 times 2 processes, 32"),
+        (PRETRAIN.replace("1024", "6") + "gradAccSteps: 4", "global_batch_size", "out_of_range", "gradAccSteps 4"),
+        (RL + "global_batch_size: 16", "global_batch_size", "unknown_field", "does not take it"),
+        (PRETRAIN + "BlockSize: 512", "BlockSize", "conflicting_fields", "sequence_length"),
+        (SFT + "fp16: true\nprecision: bf16", "fp16", "conflicting_fields", "'bf16'"),
+        (SFT + "fp16: false\nprecision: fp16", "fp16", "conflicting_fields", "'fp16'"),
+        (SFT + "gradient_checkpointing: {enabled: true, every: 2}", "gradient_checkpointing.every", "unknown_field",
+         "is none of enabled"),
+        (SFT + "gradient_checkpointing: {enabled: 'false'}", "gradient_checkpointing.enabled", "wrong_type", "true"),
+        (SFT + "hyperparameter_tuning: {enabled: 1}", "hyperparameter_tuning.enabled", "wrong_type", "true or false"),
+        (TUNED, "hyperparameter_tuning.space.lora_r", "conflicting_fields", "LoRA_R"),
+        (DISTRIBUTED.replace("num_gpus", "gpus"), "training.distributed.gpus", "unknown_field", "num_gpus"),
+        (DISTRIBUTED + "distributed_strategy: fsdp", "training.distributed.strategy", "conflicting_fields", "are one"),
+        (RL.replace("ppo", "dpo").split("rollout")[0] + "loss_type: ipo", "loss_type", "conflicting_fields", "dpo"),
+        (RL.replace("ppo", "[ppo]"), "algorithm", "not_a_choice", "one of ppo"),
+        ("task_type: [sft]", "task_type", "not_a_choice", "none of"),
+    ],
+)  # fmt: skip
+def test_keys_that_contradict_each_other_are_refused_by_name(text: str, field: str, code: str, said: str) -> None:
+    with pytest.raises(InvalidFields) as caught:
+        read_train_config(text)
+    assert [(problem.field, problem.code) for problem in caught.value.problems] == [(field, code)]
+    assert said in caught.value.problems[0].message
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (LORA + "quantization: {enabled: true, bits: 8, method: QLoRA}", {"quantization_bits": 8}),
+        (LORA + "use_4bit: false\nmethod: qlora\npeft: true", {"quantization_bits": 8}),
+        (SFT + "quantization: {enabled: false, bits: 4}\npeft: false", {"precision": "auto"}),
+        (SFT + "fp16: true\nprecision: fp16", {"precision": "fp16"}),
+        (SFT + "gradient_checkpointing: {enabled: false}", {"gradient_checkpointing": False}),
+        (PRETRAIN + "gradient_accumulation_steps: 64", {"per_device_train_batch_size": 16}),
+        (SFT.replace("size: 4", "size: '4'") + "global_batch_size: 64", {"gradient_accumulation_steps": 16}),
+        (SFT + "global_batch_size: 64\ngradient_accumulation_steps: 16", {"gradient_accumulation_steps": 16}),
+    ],
+)  # fmt: skip
+def test_keys_that_say_the_same_are_taken_together(text: str, wanted: dict[str, Any]) -> None:
+    assert read_train_config(text).hyperparameters.items() >= wanted.items()
+
+
 @pytest.mark.parametrize(
     ("text", "code"),
     [
