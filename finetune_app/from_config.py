@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,10 @@ RATE_FACTOR = 10.0
 RANKS = [8, 16, 32]
 
 
+#: ``(actor, name, field=)``: the model that scores in a service of that name; inference_app has one.
+FindScorer = Callable[..., ModelVersion]
+
+
 @dataclass(frozen=True, slots=True)
 class Configured:
     """``task``: what ``create_fine_tune_task`` takes. ``search``: what ``create_search`` takes besides, or empty."""
@@ -44,6 +48,7 @@ class Configured:
 def create_from_config(
     *,
     actor: Actor,
+    find_scorer: FindScorer,
     config: str = "",
     config_file: str = "",
     resources: Mapping[str, Any] | None = None,
@@ -56,7 +61,7 @@ def create_from_config(
     Raises as ``read_train_config``, ``create_fine_tune_task`` and ``create_search`` do.
     """
     text = config_text(actor, config, config_file)
-    made = configured(actor, text, field="config_file" if config_file else "config")
+    made = configured(actor, text, find_scorer=find_scorer, field="config_file" if config_file else "config")
     task = {**made.task, **{name: value for name, value in beside.items() if value not in (None, "")}}
     task["resources"] = joined_resources(made.task["resources"], resources or {})
     if not made.search:
@@ -92,7 +97,7 @@ def config_text(actor: Actor, config: str, config_file: str) -> str:
         raise Invalid(message, code="bad_encoding", field="config_file") from error
 
 
-def configured(actor: Actor, text: str, *, field: str = "config") -> Configured:
+def configured(actor: Actor, text: str, *, find_scorer: FindScorer, field: str = "config") -> Configured:
     """What a YAML text asks for, its names resolved among what the actor's tenant has.
 
     Raises as ``read_train_config`` does; InvalidFields with every key that names nothing of use, NotFound.
@@ -106,9 +111,7 @@ def configured(actor: Actor, text: str, *, field: str = "config") -> Configured:
             data[argument] = problems.check(data_called, actor, read.names[name], field=read.keys[name])
     if "dataset" not in read.names:
         problems.add("dataset", "required", "dataset is required: the name of a data set, or the path of its file.")
-    reward = None
-    if "reward_model" in read.names:
-        reward = problems.check(model_called, actor, read.names["reward_model"], field=read.keys["reward_model"])
+    reward = problems.check(reward_of, actor, read, find_scorer)
     problems.end()
     called = base.model.name if base else read.names.get("model_name", "")
     task = {
@@ -143,6 +146,26 @@ def base_of(actor: Actor, read: TrainConfig, problems: Problems) -> ModelVersion
     return None
 
 
+def reward_of(actor: Actor, read: TrainConfig, find_scorer: FindScorer) -> ModelVersion | None:
+    """The model that pays: a registered one, or that of a service, which ``reward_model`` may name too.
+
+    Raises NotFound, Invalid.
+    """
+    if "reward_service" in read.names:
+        return find_scorer(actor, read.names["reward_service"], field=read.keys["reward_service"])
+    called = read.names.get("reward_model")
+    if called is None:
+        return None
+    key = read.keys["reward_model"]
+    try:
+        return model_called(actor, called, field=key)
+    except NotFound as no_model:
+        try:
+            return find_scorer(actor, called, field=key)
+        except NotFound:
+            raise no_model from None
+
+
 def search_of(read: TrainConfig) -> dict[str, Any]:
     """What ``create_search`` takes besides the task; a file without ``space`` searches what matters most."""
     found = dict(read.search)
@@ -166,9 +189,16 @@ def joined_resources(told: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[
     return {**told, **asked}
 
 
-def still_says(actor: Actor, text: str, task: Mapping[str, Any], search: Mapping[str, Any] | None = None) -> bool:
+def still_says(
+    actor: Actor,
+    text: str,
+    task: Mapping[str, Any],
+    search: Mapping[str, Any] | None = None,
+    *,
+    find_scorer: FindScorer,
+) -> bool:
     """Whether a configuration still describes what a form was changed to after it had been filled from it."""
-    told = configured(actor, text)
+    told = configured(actor, text, find_scorer=find_scorer)
     names = ("recipe", "method", "base_model", "train_dataset", "validation_dataset", "reward_model", "tokenizer")
     if any(_plain(told.task.get(name)) != _plain(task.get(name)) for name in names):
         return False

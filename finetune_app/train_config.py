@@ -61,7 +61,7 @@ GROUP_NAMES = {
 OPTIMIZERS = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw", "adamw_bnb_8bit": "adamw_8bit"}
 #: Names of things, and paths below the user's own folder; ``name``: what the task is to be called.
 WORDS = (
-    "model_name", "reward_model", "dataset", "validation_dataset", "tokenizer", "deepspeed", "name",
+    "model_name", "reward_model", "reward_service", "dataset", "validation_dataset", "tokenizer", "deepspeed", "name",
     "output_model_name",
 )  # fmt: skip
 PATHS = ("dataset", "validation_dataset", "tokenizer", "deepspeed", "reward_model")
@@ -132,7 +132,7 @@ class _Reader(ConfigKeys):
                 message = f"algorithm {algorithm} and loss_type {quoted(self.left['loss_type'])}: leave one out"
                 self.contradict("loss_type", message)
             return "preference"
-        says_how = {"algorithm", "reward_function", "reward_model"} & {*self.left, *names}
+        says_how = {"algorithm", "reward_function", "reward_model", "reward_service"} & {*self.left, *names}
         return "rl" if says_how else "preference"
 
     def take_names(self) -> dict[str, str]:
@@ -149,6 +149,8 @@ class _Reader(ConfigKeys):
                 self.add(key, "unknown_field", "deepspeed is not here; distributed_strategy: fsdp shards a model")
             else:
                 names[name] = value
+        if {"reward_model", "reward_service"} <= names.keys():
+            self.contradict("reward_service", "reward_service: give it or reward_model, not both")
         return names
 
     def take_search(self) -> dict[str, Any]:

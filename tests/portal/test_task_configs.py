@@ -5,6 +5,8 @@ from __future__ import annotations
 from django.core.files.uploadedfile import SimpleUploadedFile
 
 from finetune_app.models import FineTuneTask, HyperparameterSearch
+from inference_app.services import create_service
+from tests.worlds import make_dataset, make_model_version
 
 URL = "/tasks/new/config"
 
@@ -70,3 +72,16 @@ def test_charlie_fills_nothing_in_with_the_names_of_alice(charlie_browser, world
     response = charlie_browser.post(URL, {"config": config_of(world)})
     assert response.status_code == 404
     assert charlie_browser.get(f"/tasks/{world.live.pk}/config.yaml").status_code == 404
+
+
+def test_a_service_that_scores_fills_in_the_model_that_it_serves(alice, alice_browser, world, spooled):
+    prompts = make_dataset(alice, spooled, [{"prompt": f"Say {n}"} for n in range(4)], name="prompts")
+    scorer = make_model_version(alice, "scorer", task="reward")
+    create_service(actor=alice, name="judge", model_version=scorer.pk, start=False)
+    base, data = world.base.model.name, prompts.dataset.name
+    config = f"task_type: rl\npolicy_model: {base}\nreward_service: judge\ndataset: {data}\n"
+    given = filled(alice_browser.post(URL, {"config": config}))
+    assert given["reward_model"] == str(scorer.pk)
+    made = alice_browser.post("/tasks/new", {**given, "save": ""})
+    task = FineTuneTask.objects.get(pk=made["Location"].rpartition("/")[2])
+    assert (task.config, task.reward_version_id) == (config, scorer.pk)

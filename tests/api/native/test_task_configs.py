@@ -14,8 +14,10 @@ from clavier.files.services import create_folder, upload_file
 from datasets_app.services import create_dataset_with_file
 from finetune_app.models import FineTuneTask, HyperparameterSearch
 from finetune_app.services import recipe_spec
+from inference_app.services import create_service
 from models_app.models import ModelVersion
 from tests.api.native.conftest import World, error_of, make_dataset, make_model, make_task
+from tests.worlds import make_model_version
 
 URL = "/api/v1/fine-tune-tasks"
 SFT = """task_type: sft
@@ -152,6 +154,33 @@ def test_pairs_are_preference_learning_unless_the_file_says_how(
     ppo = "algorithm: ppo\nreward_model: checkpoints/qwen-7b-rm\nrollout_batch_size: 16\nkl_target: 0.1\n"
     task = made_of(alice_client, config + ppo, start=False)
     assert (task["recipe"], task["reward_model"]["name"]) == ("rl", "qwen-7b-rm@1")
+
+
+def test_the_reward_of_a_file_may_be_a_service(
+    alice_client: APIClient, charlie_client: APIClient, alice: Actor, world: World
+) -> None:
+    make_dataset(alice, "rl_preference", PAIRS)
+    scorers = [make_model_version(alice, "scorer", task="reward") for _ in range(2)]
+    create_service(actor=alice, name="judge", model_version=scorers[0].pk, start=False)
+    create_service(actor=alice, name="scorer", model_version=scorers[0].pk, start=False)
+    create_service(actor=alice, name="writer", model_version=world.base.pk, start=False)
+    config = "task_type: rl\npolicy_model: base\ndataset: rl_preference\n"
+    for reward, version in (
+        ("reward_service: judge@1", 0), ("reward_model: judge", 0), ("reward_model: judge@1", 0),
+        ("reward_model: scorer", 1), ("reward_service: scorer", 0),
+    ):  # fmt: skip
+        task = made_of(alice_client, f"{config}{reward}\n", start=False)
+        assert (task["recipe"], task["reward_model"]["id"]) == ("rl", str(scorers[version].pk))
+    for reward, status, code, field in (
+        ("reward_service: writer", 400, "wrong_task", "reward_service"),
+        ("reward_model: writer", 400, "wrong_task", "reward_model"),
+        ("reward_service: none", 404, "model_not_found", "reward_service"),
+        ("reward_model: none", 404, "not_found", "reward_model"),
+        ("reward_service: judge\nreward_model: scorer", 400, "conflicting_fields", "reward_service"),
+    ):
+        refused = alice_client.post(URL, {"config": f"{config}{reward}\n"}, "json")
+        assert (refused.status_code, error_of(refused)["code"], error_of(refused)["field"]) == (status, code, field)
+    assert charlie_client.post(URL, {"config": f"{config}reward_model: judge\n"}, "json").status_code == 404
 
 
 def test_a_name_that_two_uploads_have_is_no_guess(alice_client: APIClient, alice: Actor, world: World) -> None:

@@ -16,6 +16,7 @@ from clavier.quotas.capacity import groups_with_capacity
 from finetune_app.from_config import still_says
 from finetune_app.models import HyperparameterSearch
 from finetune_app.search import access_search, create_search, delete_search, stop_search, visible_searches
+from inference_app.queries import scoring_model
 
 
 @page("GET")
@@ -74,7 +75,7 @@ def _create(request: PortalRequest, form: SearchForm) -> HyperparameterSearch:
         "num_trials": given["num_trials"],
     }
     config = given["config"]
-    if config and still_says(request.actor, config, task, search):
+    if config and still_says(request.actor, config, task, search, find_scorer=scoring_model):
         task["config"] = config
     return create_search(
         actor=request.actor,

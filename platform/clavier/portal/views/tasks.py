@@ -22,6 +22,7 @@ from finetune_app import queries, services
 from finetune_app.doctor import examine_task
 from finetune_app.from_config import config_text, configured, still_says
 from finetune_app.models import FineTuneTask
+from inference_app.queries import scoring_model
 
 
 @page("GET")
@@ -62,7 +63,7 @@ def task_config(request: PortalRequest) -> HttpResponse:
     source.is_valid()
     try:
         text = config_text(request.actor, source.text(), source.cleaned_data["config_file"])
-        made = configured(request.actor, text)
+        made = configured(request.actor, text, find_scorer=scoring_model)
     except DomainError as error:
         add_problems(source, error)
         context = contexts.task_new(request.actor, TaskForm(groups=groups), source)
@@ -197,12 +198,15 @@ def _list(request: PortalRequest) -> contexts.TaskList:
 
 def _create(request: PortalRequest, form: TaskForm) -> FineTuneTask:
     given, task = form.cleaned_data, form.task()
+    config = given["config"]
+    if config and not still_says(request.actor, config, task, find_scorer=scoring_model):
+        config = ""
     return services.create_fine_tune_task(
         actor=request.actor,
         name=given["name"],
         description=given["description"],
         output_model_name=given["output_model_name"],
         start="save" not in request.POST,
-        config=given["config"] if given["config"] and still_says(request.actor, given["config"], task) else "",
+        config=config,
         **task,
     )

@@ -63,6 +63,7 @@ from finetune_app.services import (
     start_fine_tune_task,
     stop_fine_tune_task,
 )
+from inference_app.queries import scoring_model
 from runner.contract.knobs import RECIPES
 
 TAG = "fine-tune tasks"
@@ -275,7 +276,7 @@ class TasksView(NativeView):
         it enables `hyperparameter_tuning` a search is made, and the answer is the task of its first trial.
         """
         if "config" in request.data or "config_file" in request.data:
-            task = create_from_config(actor=self.actor, **self.body(ConfiguredTask))
+            task = create_from_config(actor=self.actor, find_scorer=scoring_model, **self.body(ConfiguredTask))
         else:
             task = create_fine_tune_task(actor=self.actor, **with_reward(self.actor, self.body(NewTask)))
         return Response(TaskDetail(task).data, status=201)
