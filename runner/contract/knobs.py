@@ -187,8 +187,10 @@ KNOBS: tuple[Knob, ...] = (
         "eval_steps",
         "int",
         0,
-        "Validation loss every so many steps, 0: only at the end; rl: the mean reward of so many steps, 0: never.",
-        "每多少步计算一次验证损失, 0 表示仅在结束时; rl: 每多少步计算一次平均奖励, 0 表示不计算。",
+        "Validation loss every so many steps; 0: at the end, and after each epoch where load_best or "
+        "early_stopping_patience compares; rl: the mean reward of so many steps, 0: never.",
+        "每多少步计算一次验证损失; 0 表示仅在结束时, 启用 load_best 或 early_stopping_patience 时为每轮之后; "
+        "rl: 每多少步计算一次平均奖励, 0 表示不计算。",
         0,
         1_000_000,
         unit="steps",

@@ -16,7 +16,16 @@ from runner.contract.knobs import RECIPES, knobs_of
 from runner.programs.lib import recipe as first_steps
 from runner.programs.lib.events import ProgramError
 from runner.programs.train import classify, preference, pretrain, reward, rl, seq2seq, sft
-from tests.programs.recipes import PAIRS, PREFERENCES, QUESTIONS, TEXTS, events_of, make_context, write_rows
+from tests.programs.recipes import (
+    PAIRS,
+    PREFERENCES,
+    QUESTIONS,
+    TEXTS,
+    events_of,
+    make_context,
+    values_by_step,
+    write_rows,
+)
 from tests.programs.tiny_models import write_tiny_encoder_decoder
 
 pytestmark = pytest.mark.slow
@@ -48,6 +57,12 @@ SMALL = {
     "num_attention_heads": 1,
     "num_key_value_heads": 1,
     "sequence_length": 16,
+}
+#: Validation data on which what is learned is wrong.
+OPPOSITE: dict[str, Any] = {
+    "sft": tuple({**row, "answer": QUESTIONS[index - 1]["answer"]} for index, row in enumerate(QUESTIONS)),
+    "reward": tuple({**r, "chosen": r["rejected"], "rejected": r["chosen"]} for r in PREFERENCES if "chosen" in r),
+    "pretrain": ({"text": "def add(first, second): return first + second 1234567890 " * 8},),
 }
 RULE: dict[str, Any] = {"reward_function": "regex", "reward_pattern": "a", "max_completion_length": 2}
 
@@ -189,3 +204,41 @@ def test_what_needs_validation_data_says_so_without_them(tiny_model_folder: Path
     classify.main(make_context(tmp_path / "run", parameters))
     warned = [event for event in events_of(tmp_path / "run", "warning") if event.get("code") == "not_used"]
     assert [event["message"] for event in warned] == ["eval_steps 1 changes nothing: there is no validation data"]
+
+
+@pytest.mark.parametrize(
+    "case", [Case("sft", "lora"), Case("pretrain", "full", {"sequence_length": 16}), Case("reward", "lora")]
+)
+def test_what_compares_evaluations_has_one_after_each_epoch(
+    case: Case, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """The loss on the validation data rises, because it wants the opposite."""
+    data, run = write_rows(tmp_path / "train.jsonl", DATA[case.recipe]), tmp_path / "run"
+    knobs = {"num_train_epochs": 5, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    comparing = {"load_best": True, "early_stopping_patience": 2, "learning_rate": 5e-2, "precision": "fp32"}
+    parameters = {
+        "base_model": str(tiny_model_folder),
+        "method": case.method,
+        "train_data": [data] if case.recipe == "pretrain" else data,
+        "validation_data": write_rows(tmp_path / "validation.jsonl", OPPOSITE[case.recipe]),
+        "hyperparameters": {**knobs, **comparing, **case.knobs},
+    }
+    MAIN[case.recipe](make_context(run, parameters))
+    evaluated = values_by_step(run, "eval/loss")
+    best, epoch = min(evaluated, key=lambda step: evaluated[step]), min(evaluated)
+    assert list(evaluated) == [epoch * number for number in range(1, 1 + len(evaluated))]
+    assert max(evaluated) == best + 2 * epoch < 5 * epoch
+    assert f"weights of step {best} taken" in "".join(event["message"] for event in events_of(run, "phase"))
+    assert not [event for event in events_of(run, "warning") if event.get("code") == "not_used"]
+
+
+@pytest.mark.parametrize("recipe", ["sft", "classify"])
+def test_a_single_evaluation_is_warned_of_where_a_knob_compares(
+    recipe: str, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    data = write_rows(tmp_path / "train.jsonl", DATA[recipe])
+    parameters = {"base_model": str(tiny_model_folder), "method": "lora", "train_data": data, "validation_data": data}
+    knobs = {**SHORT, "max_steps": 1, "load_best": True}
+    MAIN[recipe](make_context(tmp_path / "run", {**parameters, "hyperparameters": knobs}))
+    warned = [event["message"] for event in events_of(tmp_path / "run", "warning") if event.get("code") == "not_used"]
+    assert warned == ["load_best: there is one evaluation only, after the last of 1 steps; give a smaller eval_steps"]

@@ -19,6 +19,7 @@ from runner.contract import exits
 from runner.programs.lib import distributed, sharding
 from runner.programs.lib.artifacts import prune_checkpoints, seal_checkpoint, starting_point
 from runner.programs.lib.divergence import diverged
+from runner.programs.lib.evaluations import evaluation_interval
 from runner.programs.lib.events import ProgramContext, ProgramError, Reporter, Stopped
 from runner.programs.lib.first_pass import try_longest
 from runner.programs.lib.model import Device
@@ -211,6 +212,10 @@ class Session(TrainerCallback):
         self.whole_every, self._is_due = whole_every, False
         self.rewards, self._is_due_for_rewards = rewards, False
         self.total_steps = int(trainer.args.max_steps)
+        self.eval_steps = 0
+        if trainer.eval_dataset is not None:
+            one_epoch = epoch_steps(knobs, len(trainer.train_dataset))
+            self.eval_steps = evaluation_interval(context.report, knobs, one_epoch, self.total_steps)
         self.trainable = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
         self.optimizer = trainer.optimizer
         self.progress = Progress()
@@ -244,7 +249,7 @@ class Session(TrainerCallback):
         if self.rewards is None:
             self._look_for_a_spike(step)
         control.should_log = step == 1 or step % knobs["logging_steps"] == 0 or is_last
-        due = bool(knobs.get("eval_steps")) and step % knobs["eval_steps"] == 0
+        due = bool(self.eval_steps) and step % self.eval_steps == 0
         control.should_evaluate = self.trainer.eval_dataset is not None and (is_last or due)
         is_whole = is_last or step % self.whole_every == 0
         self._is_due = self._is_due or (bool(knobs["save_steps"]) and step % knobs["save_steps"] == 0)

@@ -19,6 +19,7 @@ from runner.contract import exits
 from runner.programs.lib import distributed, sharding
 from runner.programs.lib.artifacts import prune_checkpoints, seal_checkpoint, starting_point
 from runner.programs.lib.divergence import diverged
+from runner.programs.lib.evaluations import evaluation_interval
 from runner.programs.lib.events import ProgramContext, ProgramError, Stopped
 from runner.programs.lib.model import Device, next_token_loss
 from runner.programs.lib.speed import utilization
@@ -156,6 +157,7 @@ class _Training:
         self.optimizer = make_optimizer(self.trainable.items(), knobs)
         self.total_steps = knobs["max_steps"] or max(1, round(knobs["num_train_epochs"] * plan.steps_per_epoch))
         self.warmup_steps = math.ceil(knobs["warmup_ratio"] * self.total_steps)
+        self.eval_steps = evaluation_interval(context.report, knobs, plan.steps_per_epoch, self.total_steps)
         self.progress = Progress(loss_scale=FIRST_LOSS_SCALE if device.autocast_dtype == torch.float16 else 1.0)
         self.log_started = time.monotonic()
         self.log_tokens = 0
@@ -269,7 +271,7 @@ class _Training:
             self.progress_told = time.monotonic()
             self.context.report.progress(step, self.total_steps)
         improved = False
-        if self.plan.validation and (is_last or (knobs["eval_steps"] and step % knobs["eval_steps"] == 0)):
+        if self.plan.validation and (is_last or (self.eval_steps and step % self.eval_steps == 0)):
             improved = self._evaluate()
         if (knobs["save_steps"] and step % knobs["save_steps"] == 0) or (improved and knobs["load_best"]):
             self._seal()
