@@ -15,6 +15,9 @@ def contradictions(recipe: str, method: str, values: Mapping[str, Any]) -> Itera
     """What contradicts other values: (name of one, what to do). Values that were refused may be missing."""
     if recipe == "rl":
         yield from _of_rl(values)
+    if values.get("loss_type") == "kto" and values.get("per_device_train_batch_size") == 1:
+        message = "kto compares a reply with another one of the same forward pass; take 2 or more, accumulated or not"
+        yield "per_device_train_batch_size", message
     if values.get("distributed_strategy") == "fsdp":
         yield from _of_sharding(method, values)
 

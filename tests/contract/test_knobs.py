@@ -118,6 +118,16 @@ def test_a_quantized_base_is_held_whole_by_each_process(recipe: str) -> None:
     assert set(problems) == {"distributed_strategy", "optim"}
 
 
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_kto_needs_two_replies_in_a_forward_pass(method: str) -> None:
+    batch = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+    problems = problems_of("preference", method, {"loss_type": "kto", **batch})
+    assert "kto compares a reply with another one" in problems["per_device_train_batch_size"]
+    assert check_hyperparameters("preference", method, {"loss_type": "dpo", **batch})["loss_type"] == "dpo"
+    two = {"loss_type": "kto", "per_device_train_batch_size": 2}
+    assert check_hyperparameters("preference", method, two)["loss_type"] == "kto"
+
+
 @pytest.mark.parametrize("recipe", ["classify", "reward", "preference"])
 def test_a_choice_that_a_recipe_does_not_take_is_refused_with_those_it_takes(recipe: str) -> None:
     told = problems_of(recipe, "full", {"length_policy": "split"})["length_policy"]
