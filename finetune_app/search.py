@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -24,7 +25,9 @@ from finetune_app.sampling import Known, checked_space, importances, suggest
 from finetune_app.services import create_fine_tune_task
 from models_app.models import ModelVersion
 from models_app.services import check_model_name
-from runner.contract.knobs import idle_knobs
+from runner.contract.knob_values import BadValue, read_value
+from runner.contract.knobs import idle_knobs, knobs_of
+from runner.contract.measures import AT_THE_END, measured, our_measure
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +56,7 @@ def create_search(
 ) -> HyperparameterSearch:
     """A search, its first trials started. ``task``: what a fine-tuning task takes (``TASK_FIELDS``).
 
+    ``metric``: of a finished run, ours or a usual name of it (``validation_loss``, ``accuracy``).
     ``pruner``: how trials that fall behind are found, after ``pruning_warmup_steps`` steps at the earliest.
 
     Raises InvalidFields, Invalid, NotFound, Conflict (``already_exists``), Forbidden, Unprocessable.
@@ -65,6 +69,7 @@ def create_search(
     if unknown:
         raise Invalid(f"{unknown[0]} is no field of a search.", code="unknown_field", field=unknown[0])
     checked = checked_space(task["recipe"], task["method"], space)
+    metric = checked_metric(task["recipe"], task["method"], metric, task.get("hyperparameters") or {}, space)
     if metric.startswith("eval/") and not task.get("validation_dataset"):
         raise Invalid(
             f"metric {metric} needs a validation_dataset. Split one off, or search by train/loss.",
@@ -189,10 +194,28 @@ def importances_of(search: HyperparameterSearch) -> dict[str, float]:
     return importances(search.space, known_trials(search))
 
 
+def checked_metric(recipe: str, method: str, metric: str, given: Mapping[str, Any], space: Mapping[str, Any]) -> str:
+    """The metric under our name. Raises Invalid (``not_a_choice``) where no trial would measure it."""
+    values = {}
+    for knob in knobs_of(recipe, method):
+        if knob.name not in space:
+            with suppress(BadValue):  # which the first trial is refused for
+                values[knob.name] = read_value(knob, given.get(knob.name))
+    known = measured(recipe, values, has_validation=True)
+    ours = our_measure(recipe, metric)
+    if ours not in known:
+        message = f"metric {quoted(metric)} is none of those of {recipe}: {', '.join(known)}."
+        raise Invalid(message, code="not_a_choice", field="metric")
+    return ours
+
+
 def _require_measured(pruner: str, metric: str, given: Mapping[str, Any], space: Mapping[str, Any]) -> None:
     """Who prunes must measure on the way. Raises Invalid."""
     if pruner not in PRUNERS:
         raise Invalid(f"pruner {quoted(pruner)} is none of {', '.join(PRUNERS)}.", code="not_a_choice", field="pruner")
+    if pruner != "none" and metric in AT_THE_END:
+        message = f"pruner {pruner} compares on the way; {metric} is measured at the end; take another metric, or none."
+        raise Invalid(message, code="conflicting_fields", field="pruner")
     is_measured = (
         not metric.startswith("eval/") or "eval_steps" in space or given.get("eval_steps") not in (None, 0, "0")
     )

@@ -15,6 +15,7 @@ from finetune_app.config_quantization import take_method
 from runner.contract.alignment_knobs import PREFERENCE_BETAS
 from runner.contract.knob_values import BadValue, Knob, read_value
 from runner.contract.knobs import HyperparametersInvalid, check_hyperparameters
+from runner.contract.measures import measured, our_measure
 
 #: Paradigm of a file -> our recipe and the method without further words.
 TASK_TYPES = {
@@ -65,8 +66,6 @@ WORDS = (
     "output_model_name",
 )  # fmt: skip
 PATHS = ("dataset", "validation_dataset", "tokenizer", "deepspeed", "reward_model")
-#: What a metric of a search is called elsewhere.
-METRICS = {"validation_loss": "eval/loss", "train_loss": "train/loss"}
 #: Samples of one forward pass where only the whole batch is given.
 USUAL_BATCH = 8
 #: What is multiplied into the batch of one process.
@@ -110,12 +109,14 @@ class _Reader(ConfigKeys):
             raise InvalidFields(self.problems)
         recipe, method = TASK_TYPES[task_type]
         names = self.take_names()
-        search, num_gpus = self.take_search(), self.take_distributed()
+        num_gpus = self.take_distributed()
         method = take_method(self, method, task_type)
         recipe = self.paradigm(recipe, names)
+        search = self.take_search(recipe)
         self.fold_words(recipe)
         self.fold_global_batch(max(1, num_gpus))
         checked = self.check(recipe, method, has_base=recipe != "pretrain")
+        self.check_metric(recipe, search, checked)
         if self.problems:
             raise InvalidFields(self.problems)
         keys = {name: self.written[name] for name in names}
@@ -153,11 +154,11 @@ class _Reader(ConfigKeys):
             self.contradict("reward_service", "reward_service: give it or reward_model, not both")
         return names
 
-    def take_search(self) -> dict[str, Any]:
+    def take_search(self, recipe: str) -> dict[str, Any]:
         block = self.take_block("hyperparameter_tuning", ("enabled", "trials", "metric", "space"))
         if not self.is_on("hyperparameter_tuning", block):
             return {}
-        metric = str(block.get("metric", "validation_loss"))
+        metric = str(block.get("metric", "reward/mean" if recipe == "rl" else "eval/loss"))
         trials = self.as_whole("hyperparameter_tuning.trials", block.get("trials", 20), 1, 500)
         space = block.get("space", {})
         if not isinstance(space, dict):
@@ -165,7 +166,17 @@ class _Reader(ConfigKeys):
             space = {}
         self.refuse_doubles("hyperparameter_tuning.space.", space, our_name)
         named = {"space": {our_name(name): given for name, given in space.items()}} if space else {}
-        return {"num_trials": trials, "metric": METRICS.get(metric, metric), **named}
+        return {"num_trials": trials, "metric": our_measure(recipe, metric), **named}
+
+    def check_metric(self, recipe: str, search: Mapping[str, Any], checked: Mapping[str, Any]) -> None:
+        """A search goes by what its trials measure; values that it tries may be any."""
+        if not search:
+            return
+        fixed = {name: value for name, value in checked.items() if name not in search.get("space", {})}
+        known = measured(recipe, fixed, has_validation=True)
+        if search["metric"] not in known:
+            key = "hyperparameter_tuning.metric"
+            self.add(key, "not_a_choice", f"{key} {quoted(search['metric'])} is none of {', '.join(known)}")
 
     def take_distributed(self) -> int:
         """GPUs asked for; the strategy becomes a hyperparameter."""

@@ -19,6 +19,7 @@ from finetune_app.sampling import Known, checked_space, falls_behind, importance
 from finetune_app.search import access_search, best_trial, best_version, create_search, delete_search, stop_search
 from finetune_app.services import delete_fine_tune_task
 from runner.contract import folder
+from runner.contract.measures import our_measure
 from runner.worker import jobs
 from tests.engine import Engine, assert_consistent, make_engine
 from tests.worlds import FACTS, make_dataset, make_model_version, output_of
@@ -106,12 +107,51 @@ def test_a_trial_that_fails_is_noted_with_its_reason_and_the_search_goes_on(
 
 
 def test_a_metric_that_the_run_does_not_have_is_named(engine: Engine, order: dict[str, Any]) -> None:
-    search = create_search(**(order | {"metric": "train/accuracy"}), num_trials=1)
+    asked = {"metric": "eval/rougeL", "validation_dataset": order["train_dataset"]}
+    search = create_search(**(order | asked), num_trials=1)
     step(engine, 4)
     trial = SearchTrial.objects.get(search=search)
     assert trial.value is None
-    assert "train/accuracy" in trial.message
+    assert "eval/rougeL" in trial.message
     assert "train/loss" in trial.message
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "nonsense", "train/accuracy", "reward/mean", "eval/chrf", ""])
+def test_a_metric_that_no_trial_measures_is_refused_with_the_known_ones(metric: str, order: dict[str, Any]) -> None:
+    asked = {"metric": metric, "validation_dataset": order["train_dataset"]}
+    asked["hyperparameters"] = {"max_predict_samples": "0"}
+    with pytest.raises(Invalid) as refused:
+        create_search(**(order | asked), num_trials=1)
+    assert (refused.value.code, refused.value.field) == ("not_a_choice", "metric")
+    assert "of sft: train/loss, eval/loss, eval/best_loss." in refused.value.message
+    assert not HyperparameterSearch.objects.exists()
+
+
+def test_what_is_tried_may_make_a_metric(order: dict[str, Any]) -> None:
+    space = {"max_predict_samples": {"choices": [0, 8]}}
+    asked = {"metric": "rougeL", "validation_dataset": order["train_dataset"], "space": space}
+    assert create_search(**(order | asked), num_trials=1).metric == "eval/rougeL"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "ours"),
+    [
+        ("sft", "validation_loss", "eval/loss"),
+        ("sft", "train_loss", "train/loss"),
+        ("classify", "accuracy", "eval/accuracy"),
+        ("classify", "validation_accuracy", "eval/accuracy"),
+        ("classify", "eval_f1", "eval/f1"),
+        ("reward", "validation_accuracy", "eval/reward_accuracy"),
+        ("reward", "train_accuracy", "train/reward_accuracy"),
+        ("classify", "train_accuracy", "train_accuracy"),
+        ("seq2seq", "ROUGE_L", "eval/rougeL"),
+        ("rl", "reward", "reward/mean"),
+        ("rl", "validation_loss", "validation_loss"),
+        ("sft", "accuracy", "accuracy"),
+    ],
+)
+def test_the_usual_names_of_metrics_are_understood(recipe: str, name: str, ours: str) -> None:
+    assert our_measure(recipe, name) == ours
 
 
 def test_a_stopped_search_starts_nothing_more_and_ends_with_its_last_trial(
@@ -211,6 +251,9 @@ def test_what_is_compared_on_the_way_must_be_measured_there(order: dict[str, Any
     with pytest.raises(Invalid, match="eval_steps") as refused:
         create_search(**(order | {"metric": "eval/loss", "validation_dataset": data}), num_trials=1, pruner="median")
     assert refused.value.field == "hyperparameters.eval_steps"
+    with pytest.raises(Invalid, match="eval/rougeL is measured at the end") as late:
+        create_search(**(order | {"metric": "rougeL", "validation_dataset": data}), num_trials=1, pruner="median")
+    assert late.value.field == "pruner"
     with pytest.raises(Invalid, match="none, median, halving"):
         create_search(**order, num_trials=1, pruner="magic")
 

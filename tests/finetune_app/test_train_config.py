@@ -186,6 +186,10 @@ DISTRIBUTED = SFT + "training: {distributed: {enabled: true, num_gpus: 2, strate
          "is none of enabled"),
         (SFT + "gradient_checkpointing: {enabled: 'false'}", "gradient_checkpointing.enabled", "wrong_type", "true"),
         (SFT + "hyperparameter_tuning: {enabled: 1}", "hyperparameter_tuning.enabled", "wrong_type", "true or false"),
+        (SFT + "hyperparameter_tuning: {enabled: true, metric: accuracy}", "hyperparameter_tuning.metric",
+         "not_a_choice", "none of train/loss, eval/loss"),
+        (RL + "hyperparameter_tuning: {enabled: true, metric: validation_loss}", "hyperparameter_tuning.metric",
+         "not_a_choice", "reward/mean"),
         (TUNED, "hyperparameter_tuning.space.lora_r", "conflicting_fields", "LoRA_R"),
         (DISTRIBUTED.replace("num_gpus", "gpus"), "training.distributed.gpus", "unknown_field", "num_gpus"),
         (DISTRIBUTED + "distributed_strategy: fsdp", "training.distributed.strategy", "conflicting_fields", "are one"),
@@ -237,3 +241,17 @@ def test_what_is_no_mapping_is_refused(text: str, code: str) -> None:
 def test_a_long_text_is_not_read() -> None:
     with pytest.raises(TooLarge):
         read_train_config("a: " + "x" * 70_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "metric"),
+    [
+        (SFT + "hyperparameter_tuning: {enabled: true}", "eval/loss"),
+        (RL + "hyperparameter_tuning: {enabled: true}", "reward/mean"),
+        (SFT.replace("sft", "classify", 1) + "hyperparameter_tuning: {enabled: true, metric: validation_accuracy}",
+         "eval/accuracy"),
+        (RL.split("algorithm")[0] + "hyperparameter_tuning: {enabled: true, metric: accuracy}", "eval/reward_accuracy"),
+    ],
+)  # fmt: skip
+def test_a_search_goes_by_what_its_recipe_measures(text: str, metric: str) -> None:
+    assert read_train_config(text).search["metric"] == metric

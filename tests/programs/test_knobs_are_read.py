@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from runner.contract import folder
 from runner.contract import knobs as table
 from runner.contract.knob_values import Knob
 from runner.contract.knobs import RECIPES, knobs_of
+from runner.contract.measures import measured
 from runner.programs.lib import recipe as first_steps
 from runner.programs.lib.events import ProgramError
 from runner.programs.train import classify, preference, pretrain, reward, rl, seq2seq, sft
@@ -136,12 +139,12 @@ def encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def unread(
+def trained(
     tiny_model_folder: Path, encoder_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Case], list[str]]:
-    """Trains a case and tells which knobs count beside its choices and were never read."""
+) -> Callable[[Case], tuple[list[str], set[str]]]:
+    """Trains a case: which knobs count beside its choices and were never read, and what was measured at the end."""
 
-    def train(case: Case) -> list[str]:
+    def train(case: Case) -> tuple[list[str], set[str]]:
         records: list[Recording] = []
         check = first_steps.checked_knobs
 
@@ -163,22 +166,28 @@ def unread(
         MAIN[case.recipe](make_context(tmp_path / "run", parameters))
         (record,) = records
         counting = [knob for knob in knobs_of(case.recipe, case.method) if knob.counts(record)]
-        return [knob.name for knob in counting if knob.name not in record.read]
+        manifest = json.loads((tmp_path / "run" / folder.OUTPUT / folder.MANIFEST).read_text())
+        measures = manifest["metrics"].keys() - {"steps", "epochs"}
+        return [knob.name for knob in counting if knob.name not in record.read], measures
 
     return train
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_program_reads_every_knob_that_its_recipe_takes(case: Case, unread: Callable[[Case], list[str]]) -> None:
-    assert unread(case) == []
+def test_a_program_reads_every_knob_and_measures_what_a_search_may_ask_for(
+    case: Case, trained: Callable[[Case], tuple[list[str], set[str]]]
+) -> None:
+    unread, measures = trained(case)
+    assert unread == []
+    assert measures == set(measured(case.recipe, {"eval_steps": 1, **case.knobs}, has_validation=True))
 
 
 def test_a_knob_that_no_program_reads_is_found(
-    unread: Callable[[Case], list[str]], monkeypatch: pytest.MonkeyPatch
+    trained: Callable[[Case], tuple[list[str], set[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     idle = Knob("idle", "int", 1, "Nothing.", "无。", recipes=("classify",))
     monkeypatch.setattr(table, "KNOBS", (*table.KNOBS, idle))
-    assert unread(Case("classify", "full")) == ["idle"]
+    assert trained(Case("classify", "full"))[0] == ["idle"]
 
 
 def test_every_recipe_and_method_is_trained() -> None:

@@ -122,7 +122,7 @@ class NewSearch(Strict):
     tokenizer = Text(required=False, max_length=5000, help_text="Of new models: a file or folder of yours.")
     hyperparameters = AnyObject(required=False, help_text="What is the same in all trials.")
     space = AnyObject(help_text="`{learning_rate: {low: 1e-5, high: 1e-3, log: true}, lora_r: {choices: [8, 16]}}`.")
-    metric = Text(required=False, max_length=100, help_text="Of the finished run. Absent: eval/loss.")
+    metric = Text(required=False, max_length=100, help_text="What a run measures; absent: eval/loss.")
     maximize = Flag(default=False)
     num_trials = WholeNumber(min_value=1, max_value=MAX_TRIALS)
     num_parallel = WholeNumber(min_value=1, max_value=MAX_PARALLEL, default=1)
