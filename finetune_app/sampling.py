@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,7 @@ def suggest(
     study = optuna.create_study(sampler=sampler, direction="maximize" if maximize else "minimize")
     for trial in known:
         study.add_trial(_frozen(trial, distributions))
-    return dict(study.ask(distributions).params)
+    return {name: _tried(space[name], value) for name, value in study.ask(distributions).params.items()}
 
 
 def falls_behind(curve: Curve, others: Sequence[Curve], pruner: str, *, maximize: bool, warmup_steps: int) -> bool:
@@ -105,7 +106,8 @@ def importances(space: Mapping[str, Any], known: Sequence[Known]) -> dict[str, f
     effects = {}
     for name, each in space.items():
         tried = [trial.parameters[name] for trial in ended]
-        groups = tried if "choices" in each else [int(3 * rank / len(ended)) for rank in _ranks(tried)]
+        is_choice = "choices" in each
+        groups = list(map(_choice, tried)) if is_choice else [int(3 * rank / len(ended)) for rank in _ranks(tried)]
         effects[name] = _effect(ranks, groups)
     whole = sum(effects.values())
     shares = {name: effect / whole if whole else 0.0 for name, effect in effects.items()}
@@ -150,7 +152,7 @@ def _frozen(trial: Known, distributions: dict[str, BaseDistribution]) -> optuna.
     elif trial.value is not None:
         state = optuna.trial.TrialState.COMPLETE
     return optuna.trial.create_trial(
-        params=dict(trial.parameters),
+        params={name: _choice(value) for name, value in trial.parameters.items()},
         distributions=distributions,
         value=trial.value,
         state=state,
@@ -160,10 +162,20 @@ def _frozen(trial: Known, distributions: dict[str, BaseDistribution]) -> optuna.
 
 def _distribution(each: Mapping[str, Any]) -> BaseDistribution:
     if "choices" in each:
-        return CategoricalDistribution(each["choices"])
+        return CategoricalDistribution([_choice(value) for value in each["choices"]])
     if isinstance(each["low"], int) and isinstance(each["high"], int):
         return IntDistribution(each["low"], each["high"], log=each["log"])
     return FloatDistribution(each["low"], each["high"], log=each["log"])
+
+
+def _choice(value: Any) -> Any:
+    """A value as Optuna takes it: a list of names as one text."""
+    return json.dumps(value) if isinstance(value, list) else value
+
+
+def _tried(each: Mapping[str, Any], value: Any) -> Any:
+    """A value of Optuna's as the knob has it."""
+    return next(known for known in each["choices"] if _choice(known) == value) if "choices" in each else value
 
 
 def _range(knob: Knob, given: Any) -> dict[str, Any]:
@@ -174,8 +186,6 @@ def _range(knob: Knob, given: Any) -> dict[str, Any]:
         choices = given["choices"]
         if not isinstance(choices, list) or not 1 <= len(choices) <= MAX_CHOICES or set(given) != {"choices"}:
             raise BadValue("wrong_type", f"choices must be a list of 1 to {MAX_CHOICES} values, and nothing beside it")
-        if knob.type == "list":
-            raise BadValue("not_a_choice", "a list of names can not be searched")
         return {"choices": [read_value(knob, value) for value in choices]}
     if set(given) - {"low", "high", "log"} or not {"low", "high"} <= set(given):
         raise BadValue("wrong_type", "needs low and high, and may have log")

@@ -55,6 +55,13 @@ def values(search: HyperparameterSearch) -> list[float | None]:
     return [trial.value for trial in search.trials.order_by("number")]
 
 
+def measuring(loss: float) -> dict[str, str]:
+    """What a program leaves behind whose training ended with that loss."""
+    name = f"{folder.OUTPUT}/{folder.MANIFEST}"
+    files = output_of(FACTS)
+    return {**files, name: json.dumps(json.loads(files[name]) | {"metrics": {"train/loss": loss}})}
+
+
 def test_each_trial_that_ends_starts_the_next_until_all_are_done(engine: Engine, order: dict[str, Any]) -> None:
     search = create_search(**order, num_trials=4, num_parallel=2)
     assert search.trials.count() == 2
@@ -283,12 +290,54 @@ def test_the_knob_that_moves_the_value_is_the_important_one() -> None:
         ({"optim": {"low": 1, "high": 2}}, "wrong_type"),
         ({"optim": {"choices": ["adamw", "magic"]}}, "not_a_choice"),
         ({"lora_r": {"choices": []}}, "wrong_type"),
+        ({"target_modules": {"low": 1, "high": 2}}, "wrong_type"),
+        ({"target_modules": {"choices": [["q_proj"], []]}}, "wrong_type"),
+        ({"target_modules": {"choices": [["q_proj"], 3]}}, "wrong_type"),
     ],
 )
 def test_a_range_that_no_knob_has_is_refused_by_name(space: dict[str, Any], code: str) -> None:
     with pytest.raises(InvalidFields) as refused:
         checked_space("sft", "lora", space)
     assert refused.value.code == code
+
+
+def test_a_knob_that_is_a_list_has_lists_to_choose_from(engine: Engine, order: dict[str, Any]) -> None:
+    lists = [["all-linear"], ["q_proj", "v_proj"]]
+    space = {"target_modules": {"choices": [lists[0], "q_proj, v_proj"]}, "lora_r": {"choices": [4, 8]}}
+    search = create_search(**(order | {"space": space}), num_trials=6)
+    assert search.space["target_modules"] == {"choices": lists}
+    step(engine, 16)
+    tried = [trial.parameters["target_modules"] for trial in search.trials.all()]
+    assert len(tried) == 6
+    assert all(names in tried for names in lists)
+    assert [trial.task.hyperparameters["target_modules"] for trial in search.trials.all()] == tried
+    known = [Known({"target_modules": lists[n % 2], "lora_r": 4 + 4 * (n // 4)}, n + 10.0 * (n % 2)) for n in range(8)]
+    assert importances(search.space, known)["target_modules"] > 0.9
+
+
+@pytest.mark.parametrize(("maximize", "number"), [(False, 2), (True, 3)])
+def test_the_best_trial_is_the_one_with_the_best_value(
+    engine: Engine, order: dict[str, Any], maximize: bool, number: int
+) -> None:
+    search = create_search(**order, num_trials=4, num_parallel=4, maximize=maximize)
+    engine.will(files=measuring(0.5))
+    step(engine, 4)
+    search.refresh_from_db()
+    assert (search.state, values(search)) == ("COMPLETED", [0.5] * 4)
+    for other, value in ((2, 0.25), (3, 0.75)):
+        SearchTrial.objects.filter(search=search, number=other).update(value=value)
+    best, version = best_trial(search), best_version(search)
+    assert best is not None
+    assert version is not None
+    assert (best.number, version.run_id) == (number, best.task.run_id)
+
+
+def test_of_equal_trials_the_first_is_the_best(engine: Engine, order: dict[str, Any]) -> None:
+    search = create_search(**order, num_trials=3)
+    step(engine, 8)
+    best = best_trial(search)
+    assert best is not None
+    assert best.number == 1
 
 
 def test_a_metric_of_the_validation_data_needs_such_data(order: dict[str, Any]) -> None:

@@ -58,6 +58,19 @@ def test_an_uploaded_file_that_tunes_fills_the_form_of_a_search(alice_browser, w
     assert "config" not in HyperparameterSearch.objects.get(name="other").task
 
 
+def test_lists_that_a_file_tries_stay_lists_in_the_form(alice_browser, world):
+    space = "{target_modules: {choices: [[q_proj, v_proj], all-linear]}}"
+    tuning = f"{{enabled: true, trials: 2, metric: train_loss, space: {space}}}"
+    config = config_of(world, hyperparameter_tuning=tuning)
+    given = {**filled(alice_browser.post(URL, {"config": config})), "pruner": "none", "name": "lists"}
+    assert given["range_choices_0"] == "q_proj, v_proj; all-linear"
+    assert alice_browser.post("/tasks/searches/new", given).status_code == 302
+    search = HyperparameterSearch.objects.get(name="lists")
+    assert search.space == {"target_modules": {"choices": [["q_proj", "v_proj"], ["all-linear"]]}}
+    assert search.task["config"] == config
+    assert "target_modules = " in alice_browser.get(f"/tasks/searches/{search.pk}").content.decode()
+
+
 def test_what_is_wrong_is_said_above_the_form(alice_browser, world):
     for given, said in (
         ({"config": config_of(world, lora_x=1)}, "lora_x"),

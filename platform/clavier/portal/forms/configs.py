@@ -9,7 +9,7 @@ from django.utils.translation import gettext_lazy as _
 
 from clavier.core.errors import Invalid, TooLarge
 from clavier.core.yaml_text import MAX_YAML_BYTES
-from clavier.portal.forms.searches import NUM_RANGES
+from clavier.portal.forms.searches import NUM_RANGES, between
 from finetune_app.from_config import Configured
 
 
@@ -64,7 +64,7 @@ def search_values(text: str, made: Configured) -> dict[str, Any]:
     for number, (name, given) in enumerate(list(search["space"].items())[:NUM_RANGES]):
         values[f"range_name_{number}"] = name
         if "choices" in given:
-            values[f"range_choices_{number}"] = ", ".join(map(written, given["choices"]))
+            values[f"range_choices_{number}"] = f"{between(name)} ".join(map(written, given["choices"]))
         else:
             values |= {f"range_{part}_{number}": written(given.get(part)) for part in ("low", "high")}
             values[f"range_log_{number}"] = "yes" if given.get("log") else ""

@@ -16,7 +16,9 @@ PRUNERS = [
     ("median", _("below the median of the others")),
     ("halving", _("successive halving")),
 ]
-SEARCHABLE = [("", "–"), *((knob.name, knob.name) for knob in KNOBS if knob.type != "list")]
+SEARCHABLE = [("", "–"), *((knob.name, knob.name) for knob in KNOBS)]
+#: Knobs of which one value is a list of names, with commas in it.
+LISTS = frozenset(knob.name for knob in KNOBS if knob.type == "list")
 
 
 class SearchForm(TaskForm):
@@ -50,7 +52,7 @@ class SearchForm(TaskForm):
                 label=_("Scale"), choices=[("", _("linear")), ("yes", _("logarithmic"))], required=False
             )
             self.fields[f"range_choices_{number}"] = forms.CharField(
-                label=_("Or one of"), required=False, help_text=_("Separated by commas.")
+                label=_("Or one of"), required=False, help_text=_("Separated by commas; lists of names by semicolons.")
             )
 
     def ranges(self) -> list[list[forms.BoundField]]:
@@ -65,7 +67,8 @@ class SearchForm(TaskForm):
         for number in range(NUM_RANGES):
             name, choices = given[f"range_name_{number}"], given[f"range_choices_{number}"]
             if name and choices:
-                found[name] = {"choices": [part.strip() for part in choices.split(",") if part.strip()]}
+                parts = choices.split(between(name))
+                found[name] = {"choices": [part.strip() for part in parts if part.strip()]}
             elif name:
                 low, high = given[f"range_low_{number}"], given[f"range_high_{number}"]
                 found[name] = {"low": low, "high": high, "log": bool(given[f"range_log_{number}"])}
@@ -75,3 +78,8 @@ class SearchForm(TaskForm):
         """What is the same in all trials: knobs that were changed, and none that is tried."""
         given, tried = super().hyperparameters(), self.space()
         return {name: v for name, v in given.items() if name not in tried and v != self.fields[name].initial}
+
+
+def between(name: str) -> str:
+    """What separates the choices of a knob."""
+    return ";" if name in LISTS else ","
