@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
 
 from datasets_app.blocks import BLOCK_BYTES, Block, FastLines
+from datasets_app.ceiling import Ceiling
 from datasets_app.findings import Findings, StopReading
 from datasets_app.formats import MIB, Csv, Item, JsonLines, PlainText, refuse_other_content
 from datasets_app.json_array import JsonArray
@@ -55,18 +56,26 @@ class Report:
 
 
 def examine(
-    original: Path, folder: Path, *, file_format: str, purpose: str = "", mapping: Mapping[str, str] | None = None
+    original: Path,
+    folder: Path,
+    *,
+    file_format: str,
+    purpose: str = "",
+    mapping: Mapping[str, str] | None = None,
+    ask_for_room: Callable[[int], None] | None = None,
 ) -> Report:
     """Read a file once, check every row, and write ``rows.jsonl`` and ``rows.idx`` into the folder.
 
     ``mapping``: the platform's column names -> the file's. None: guessed where the file's own names fit no kind.
+    ``ask_for_room``: raises a DomainError when so many bytes of rows beside the file have no place.
     Constant memory at any size of file. Nothing usable is in the folder when the report says so.
     """
     findings = Findings()
+    ceiling = Ceiling.of_file(original.stat().st_size, findings, ask_for_room)
     digest = hashlib.sha256()
     with (
         io.BufferedReader(_HashedFile(original, digest), MIB) as stream,
-        RowWriter(original, folder) as writer,
+        RowWriter(original, folder, ceiling) as writer,
     ):
         reader, used = _reader(file_format, original, stream, findings), dict(mapping or {})
         if used:
@@ -110,6 +119,7 @@ def _take(rows: Iterable[Item], checks: RowChecks, writer: RowWriter, reader: Re
     """Check rows one by one and write them."""
     for line, row, text in rows:
         checks.add(line, row, text)
+        writer.ceiling.take(line, len(text), is_written=not (findings.errors or reader.is_canonical))
         if not findings.errors:
             writer.add(text, reader.is_canonical)
 
@@ -192,7 +202,8 @@ class _Chained:
 class RowWriter:
     """Writes canonical rows and their offsets; as long as the original is canonical itself, nothing but offsets."""
 
-    def __init__(self, original: Path, folder: Path) -> None:
+    def __init__(self, original: Path, folder: Path, ceiling: Ceiling) -> None:
+        self.ceiling = ceiling
         self._original = original
         self._rows_path = folder / ROWS
         self._copy: BinaryIO | None = None

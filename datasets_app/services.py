@@ -25,8 +25,16 @@ from clavier.core.names import parse_display_name
 from clavier.core.ownership import share_with_tenant
 from clavier.core.references import in_use
 from clavier.files.names import parse_file_name
-from clavier.files.storage import INCOMING, DiskChanges, disk_changes, fsync_folder, shared_folder, stage
-from clavier.files.usage import charge, release
+from clavier.files.storage import (
+    INCOMING,
+    DiskChanges,
+    disk_changes,
+    fsync_folder,
+    refuse_low_disk,
+    shared_folder,
+    stage,
+)
+from clavier.files.usage import charge, refuse_over_limit, release
 from datasets_app.findings import LISTED, Findings
 from datasets_app.formats import format_of
 from datasets_app.gate import Report, examine
@@ -222,7 +230,14 @@ def examined(
         folder.mkdir(mode=0o700, parents=True)
         original = folder / original_name(file_format)
         write(original)
-        report = examine(original, folder, file_format=file_format, purpose=purpose, mapping=mapping)
+        report = examine(
+            original,
+            folder,
+            file_format=file_format,
+            purpose=purpose,
+            mapping=mapping,
+            ask_for_room=lambda size: _refuse_without_room(actor, original, size),
+        )
         if not report.is_usable:
             raise refusal(report.findings)
         _share(folder, own_tenant(actor).number)
@@ -276,6 +291,13 @@ def add_version(actor: Actor, dataset: Dataset, checked: Checked, disk: DiskChan
     shared_folder(settings.CLAVIER_DATASETS, (tenant,), own_tenant(actor).number)
     disk.place(checked.folder, settings.CLAVIER_DATASETS, (tenant, str(version.pk)))
     return version
+
+
+def _refuse_without_room(actor: Actor, original: Path, size_bytes: int) -> None:
+    """Raises StorageFull where a file and so many bytes of rows beside it are too much for the limits or the disk."""
+    together = original.stat().st_size + size_bytes
+    refuse_over_limit(tenant_id=actor.tenant_id, user_id=actor.user_id, size_bytes=together, inodes=0, field="file")
+    refuse_low_disk(settings.CLAVIER_DATASETS, 0, "file")
 
 
 def _remove_versions(versions: list[DatasetVersion], what: str, disk: DiskChanges) -> None:

@@ -100,3 +100,30 @@ def test_what_json_can_not_say_names_its_column(tmp_path: Path, values: list[obj
     assert report.findings.items[0].reason == "no_json_value"
     assert "'odd'" in report.findings.items[0].message
     assert word in report.findings.items[0].message
+
+
+def test_pages_that_unpack_to_more_than_memory_has_are_refused_by_their_headers(tmp_path: Path) -> None:
+    table = pyarrow.table({"text": ["a" * 2**20] * 300})
+    path = tmp_path / "pages.parquet"
+    pyarrow.parquet.write_table(table, path, compression="zstd", use_dictionary=False, write_statistics=False)
+    report = gate(tmp_path, path.read_bytes())
+    assert [item.reason for item in report.findings.items] == ["too_large"]
+    assert "300 MiB at once; up to 256 MiB" in report.findings.items[0].message
+    pyarrow.parquet.write_table(table, path, compression="zstd", use_dictionary=False, write_batch_size=2)
+    (tmp_path / "small").mkdir()
+    assert gate(tmp_path / "small", path.read_bytes()).num_samples == 300
+
+
+@pytest.mark.parametrize("has_lists", [False, True])
+def test_a_row_whose_texts_are_over_the_limit_is_not_even_unpacked(tmp_path: Path, has_lists: bool) -> None:
+    text = "a" * 2**20
+    columns: dict[str, list[object]] = {f"c{number}": [text, "b"] for number in range(20)}
+    if has_lists:
+        columns = {"c": [[{"x": text}] * 20, [{"x": "b"}]], "m": [[("k", text)], None]}
+    types = {"m": pyarrow.map_(pyarrow.string(), pyarrow.string())}
+    table = pyarrow.table({name: pyarrow.array(column, types.get(name)) for name, column in columns.items()})
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink)
+    report = gate(tmp_path, bytes(sink.getvalue()))
+    assert [(item.line, item.code) for item in report.findings.listed_errors()] == [(1, "row_too_large")]
+    assert report.num_samples == 1
