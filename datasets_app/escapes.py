@@ -27,6 +27,8 @@ _LAWFUL = _table(b'"\\/fnrtu')
 _NO_BLANK_ESCAPE = _table(b'"\\/')
 #: First bytes of characters that are surely no blank: printable ASCII, and UTF-8 but for the lead bytes of blanks.
 _NO_BLANK = _table(bytes({*range(0x21, 0x7F), *range(0xC3, 0xE0), *range(0xE4, 0xF5)} - {_QUOTE, _BACKSLASH}))
+#: ASCII that personal data is made of; no program spells it as ``\\u0031`` but to hide it.
+_TELLING = _table(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz@._%+- ")
 _HEX = numpy.full(256, -1, dtype=numpy.int32)
 for _digit in b"0123456789abcdefABCDEF":
     _HEX[_digit] = int(chr(_digit), 16)
@@ -35,7 +37,8 @@ for _digit in b"0123456789abcdefABCDEF":
 @dataclass(frozen=True, slots=True)
 class Escapes:
     """Places in a block. ``quotes``: of quotes that belong to a text; ``doubtful``: of escapes that are none, or that
-    spell a control character or half of a surrogate pair; ``ambiguous``: of those that can be written otherwise."""
+    spell a control character, half of a surrogate pair or what may hide personal data; ``ambiguous``: of those that
+    can be written otherwise."""
 
     quotes: Places
     doubtful: Places
@@ -90,7 +93,7 @@ def _code_units(bytes_of: Bytes, places: Places) -> Any:
 
 
 def _are_doubtful(bytes_of: Bytes, unicode: Places) -> Flags:
-    """Which ``\\uXXXX`` are no four hexadecimal digits, spell a control character, or are half of a surrogate pair."""
+    """Which ``\\uXXXX`` are no four hexadecimal digits, spell a control or telling character, or half a pair."""
     units = _code_units(bytes_of, unicode)
     is_high, is_low = (units >= 0xD800) & (units < 0xDC00), (units >= 0xDC00) & (units < 0xE000)
     is_pair = is_high[:-1] & is_low[1:] & (unicode[1:] == unicode[:-1] + _ESCAPE_BYTES)
@@ -98,4 +101,5 @@ def _are_doubtful(bytes_of: Bytes, unicode: Places) -> Flags:
     is_half[:-1] &= ~is_pair
     is_half[1:] &= ~is_pair
     doubtful: Flags = (units < 0x20) | (units == 0x7F) | is_half
+    doubtful |= (units < 0x80) & _TELLING[units & 0x7F]
     return doubtful

@@ -58,7 +58,9 @@ PATTERNS: tuple[Pattern, ...] = (
     ),
     Pattern(
         "email",
-        re.compile(r"(?<![\w.+-])[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])"),
+        re.compile(  # Chinese, which has no spaces, may stand before and behind it
+            r"(?<![A-Za-z0-9_.+-])[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9_-])"
+        ),
         "[EMAIL]",
     ),
     Pattern(
@@ -70,7 +72,8 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("bank_card", re.compile(r"(?<![0-9])[2-6]\d{12,18}(?![0-9])"), "[BANK_CARD]", is_card_number),
     Pattern("phone", re.compile(r"(?<![0-9])(?:\+?86[ -]?)?1[3-9]\d{9}(?![0-9])"), "[PHONE]"),
 )
-_API_KEY = re.compile(PATTERNS[1].expression.pattern.encode())
+#: Whatever stands before it: that may be the digits of an escape.
+_API_KEY = re.compile(PATTERNS[1].expression.pattern.removeprefix("(?<![A-Za-z0-9])").encode())
 KINDS = tuple(pattern.kind for pattern in PATTERNS)
 _PRIVATE_KEY = re.compile(b"PRIVATE KEY")
 #: Digits of the shortest number that could be personal.
@@ -128,7 +131,7 @@ def _long_numbers(bytes_of: Any) -> Any:
 
 
 def kinds_in(text: bytes) -> Counter[str]:
-    """Kind -> how often it is in a row's JSON. Most rows are passed over by a few searches for bytes."""
+    """Kind -> how often it is in a row's JSON, which has no ``\\u``. Most rows are passed over by a few searches."""
     found: Counter[str] = Counter()
     wanted = set()
     if b"@" in text:

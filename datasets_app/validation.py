@@ -12,7 +12,7 @@ from datasets_app.findings import Findings
 from datasets_app.formats import MIB, Row, json_type
 from datasets_app.personal import kinds_in
 from datasets_app.repeats import FirstLines
-from datasets_app.strict_json import has_control
+from datasets_app.strict_json import encode_row, has_control
 
 #: Columns by which a kind is known, in the order in which they are tried.
 KIND_COLUMNS: dict[str, tuple[str, ...]] = {
@@ -177,7 +177,9 @@ class RowChecks:
             self._findings.warn(0, message, reason="duplicates_partly_checked")
 
     def _look_for_warnings(self, line: int, row: Row, text: bytes) -> None:
-        for kind, count in kinds_in(text).items():
+        # The digits of an escape, \u53f7, would join those of a number behind it.
+        spelled = encode_row(row).encode() if b"\\u" in text else text
+        for kind, count in kinds_in(spelled).items():
             self._personal[kind] += count
             if self._personal[kind] == count:  # the first row with this kind; the others are counted
                 message = f"the row holds personal data or a secret ({kind}); a cleaned version can replace it."

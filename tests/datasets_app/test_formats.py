@@ -184,6 +184,35 @@ def test_doubtful_rows_are_warned_about_and_taken(tmp_path: Path) -> None:
     assert report.statistics["labels"] == {"x": 99, "y": 1}
 
 
+PERSONAL = {
+    "手机号13812345678": "phone",
+    "邮箱bob@example.com吗": "email",
+    "密钥sk-" + "a1B2" * 8: "api_key",
+    "证件号11010519491231002X。": "identity_number",
+    "卡4111111111111111": "bank_card",
+}
+
+
+@pytest.mark.parametrize(("text", "kind"), PERSONAL.items())
+@pytest.mark.parametrize("is_ascii", [False, True])
+@pytest.mark.parametrize("first", [0, 500])
+def test_personal_data_is_found_however_the_text_around_it_is_written(
+    tmp_path: Path, text: str, kind: str, is_ascii: bool, first: int
+) -> None:
+    rows = [{"text": f"第{number}行"} for number in range(first)] + [{"text": text}]
+    report = gate(tmp_path, "".join(json.dumps(row, ensure_ascii=is_ascii) + "\n" for row in rows))
+    assert report.statistics["personal_data"] == {kind: 1}
+    assert report.findings.counts[f"personal_{kind}"] == 1
+
+
+@pytest.mark.parametrize("first", [0, 500])
+def test_personal_data_that_escapes_spell_is_found(tmp_path: Path, first: int) -> None:
+    texts = ["1381234\\u0035678", "bob\\u0040example.com", "A\\u004bIA" + "X" * 16]
+    hidden = "".join(f'{{"text": "{text}"}}\n' for text in texts)
+    report = gate(tmp_path, "".join(json.dumps({"text": f"第{n}行"}) + "\n" for n in range(first)) + hidden)
+    assert report.statistics["personal_data"] == {"phone": 1, "email": 1, "api_key": 1}
+
+
 def test_columns_are_described_with_type_and_count(tmp_path: Path) -> None:
     report = gate(tmp_path, '{"a":1,"b":null,"c":[]}\n{"a":2.5,"b":null,"c":{}}\n{"a":null,"d":true,"c":"x"}\n')
     assert report.fields == [
