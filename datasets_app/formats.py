@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from itertools import chain
 from pathlib import PurePath
@@ -135,27 +135,46 @@ class Csv:
         self._findings = findings
         self.delimiter = ","
         self.header: list[str] = []
+        self._line = 1
+        self._first, self._size = "", 0
 
     def __iter__(self) -> Iterator[Item]:
         lines = text_lines(self._stream, self._findings)
         number, first = next(((line, text) for line, text in lines if text.strip()), (1, ""))
         self.delimiter = delimiter_of(first)
-        reader = csv.reader(chain([first], (text for _, text in lines)), delimiter=self.delimiter, strict=True)
-        line = number
+        self._line = number
+        reader = csv.reader(self._of_one_row(chain([first], (text for _, text in lines))), delimiter=self.delimiter,
+                            strict=True)  # fmt: skip
         while True:
+            self._first, self._size = "", 0
             try:
                 cells = next(reader)
             except StopIteration:
                 return
             except csv.Error as fault:
-                self._findings.error(line, f"malformed CSV: {fault}.", reason="malformed_csv")
+                message = f"malformed CSV: {fault}."
+                self._findings.error(self._line, message, reason="malformed_csv", sample=self._first)
                 cells = []
             if not self.header:
-                self._take_header(line, cells)
-            elif cells and self._fits(line, cells):
+                self._take_header(self._line, cells)
+            elif cells and self._fits(self._line, cells):
                 row = dict(zip(self.header, cells, strict=True))
-                yield line, row, encode_row(row).encode()
-            line = number + reader.line_num
+                text = encode_row(row).encode()
+                if len(text) > MAX_ROW_BYTES:
+                    too_large(self._findings, self._line, text)
+                else:
+                    yield self._line, row, text
+            self._line = number + reader.line_num
+
+    def _of_one_row(self, texts: Iterable[str]) -> Iterator[str]:
+        """The lines, of which a row has as many as quotes demand. Raises StopReading for a row without end."""
+        for text in texts:
+            self._first = self._first or text
+            self._size += len(text)
+            if self._size > MAX_ROW_BYTES:
+                too_large(self._findings, self._line, self._first)
+                raise StopReading
+            yield text
 
     def _take_header(self, line: int, names: list[str]) -> None:
         bad = next((name for name in names if not name.strip() or names.count(name) > 1), None)

@@ -94,6 +94,8 @@ REFUSED: list[tuple[str, bytes | str, str, str, str, list[str]]] = [
     ("csv", "q;a\nx;y\n", "sft", "missing_column", "", ["q, a", "delimiter ';'"]),
     ("csv", 'question,answer\n"a\nb",c\nonly one\n', "", "bad_row", "wrong_number_of_cells", ["line 4"]),
     ("csv", 'question,answer\n"a,b\n', "", "bad_row", "malformed_csv", ["line 2"]),
+    ("csv", 'a,b\n1,"' + ("x" * 1023 + "\n") * (27 * 2**10) + '"\n', "", "row_too_large", "", ["line 2", "16 MiB"]),
+    ("csv", f"{'a' * (9 * 2**20)},b\n{'c' * (9 * 2**20)},d\n", "", "row_too_large", "", ["line 2", "16 MiB"]),
     ("csv", "a,a\n1,2\n", "", "bad_header", "", ["'a' twice"]),
     ("csv", "a,\n1,2\n", "", "bad_header", "", ["empty name"]),
     ("csv", "question,answer\nx,\x01\n", "", "bad_row", "control_character", ["line 2", "U+0001"]),
