@@ -6,6 +6,7 @@ and timestamps are not mistaken for it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -76,6 +77,7 @@ PATTERNS: tuple[Pattern, ...] = (
 _API_KEY = re.compile(PATTERNS[1].expression.pattern.removeprefix("(?<![A-Za-z0-9])").encode())
 KINDS = tuple(pattern.kind for pattern in PATTERNS)
 _PRIVATE_KEY = re.compile(b"PRIVATE KEY")
+_PLACEHOLDER = re.compile(r"\[[A-Z_]+\]")
 #: Digits of the shortest number that could be personal.
 _LONG_NUMBER = 11
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
@@ -166,9 +168,36 @@ def replaced(text: str, kinds: Iterable[str], counts: Counter[str] | None = None
 
 
 def deidentified(row: dict[str, Any], kinds: Iterable[str], counts: Counter[str]) -> dict[str, Any]:
-    """A row with every text in it replaced, however deep."""
-    done: dict[str, Any] = in_every_text(row, lambda text: replaced(text, kinds, counts))
-    return done
+    """A row with every text, number and name in it replaced, however deep; a number becomes the placeholder's text."""
+    wanted = set(kinds)
+
+    def done(value: Any) -> Any:
+        if isinstance(value, str):
+            return replaced(value, wanted, counts)
+        if isinstance(value, list):
+            return [done(item) for item in value]
+        if isinstance(value, dict):
+            return _renamed({name: done(item) for name, item in value.items()}, lambda name: str(done(name)))
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found = _PLACEHOLDER.search(replaced(json.dumps(value), wanted, counts))
+            return found[0] if found else value
+        return value
+
+    cleaned: dict[str, Any] = done(row)
+    return cleaned
+
+
+def _renamed(value: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """An object under changed names; what would have the name of another one gets a number behind it."""
+    renamed: dict[str, Any] = {}
+    for name, item in value.items():
+        new = wanted = change(name)
+        number = 1
+        while new in renamed or (new != name and new in value):
+            number += 1
+            new = f"{wanted} {number}"
+        renamed[new] = item
+    return renamed
 
 
 def in_every_text(value: Any, change: Callable[[str], str]) -> Any:

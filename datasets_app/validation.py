@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -53,6 +54,7 @@ REMEMBERED_ROWS = 2_000_000
 MAX_COLUMNS = 1000
 MAX_LABELS = 1000
 LABEL_SHARE = 0.95
+_CONTROL_ESCAPE = re.compile(r"\\u00[01][0-9a-f]")
 _MAX_SIGNATURES = 1000
 _MAX_ROLE_ORDERS = 1000
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "list", dict: "object"}
@@ -178,7 +180,7 @@ class RowChecks:
 
     def _look_for_warnings(self, line: int, row: Row, text: bytes) -> None:
         # The digits of an escape, \u53f7, would join those of a number behind it.
-        spelled = encode_row(row).encode() if b"\\u" in text else text
+        spelled = _CONTROL_ESCAPE.sub(" ", encode_row(row)).encode() if b"\\u" in text else text
         for kind, count in kinds_in(spelled).items():
             self._personal[kind] += count
             if self._personal[kind] == count:  # the first row with this kind; the others are counted

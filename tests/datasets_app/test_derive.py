@@ -71,6 +71,22 @@ def test_personal_data_is_replaced_and_counted_and_look_alikes_stay(put: Put, al
     assert "personal_data" not in made.statistics
 
 
+def test_personal_data_in_numbers_and_names_is_replaced_too(put: Put, alice: Actor) -> None:
+    version = put(
+        [
+            pair("who?") | {"phone": 13812345678, "cards": [4111111111111111, 7, True, None], "at": 13812345678.0},
+            pair("what?") | {"of": {"bob@example.com": 1, "eve@example.com": {"13812345678": 2}, "[EMAIL] 2": 3}},
+        ]
+    )
+    assert version.statistics["personal_data"] == {"phone": 3, "bank_card": 1, "email": 2}
+    made = derive_version(actor=alice, version=version, steps=[{"step": "deidentify"}])
+    rows = list(read_all(made))
+    assert rows[0] == pair("who?") | {"phone": "[PHONE]", "cards": ["[BANK_CARD]", 7, True, None], "at": "[PHONE]"}
+    assert rows[1]["of"] == {"[EMAIL]": 1, "[EMAIL] 3": {"[PHONE]": 2}, "[EMAIL] 2": 3}
+    assert made.changes["personal_data"] == version.statistics["personal_data"]
+    assert "personal_data" not in made.statistics
+
+
 def test_only_the_kinds_that_were_named_are_replaced(put: Put, alice: Actor) -> None:
     version = put([pair("who?", "bob@example.com 13812345678")])
     made = derive_version(actor=alice, version=version, steps=[{"step": "deidentify", "kinds": ["phone"]}])

@@ -192,6 +192,7 @@ PERSONAL = {
     "密钥sk-" + "a1B2" * 8: "api_key",
     "证件号11010519491231002X。": "identity_number",
     "卡4111111111111111": "bank_card",
+    "call\x0713812345678": "phone",
 }
 
 
