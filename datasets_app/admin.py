@@ -28,10 +28,10 @@ class DatasetVersionAdmin(ReadOnly, OperatorAdmin):
     """Read only: a version never changes."""
 
     list_display = (
-        *("dataset", "number", "kind", "format", "num_samples", "size_bytes"),
+        *("dataset", "number", "split", "subset", "kind", "format", "num_samples", "size_bytes"),
         *("is_usable", "tenant", "created_by", "created_at"),
     )
-    list_filter = ("kind", "format", "is_usable")
+    list_filter = ("kind", "format", "split", "is_usable")
     search_fields = ("dataset__name", "file_name", "sha256", "tenant__name", "created_by__username")
     list_select_related = ("dataset", "tenant", "created_by")
 

@@ -47,7 +47,8 @@ def derive_version(*, actor: Actor, version: DatasetVersion, steps: Sequence[Map
         if not tally.removed.total() and not tally.changed.total():
             raise Conflict("The steps change no row, so there is no new version.", code="nothing_changed")
         with disk_changes(settings.CLAVIER_DATASETS) as disk, transaction.atomic(durable=True):
-            origin = {"parent": found, "steps": list(steps), "changes": changes, "split": found.split}
+            origin = {"parent": found, "steps": list(steps), "changes": changes}
+            origin |= {"split": found.split, "subset": found.subset}
             return add_version(actor, _locked(found), checked, disk, **origin)
 
 
@@ -75,7 +76,9 @@ def split_version(
             dataset = _locked(found)
             step = [{"step": "split", "splits": shares, "seed": seed}]
             return {
-                name: add_version(actor, dataset, checked[name], disk, parent=found, steps=step, split=name)
+                name: add_version(
+                    actor, dataset, checked[name], disk, parent=found, steps=step, split=name, subset=found.subset
+                )
                 for name in shares
             }
 

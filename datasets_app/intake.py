@@ -21,6 +21,7 @@ from clavier.core.paths import parse_path
 from clavier.files.models import MIB
 from clavier.files.storage import disk_changes, make_root, refuse_low_disk
 from clavier.runs.outputs import open_regular, run_folder
+from datasets_app.labels import checked_labels
 from datasets_app.models import Dataset, DatasetVersion, DataTask
 from datasets_app.services import add_version, examined
 from datasets_app.tasks import wake
@@ -90,7 +91,8 @@ def made_version(task: DataTask) -> DatasetVersion:
         locked = Dataset.objects.select_for_update().filter(pk=task.dataset_id).first()
         if locked is None:
             raise NotFound(f"There is no data set {quoted(str(task.dataset_id))}.")
-        version = add_version(actor, locked, checked, disk, parent=task.version, steps=[described])
+        labels = checked_labels(str(asked.get("split") or ""), str(asked.get("subset") or ""))
+        version = add_version(actor, locked, checked, disk, parent=task.version, steps=[described], **labels)
         end(task, state="done", made_version=version)
     return version
 

@@ -11,6 +11,7 @@ from clavier.core.models import TenantOwned
 from clavier.images.models import ImageVersion
 from clavier.runs.models import Run
 from datasets_app.formats import FORMATS
+from datasets_app.labels import DEFAULT_SUBSET
 from datasets_app.steps import SPLITS
 from datasets_app.validation import KINDS
 
@@ -54,6 +55,9 @@ class DatasetVersion(TenantOwned):
     statistics = models.JSONField(default=dict, help_text="{row_bytes: {min, mean, max}, labels: {label: rows}}")
     mapping = models.JSONField(default=dict, help_text="{our column: the file's}, for columns that were renamed.")
     split = models.CharField(max_length=10, blank=True, choices=[(name, name) for name in SPLITS])
+    subset = models.CharField(
+        max_length=100, default=DEFAULT_SUBSET, help_text="Which part of the data set it is, in its owner's words."
+    )
     parent = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, blank=True, related_name="derived")
     steps = models.JSONField(default=list, help_text="What was done to the parent's rows to make this version.")
     changes = models.JSONField(default=dict, help_text="{removed: {step: rows}, changed: ..., personal_data: ...}")

@@ -28,13 +28,13 @@ def measure_overlap(
 ) -> DataTask:
     """A run that looks for this version's rows in other ones, and for near duplicates in itself.
 
-    ``against``: ids of versions, such as an evaluation set; None: the other splits that were made with this one.
+    ``against``: ids of versions, such as an evaluation set; None: the other splits (``siblings_of``).
     Raises NotFound, Forbidden, Invalid.
     """
     require_write(actor)
     found = access_dataset_version(actor, version.pk)
     if against is None:
-        others = [other for other in siblings_of(found) if other.pk != found.pk]
+        others = siblings_of(found)
     else:
         others = [access_dataset_version(actor, other, field="against") for other in dict.fromkeys(against)]
     if len(others) > MAX_AGAINST:
@@ -61,8 +61,11 @@ def measure_overlap(
 
 
 def siblings_of(version: DatasetVersion) -> list[DatasetVersion]:
-    """The splits that were made together with this one, itself included."""
-    if not version.split or version.parent_id is None:
+    """The other splits: those made together with this one, else the newest of each split in the same subset."""
+    if not version.split:
         return []
-    made = DatasetVersion.objects.filter(parent_id=version.parent_id, dataset_id=version.dataset_id)
-    return [other for other in made.exclude(split="").select_related("dataset") if other.steps == version.steps]
+    of_subset = DatasetVersion.objects.filter(dataset_id=version.dataset_id, subset=version.subset)
+    others = of_subset.exclude(split__in=("", version.split)).select_related("dataset").order_by("number")
+    if any(step.get("step") == "split" for step in version.steps):
+        return [other for other in others.filter(parent_id=version.parent_id) if other.steps == version.steps]
+    return list({other.split: other for other in others}.values())

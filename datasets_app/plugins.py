@@ -28,6 +28,7 @@ from clavier.runs.own_code import (
 )
 from clavier.runs.services import checked_resources
 from datasets_app.formats import format_of
+from datasets_app.labels import checked_labels
 from datasets_app.literals import parameters_of_text
 from datasets_app.mapping import checked_mapping
 from datasets_app.models import DataPlugin, Dataset, DatasetVersion, DataTask
@@ -132,6 +133,8 @@ def run_plugin(
     input_version: UUID | str | None = None,
     purpose: str = "",
     mapping: Mapping[str, str] | None = None,
+    split: str = "",
+    subset: str = "",
     resources: Mapping[str, Any] | None = None,
     time_limit_s: int | None = None,
 ) -> DataTask:
@@ -148,7 +151,8 @@ def run_plugin(
     rows = access_dataset_version(actor, input_version, field="input_version") if input_version else None
     asked_for = parameters_of_text(parameters) if isinstance(parameters, str) else parameters or {}
     values = checked_parameters(chosen.parameters, asked_for)
-    given = {"purpose": checked_purpose(purpose), "mapping": None if mapping is None else checked_mapping(mapping)}
+    given: dict[str, Any] = {"purpose": checked_purpose(purpose), **checked_labels(split, subset)}
+    given["mapping"] = None if mapping is None else checked_mapping(mapping)
     require_allowed(has_image=chosen.image_version is not None)
     asked = {"plugin": str(chosen), "parameters": values, "file_name": chosen.output_file, **given}
     with transaction.atomic():

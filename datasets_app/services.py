@@ -38,6 +38,7 @@ from clavier.files.usage import charge, refuse_over_limit, release
 from datasets_app.findings import LISTED, Findings
 from datasets_app.formats import format_of
 from datasets_app.gate import Report, examine
+from datasets_app.labels import checked_labels
 from datasets_app.mapping import checked_mapping
 from datasets_app.models import Dataset, DatasetVersion
 from datasets_app.queries import access_dataset, access_dataset_version
@@ -90,10 +91,13 @@ def create_dataset_with_file(
     task: str = "",
     purpose: str = "",
     mapping: Mapping[str, str] | None = None,
+    split: str = "",
+    subset: str = "",
 ) -> DatasetVersion:
     """A data set and its first version, or neither. Raises as ``create_dataset`` and ``upload_version``."""
     with closing(upload):
         require_write(actor)
+        labels = checked_labels(split, subset)
         values = _parsed(name=name, description=description, languages=languages, tags=tags, license=license, task=task)
         if Dataset.objects.filter(tenant_id=actor.tenant_id, name=values["name"]).exists():
             raise _name_taken(values["name"])
@@ -102,7 +106,7 @@ def create_dataset_with_file(
             disk_changes(settings.CLAVIER_DATASETS) as disk,
             transaction.atomic(durable=True),
         ):
-            return add_version(actor, _insert_dataset(actor, values), checked, disk)
+            return add_version(actor, _insert_dataset(actor, values), checked, disk, **labels)
 
 
 def upload_version(
@@ -113,16 +117,20 @@ def upload_version(
     file_name: str,
     purpose: str = "",
     mapping: Mapping[str, str] | None = None,
+    split: str = "",
+    subset: str = "",
 ) -> DatasetVersion:
     """Check a file of any of FORMATS and keep it as the next version. The upload is used up either way.
 
     ``purpose`` (sft, preference, pretrain, classification) demands its columns; empty: what the columns look like.
     ``mapping``: the platform's column names -> the file's; None: guessed where the file's own names fit nothing.
-    Raises NotFound, Forbidden, InvalidFields with the first findings, TooLarge, StorageFull.
+    ``split``, ``subset``: see ``labels.py``.
+    Raises NotFound, Forbidden, Invalid, InvalidFields with the first findings, TooLarge, StorageFull.
     """
     with closing(upload):
         found = access_dataset(actor, dataset.pk)
         require_change(actor, found, noun="data set")
+        labels = checked_labels(split, subset)
         with (
             _passed_gate(actor, upload, file_name, purpose, mapping) as checked,
             disk_changes(settings.CLAVIER_DATASETS) as disk,
@@ -132,7 +140,7 @@ def upload_version(
             locked = Dataset.objects.select_for_update().filter(pk=found.pk).first()
             if locked is None:
                 raise NotFound(f"There is no data set {quoted(str(found.pk))}.")
-            return add_version(actor, locked, checked, disk)
+            return add_version(actor, locked, checked, disk, **labels)
 
 
 def update_dataset(*, actor: Actor, dataset: Dataset, **changes: Any) -> Dataset:
@@ -259,7 +267,7 @@ def refusal(findings: Findings) -> InvalidFields:
 
 
 def add_version(actor: Actor, dataset: Dataset, checked: Checked, disk: DiskChanges, **origin: Any) -> DatasetVersion:
-    """Charge, insert and rename; ``origin``: parent, steps, changes, split. Call inside the data set's transaction."""
+    """Charge, insert and rename; ``origin``: parent, steps, changes, split, subset. In the data set's transaction."""
     report = checked.report
     stored_bytes, stored_inodes = footprint(checked.folder)
     original = checked.folder / original_name(checked.file_format)

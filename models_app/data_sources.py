@@ -15,6 +15,7 @@ from clavier.core.errors import Invalid, quoted
 from clavier.files.models import MIB
 from clavier.files.names import parse_file_name
 from datasets_app.formats import format_of
+from datasets_app.labels import checked_labels
 from datasets_app.mapping import checked_mapping
 from datasets_app.models import Dataset, DataTask
 from datasets_app.queries import access_dataset
@@ -36,6 +37,8 @@ def fetch_version(
     file_name: str = "",
     purpose: str = "",
     mapping: Mapping[str, str] | None = None,
+    split: str = "",
+    subset: str = "",
 ) -> DataTask:
     """A run that fetches one file, which becomes the next version of the data set once it passed the gate.
 
@@ -56,7 +59,8 @@ def fetch_version(
         parameters |= {"location": path, "endpoint": store.endpoint_url, "region": store.region}
         login = login_of(store)
     name = checked_name(file_name or unquote(PurePosixPath(urlsplit(location).path).name))
-    given = {"purpose": checked_purpose(purpose), "mapping": None if mapping is None else checked_mapping(mapping)}
+    given: dict[str, Any] = {"purpose": checked_purpose(purpose), **checked_labels(split, subset)}
+    given["mapping"] = None if mapping is None else checked_mapping(mapping)
     return start_program(
         actor,
         kind="fetch",

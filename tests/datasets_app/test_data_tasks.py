@@ -20,12 +20,13 @@ from clavier.files.services import create_folder, upload_file
 from clavier.files.storage import DiskChanges
 from clavier.runs.models import Run
 from datasets_app import intake
+from datasets_app.derive import derive_version
 from datasets_app.models import DatasetVersion, DataTask
-from datasets_app.overlaps import measure_overlap
+from datasets_app.overlaps import measure_overlap, siblings_of
 from datasets_app.plugins import create_plugin, delete_plugin, run_plugin
 from datasets_app.preview import read_rows
 from datasets_app.queries import versions_of
-from datasets_app.services import create_dataset, delete_dataset, delete_version
+from datasets_app.services import create_dataset, delete_dataset, delete_version, upload_version
 from datasets_app.tasks import access_data_task, delete_data_task, stop_data_task, tasks_of
 from models_app.data_sources import fetch_version
 from models_app.object_stores import create_object_store
@@ -80,12 +81,13 @@ def test_a_file_of_the_web_becomes_the_next_version(
 ) -> None:
     engine, dataset = make_real_engine(monkeypatch, home), create_dataset(actor=alice, name="faq")
     location = f"{web}/rows.jsonl?signature=secret"
-    task = fetch_version(actor=alice, dataset=dataset, source="url", location=location, purpose="sft")
+    task = fetch_version(actor=alice, dataset=dataset, source="url", location=location, purpose="sft", split="test")
     assert engine.finish(task.run).state == "COMPLETED", task.run.message
     task.refresh_from_db()
     assert task.state == "checking"
     version = taken_in(task).made_version
     assert (task.state, version.number, version.num_samples, version.kind) == ("done", 1, 2, "question_answer")
+    assert (version.split, version.subset) == ("test", "Default")
     assert read_rows(version, 1, 1) == [{"question": "r", "answer": "b"}]
     assert version.steps[0]["location"] == f"{web}/rows.jsonl"
     assert not (home / "runs" / str(task.run_id) / "output").exists()
@@ -280,9 +282,38 @@ def test_splits_that_were_made_together_are_compared(
     task.refresh_from_db()
     assert [item["label"] for item in task.result["sets"]] == ["faq v1 train"]
     assert (task.result["sets"][0]["exact"], task.result["within"]["near"]) == (1, 0)
+    assert siblings_of(test) == [train]
     for bad in ({"against": [test.pk]}, {"threshold": 0.1}):
         with pytest.raises(Invalid):
             measure_overlap(actor=alice, version=test, **bad)
+
+
+def test_splits_that_were_uploaded_apart_are_compared_within_their_subset(
+    alice: Actor, home: Path, spooled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_engine(monkeypatch)
+    dataset = create_dataset(actor=alice, name="parts")
+
+    def put(split: str, subset: str = "") -> DatasetVersion:
+        upload = spooled(b'{"question": "a", "answer": "b"}\n')
+        return upload_version(
+            actor=alice, dataset=dataset, upload=upload, file_name="a.jsonl", split=split, subset=subset
+        )
+
+    train, _, none = put("train"), put("test"), put("")
+    test, english, validation = put("test"), put("train", "English"), put("validation")
+    assert (train.subset, english.subset, none.split) == ("Default", "English", "")
+    assert siblings_of(train) == [test, validation]
+    assert siblings_of(validation) == [train, test]
+    assert siblings_of(english) == siblings_of(none) == []
+    task = measure_overlap(actor=alice, version=train)
+    assert [item["label"] for item in task.request["against"]] == ["parts v4 test", "parts v6 validation"]
+    for bad in ({"split": "dev"}, {"subset": "a/b"}, {"subset": "x" * 101}):
+        with pytest.raises(Invalid) as refused:
+            put(**{"split": "", **bad})
+        assert refused.value.field == next(iter(bad))
+    made = derive_version(actor=alice, version=english, steps=[{"step": "rename", "mapping": {"prompt": "question"}}])
+    assert (made.split, made.subset) == ("train", "English")
 
 
 def test_charlie_and_a_viewer_start_and_see_nothing(alice: Actor, charlie: Actor, home: Path, spooled: Any) -> None:

@@ -154,8 +154,11 @@ def test_a_bad_file_is_refused_with_line_numbers_and_nothing_is_stored(alice_bro
 def test_a_further_version_is_uploaded_and_deleted(alice_browser, world):
     dataset = world.data.dataset
     file = SimpleUploadedFile("more.jsonl", ROWS)
-    assert alice_browser.post(f"/datasets/{dataset.pk}", {"file": file}).status_code == 302
+    form = {"file": file, "split": "test", "subset": "长文"}
+    assert alice_browser.post(f"/datasets/{dataset.pk}", form).status_code == 302
     version = DatasetVersion.objects.get(dataset=dataset, number=2)
+    assert (version.split, version.subset) == ("test", "长文")
+    assert alice_browser.get(f"/datasets/{dataset.pk}").content.decode().count("长文") == 2
     assert alice_browser.post(f"/datasets/versions/{version.pk}/delete").status_code == 302
     assert alice_browser.post(f"/datasets/versions/{world.data.pk}/delete").status_code == 409
 

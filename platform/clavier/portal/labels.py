@@ -99,6 +99,7 @@ VERDICTS: dict[str, str | Promise] = {
     "tight": _("tight"),
     "will_not_fit": _("will not fit"),
 }
+SPLITS: dict[str, str | Promise] = {"train": _("Training"), "validation": _("Validation"), "test": _("Test")}
 STEPS: dict[str, str | Promise] = {
     "clean": _("rows with control characters removed"),
     "deduplicate": _("repeated rows"),

@@ -53,6 +53,26 @@ def test_a_form_makes_data_set_and_first_version_or_neither(alice_client: APICli
     assert made.json()["newest_version"]["num_samples"] == 5
 
 
+def test_an_upload_says_which_split_and_subset_its_rows_are(
+    alice_client: APIClient, bob_client: APIClient, charlie_client: APIClient
+) -> None:
+    file = SimpleUploadedFile("faq.jsonl", QUESTIONS.encode())
+    form = {"name": "faq", "split": "train", "subset": "English", "file": file}
+    made = alice_client.post(URL, form, "multipart")
+    assert made.status_code == 201, made.content
+    versions = f"{URL}/{made.json()['id']}/versions"
+    assert upload(alice_client, versions).json()["subset"] == "Default"
+    assert upload(alice_client, versions, split="test", subset="").json()["split"] == "test"
+    listed = bob_client.get(versions).json()["items"]
+    assert [(item["split"], item["subset"]) for item in listed] == [
+        ("test", "Default"), ("", "Default"), ("train", "English"),
+    ]  # fmt: skip
+    refused = error_of(upload(alice_client, versions, split="dev"))
+    assert (refused["code"], refused["field"]) == ("not_a_choice", "split")
+    assert "train, validation, test" in refused["message"]
+    assert upload(charlie_client, versions, split="train").status_code == 404
+
+
 def test_a_bad_file_is_refused_with_every_line(alice_client: APIClient, world: World) -> None:
     url = f"{URL}/{world.dataset_version.dataset_id}/versions"
     response = upload(alice_client, url, '{"question": "a", "answer": "b"}\n{"question": \n[1]\n')

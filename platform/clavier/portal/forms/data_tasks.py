@@ -9,13 +9,13 @@ from django import forms
 from django.utils.translation import gettext_lazy as _
 
 from clavier.core.errors import Invalid
-from clavier.portal.forms.datasets import PURPOSES
+from clavier.portal.forms.datasets import PURPOSES, LabelsForm
 from clavier.portal.forms.own_code import folder_field, lines_field, pairs_of
 
 SOURCES = [("url", _("an address of the web")), ("s3", _("object storage (S3)"))]
 
 
-class FetchForm(forms.Form):
+class FetchForm(LabelsForm):
     """A file from elsewhere."""
 
     source = forms.ChoiceField(label=_("From"), choices=SOURCES)
@@ -31,7 +31,7 @@ class FetchForm(forms.Form):
     purpose = forms.ChoiceField(label=_("Purpose"), choices=PURPOSES, required=False)
 
 
-class GenerateForm(forms.Form):
+class GenerateForm(LabelsForm):
     """A run of a plugin."""
 
     plugin = forms.CharField(label=_("Plugin"))
@@ -45,6 +45,8 @@ class GenerateForm(forms.Form):
             "plugin": given["plugin"],
             "parameters": pairs_of(given["parameters"]),
             "input_version": given["input_version"] or None,
+            "split": given["split"],
+            "subset": given["subset"],
         }
 
 

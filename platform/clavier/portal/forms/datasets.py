@@ -7,6 +7,8 @@ from typing import Any
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
+from clavier.portal.labels import SPLITS
+
 PURPOSES = [
     ("", _("whatever its columns say")),
     ("sft", _("fine-tuning: questions and answers, instructions, messages, or plain text")),
@@ -16,10 +18,24 @@ PURPOSES = [
     ("seq2seq", _("text to text: source and target")),
     ("rl", _("reinforcement learning: prompts")),
 ]
+NO_SPLIT = ("", _("no split"))
 LANGUAGES = [("zh", "中文"), ("en", "English")]
 
 
-class VersionForm(forms.Form):
+class LabelsForm(forms.Form):
+    """What the rows are of the dataset."""
+
+    split = forms.ChoiceField(label=_("Part of the split"), choices=[NO_SPLIT, *SPLITS.items()], required=False)
+    subset = forms.CharField(
+        label=_("Subset"),
+        required=False,
+        max_length=100,
+        widget=forms.TextInput({"placeholder": "Default"}),
+        help_text=_("Leakage is looked for between the splits of one subset."),
+    )
+
+
+class VersionForm(LabelsForm):
     """A file for a further version."""
 
     file = forms.FileField(label=_("File"), help_text=_("JSON, JSONL, CSV or TXT in UTF-8, or Parquet, or XLSX."))
@@ -86,4 +102,5 @@ class DatasetForm(VersionForm):
         """What the service takes besides the file."""
         given = self.cleaned_data
         tags = [tag.strip() for tag in given["tags"].replace("，", ",").split(",") if tag.strip()]
-        return {**{name: given[name] for name in ("name", "description", "languages", "license", "task")}, "tags": tags}
+        names = ("name", "description", "languages", "license", "task", "split", "subset")
+        return {**{name: given[name] for name in names}, "tags": tags}

@@ -65,7 +65,7 @@ def dataset_detail(request: PortalRequest, dataset_id: UUID) -> HttpResponse:
                     dataset=dataset,
                     upload=upload,
                     file_name=upload.name,
-                    purpose=form.cleaned_data["purpose"],
+                    **{name: form.cleaned_data[name] for name in ("purpose", "split", "subset")},
                 )
                 return redirect("portal:dataset", dataset_id)
             except DomainError as error:

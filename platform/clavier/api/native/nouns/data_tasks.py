@@ -25,6 +25,7 @@ from clavier.api.native.fields import (
     WholeNumber,
 )
 from clavier.api.native.nouns.common import Owned, Reference
+from clavier.api.native.nouns.datasets import SPLIT_HELP, SUBSET_HELP
 from clavier.api.native.run_parts import Log, LogQuery, RunStatus, RunSummary, RunView
 from clavier.api.native.schema import operation
 from clavier.api.native.views import NativeView
@@ -33,6 +34,7 @@ from datasets_app.models import TASK_KINDS, TASK_STATES, DataTask
 from datasets_app.overlaps import MAX_AGAINST, measure_overlap
 from datasets_app.plugins import access_plugin, create_plugin, delete_plugin, plugins_of, run_plugin
 from datasets_app.queries import access_dataset, access_dataset_version
+from datasets_app.steps import SPLITS
 from datasets_app.tasks import access_data_task, delete_data_task, stop_data_task, tasks_of
 from datasets_app.validation import PURPOSES
 from models_app.data_sources import SOURCES, fetch_version
@@ -79,6 +81,8 @@ class NewFetch(Strict):
     file_name = Text(required=False, allow_blank=True, max_length=255, help_text="Where the location has none.")
     purpose = PURPOSE
     mapping = AnyObject(required=False, help_text=_MAPPING_HELP)
+    split = Choice(SPLITS, required=False, help_text=SPLIT_HELP)
+    subset = Text(required=False, allow_blank=True, max_length=100, help_text=SUBSET_HELP)
 
 
 class NewPluginRun(Strict):
@@ -89,6 +93,8 @@ class NewPluginRun(Strict):
     input_version = Identifier(required=False, allow_null=True, help_text="Its rows lie in `${input_dir}/train`.")
     purpose = PURPOSE
     mapping = AnyObject(required=False, help_text=_MAPPING_HELP)
+    split = Choice(SPLITS, required=False, help_text=SPLIT_HELP)
+    subset = Text(required=False, allow_blank=True, max_length=100, help_text=SUBSET_HELP)
     resources = Resources(required=False)
     time_limit_s = WholeNumber(min_value=1, max_value=YEAR_S, required=False, help_text="Seconds; absent: a day.")
 
@@ -101,7 +107,7 @@ class NewTokenCount(Strict):
 class NewOverlap(Strict):
     against = serializers.ListField(
         child=Identifier(), required=False, max_length=MAX_AGAINST,
-        help_text="Versions; absent: the other splits made with it.",
+        help_text="Versions; absent: the other splits made with it, or labelled so in its subset.",
     )  # fmt: skip
     threshold = serializers.FloatField(min_value=0.5, max_value=1, default=0.8, help_text="Similarity that counts.")
 

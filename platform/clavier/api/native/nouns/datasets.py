@@ -33,7 +33,7 @@ from datasets_app.services import (
     update_dataset,
     upload_version,
 )
-from datasets_app.steps import STEP_NAMES
+from datasets_app.steps import SPLITS, STEP_NAMES
 from datasets_app.validation import KINDS, PURPOSES
 
 _PURPOSE_HELP = "What the rows are for; demands their columns. Absent: whatever the columns look like."
@@ -42,6 +42,8 @@ _MAPPING_HELP = (
     "Absent: guessed where the file's own names fit nothing."
 )
 _FILE_HELP = "A .json, .jsonl, .csv or .txt file in UTF-8, or .parquet, or .xlsx (the first sheet)."
+SPLIT_HELP = "Which split the rows are, for the search for leakage. Absent: none."
+SUBSET_HELP = "Which part of the data set the rows are, such as a language. Absent: `Default`."
 _NAME_HELP = "Unique in the tenant."
 
 
@@ -63,6 +65,8 @@ class DatasetVersionItem(Owned):
     size_bytes = serializers.IntegerField()
     sha256 = serializers.CharField()
     num_samples = serializers.IntegerField()
+    split = serializers.CharField(help_text="train, validation, test or empty.")
+    subset = serializers.CharField(help_text="Which part of the data set it is.")
     columns = Column(source="fields", many=True)
     is_usable = serializers.BooleanField()
 
@@ -74,7 +78,6 @@ class DatasetVersionDetail(DatasetVersionItem):
     mapping = serializers.DictField(
         child=serializers.CharField(), help_text="Columns that were renamed: ours to the file's."
     )
-    split = serializers.CharField(help_text="train, validation, test or empty.")
     parent = Reference(allow_null=True)
     steps = serializers.ListField(child=serializers.DictField(), help_text="What was done to the parent's rows.")
     changes = serializers.DictField(help_text="`{removed, changed, personal_data}`, counted by step.")
@@ -129,6 +132,8 @@ class NewDatasetWithFile(NewDataset, Form):
     file = serializers.FileField(allow_empty_file=True, help_text=_FILE_HELP)
     purpose = Choice(tuple(PURPOSES), required=False, help_text=_PURPOSE_HELP)
     mapping = Text(required=False, max_length=10_000, help_text=_MAPPING_HELP)
+    split = Choice(SPLITS, required=False, help_text=SPLIT_HELP)
+    subset = Text(required=False, allow_blank=True, max_length=100, help_text=SUBSET_HELP)
 
 
 class ChangedDataset(NewDataset):
@@ -139,6 +144,8 @@ class NewVersion(Form):
     file = serializers.FileField(allow_empty_file=True, help_text=_FILE_HELP)
     purpose = Choice(tuple(PURPOSES), required=False, help_text=_PURPOSE_HELP)
     mapping = Text(required=False, max_length=10_000, help_text=_MAPPING_HELP)
+    split = Choice(SPLITS, required=False, help_text=SPLIT_HELP)
+    subset = Text(required=False, allow_blank=True, max_length=100, help_text=SUBSET_HELP)
 
 
 class Derivation(Strict):
