@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +13,11 @@ import pytest
 from clavier.core.actor import Actor
 from clavier.core.errors import Conflict, Forbidden, Invalid, InvalidFields, NotFound
 from clavier.files.models import StorageUsage
+from datasets_app import derive
 from datasets_app.derive import compare_versions, derive_version, read_all, split_version
 from datasets_app.models import DatasetVersion
 from datasets_app.services import create_dataset_with_file
+from datasets_app.steps import split_of_rows
 
 Put = Callable[[list[dict[str, Any]]], DatasetVersion]
 
@@ -199,6 +203,38 @@ def test_a_diff_counts_and_shows_what_one_side_lacks(put: Put, alice: Actor) -> 
     assert (diff["added"], diff["removed"], diff["common"]) == (1, 2, 2)
     assert diff["added_samples"] == [pair("call [PHONE]")]
     assert [row["question"] for row in diff["removed_samples"]] == ["a", "call 13812345678"]
+
+
+def test_more_rows_than_memory_is_set_aside_for_are_refused_with_what_to_do(
+    put: Put, alice: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = put([pair("a"), pair("a"), pair("b")])
+    monkeypatch.setattr(derive, "MAX_ROWS_IN_MEMORY", 2)
+    calls: list[tuple[str, str, Callable[[], Any]]] = [
+        ("steps", "near", lambda: derive_version(actor=alice, version=version, steps=[{"step": "deduplicate"}])),
+        ("version", "upload each part", lambda: split_version(actor=alice, version=version, splits={"train": 1.0})),
+        ("against", "overlap", lambda: compare_versions(actor=alice, new=version)),
+    ]
+    for field, advice, call in calls:
+        with pytest.raises(Invalid, match=f"faq v1 has 3 rows, 0.0 MiB; up to 2 rows .*{advice}") as refused:
+            call()
+        assert (refused.value.code, refused.value.field) == ("too_large", field)
+    made = derive_version(actor=alice, version=version, steps=[{"step": "deduplicate", "near": True}])
+    with pytest.raises(Invalid, match="faq v2 and faq v1 have 5 rows"):
+        compare_versions(actor=alice, new=made)
+
+
+@pytest.mark.parametrize("seed", [1, 2**32 - 1])
+def test_a_split_puts_each_group_of_equal_rows_where_the_first_of_it_still_fits(seed: int) -> None:
+    keys = [number * number % 97 for number in range(500)]
+    shares = {"train": 0.7, "validation": 0.2, "test": 0.1}
+    groups = Counter(keys)
+    order = sorted(groups, key=lambda key: hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest())
+    placed, done = {}, 0
+    for key in order:
+        placed[key] = sum(done >= bound for bound in (350, 450))
+        done += groups[key]
+    assert split_of_rows(keys, shares, seed).tolist() == [placed[key] for key in keys]
 
 
 def test_a_derived_version_is_charged_like_an_upload(put: Put, alice: Actor) -> None:
