@@ -6,14 +6,19 @@ Run as a script it is the executor's preflight: it tries what a launch would do 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import resource
+import socket
 import stat
+import struct
 import sys
 from collections.abc import Callable
 
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWPID = 0x20000000
+_CLONE_NEWNET = 0x40000000
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 32, 4096, 16384, 1 << 18
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 1, 4, 38, 24
@@ -30,6 +35,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def new_process_namespace() -> None:
     """Put the next child into a process namespace whose first process it is. Raises OSError without the right."""
     _call("unshare(CLONE_NEWPID)", _libc.unshare(_CLONE_NEWPID))
+
+
+def leave_network() -> None:
+    """Give this process a network of its own, in which there is a loopback and nothing else. Raises OSError."""
+    _call("unshare(CLONE_NEWNET)", _libc.unshare(_CLONE_NEWNET))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
 
 
 def enter_private_view(binds: list[tuple[str, bool]], hidden: list[str], user_id: int) -> None:

@@ -47,7 +47,8 @@ class Bind:
 class Order:
     """All that the wrapper needs to know, decided by the executor. ``user_id`` None: the platform's own user.
 
-    ``start_in``: the program's first folder, relative to the run folder.
+    ``start_in``: the program's first folder, relative to the run folder. ``has_network`` False: in private namespaces
+    only a loopback of its own.
     """
 
     attempt: str
@@ -68,6 +69,7 @@ class Order:
     max_log_mib: int
     labels: dict[str, str]
     start_in: str = WORK
+    has_network: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict that ``from_json`` reads back."""

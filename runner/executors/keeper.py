@@ -50,6 +50,8 @@ def keep(order: Order, folder: str, pipes: Pipes, become: Callable[[Order], NoRe
         if is_init and order.user_id is not None:
             binds = [(bind.path, bind.writable) for bind in order.binds]
             confine.enter_private_view(binds, list(order.hidden), order.user_id)
+            if not order.has_network:
+                confine.leave_network()
         else:
             process_tree.become_subreaper()
         pid, refusal = _start(order, folder, pipes.output, max_processes, become)

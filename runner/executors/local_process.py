@@ -239,6 +239,8 @@ class LocalProcessExecutor:
             max_log_mib=self._max_log_mib,
             labels=launch.labels,
             start_in=spec.start_in,
+            # Own code that makes data listens nowhere; all other runs may need this machine's loopback.
+            has_network=spec.needs_network or spec.kind != "data" or spec.program is not None,
         )
 
     def _spawn_wrapper(self, folder: Path) -> str:

@@ -103,6 +103,23 @@ print(json.dumps({{"data": os.listdir({str(data)!r}), "control": os.path.exists(
     assert len(view["processes"]) == 2
 
 
+@pytest.mark.parametrize(("kind", "needs_network", "has_others"), [("data", False, False), ("data", True, True),
+                                                                   ("evaluation", False, True)])  # fmt: skip
+def test_own_code_that_makes_data_has_a_loopback_of_its_own_and_no_network(
+    private: LocalProcessExecutor, tmp_path: Path, kind: str, needs_network: bool, has_others: bool
+) -> None:
+    source = """
+import json, os, socket
+server = socket.create_server(("127.0.0.1", 0))
+socket.create_connection(server.getsockname()).close()
+print(json.dumps({"network": os.readlink("/proc/self/ns/net"), "names": [name for _, name in socket.if_nameindex()]}))
+"""
+    launch = make_launch(tmp_path, "a", source)
+    found = told(private, replace(launch, spec=replace(launch.spec, kind=kind, needs_network=needs_network)))
+    assert (found["network"] == os.readlink("/proc/self/ns/net")) is has_others
+    assert has_others or found["names"] == ["lo"]
+
+
 def test_mounts_below_a_closed_folder_are_reached_and_only_writable_ones_written(
     private: LocalProcessExecutor, tmp_path: Path
 ) -> None:
