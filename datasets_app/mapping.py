@@ -65,7 +65,7 @@ class Mapped:
         if missing:
             found = ", ".join(list(row)[:20]) or "nothing"
             message = f"the mapping names the column {', '.join(missing)}; the file has {found}."
-            self._findings.error(1, message, code="missing_column", reason="missing_column")
+            self._findings.error(1, message, code="missing_column", reason="missing_column", sample=encode_row(row))
             raise StopReading
 
 

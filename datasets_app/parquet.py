@@ -89,10 +89,11 @@ class Parquet:
             text = encode_row(row).encode()
         except NoJson as fault:
             message = f"the column {column!r} holds {fault}; store it as text or leave it out."
-            self._findings.error(number, message, reason="no_json_value")
+            sample = repr(values[column].as_py())
+            self._findings.error(number, message, reason="no_json_value", sample=f"{column}: {sample}")
             return None
         except UnicodeEncodeError:
-            self._findings.error(number, "a text has a lone surrogate.", reason="lone_surrogate")
+            self._findings.error(number, "a text has a lone surrogate.", reason="lone_surrogate", sample=row)
             return None
         if len(text) > MAX_ROW_BYTES:
             too_large(self._findings, number, text)

@@ -120,6 +120,11 @@ def test_a_broken_file_is_refused_in_words(
     assert not (tmp_path / ROWS).exists()
 
 
+def test_a_malformed_row_of_csv_is_shown_by_its_first_line(tmp_path: Path) -> None:
+    report = gate(tmp_path, 'question,answer\n"a" b,c\nx,y\n', "csv")
+    assert [(item.line, item.sample) for item in report.findings.listed_errors()] == [(2, '"a" b,c\\n')]
+
+
 TAKEN: list[tuple[str, bytes | str, str, list[dict[str, Any]]]] = [
     ("jsonl", b'\xef\xbb\xbf{"text":"a"}\r\n\r\n{"text":"b"}\r\n', "text", [{"text": "a"}, {"text": "b"}]),
     ("jsonl", '{"text":"a"}\n{"text":"b"}', "text", [{"text": "a"}, {"text": "b"}]),

@@ -59,6 +59,7 @@ def test_a_mapping_to_a_column_that_is_not_there_names_both(tmp_path: Path) -> N
     report = gate(tmp_path, "q,a\n1,2\n", "csv", purpose="sft", mapping={"question": "q1", "answer": "a"})
     item = report.findings.items[0]
     assert (item.code, report.is_usable) == ("missing_column", False)
+    assert item.sample.startswith("{")
     assert "q1" in item.message
     assert "q, a" in item.message
 

@@ -100,6 +100,7 @@ def test_what_json_can_not_say_names_its_column(tmp_path: Path, values: list[obj
     assert report.findings.items[0].reason == "no_json_value"
     assert "'odd'" in report.findings.items[0].message
     assert word in report.findings.items[0].message
+    assert report.findings.items[0].sample == f"odd: {values[0]!r}"
 
 
 def test_pages_that_unpack_to_more_than_memory_has_are_refused_by_their_headers(tmp_path: Path) -> None:
