@@ -15,7 +15,7 @@ from rest_framework.response import Response
 from clavier.api.common.idempotency import idempotent
 from clavier.api.common.json_body import StrictJsonParser
 from clavier.api.common.yaml_body import YAML_TYPE, YamlParser
-from clavier.api.native.content import RANGE, attach
+from clavier.api.native.content import attach
 from clavier.api.native.fields import (
     OPTIONS_HELP,
     YEAR_S,
@@ -35,25 +35,17 @@ from clavier.api.native.nouns.common import Owned, Reference
 from clavier.api.native.rewards import RewardService, with_reward
 from clavier.api.native.run_parts import (
     STATES,
-    Log,
-    LogQuery,
-    Metrics,
-    OffsetQuery,
-    RunEventItem,
-    RunStatus,
     RunSummary,
-    RunView,
 )
 from clavier.api.native.schema import BINARY, operation
 from clavier.api.native.views import NativeView
 from clavier.core.errors import NotFound
 from clavier.core.yaml_text import MAX_YAML_BYTES
 from clavier.runs.doctor import ADVICE, shown
-from clavier.runs.models import Run
 from finetune_app.doctor import examine_task
 from finetune_app.from_config import create_from_config
 from finetune_app.models import CREATE_WAYS, FineTuneTask
-from finetune_app.queries import output_version, runs_of, search_of, visible_tasks
+from finetune_app.queries import output_version, search_of, visible_tasks
 from finetune_app.services import (
     access_fine_tune_task,
     create_fine_tune_task,
@@ -352,57 +344,3 @@ class DiagnosisView(NativeView):
         diagnosis, remedy = found
         proposal = {"reason": gettext(remedy.reason), "changes": remedy.as_json()} if remedy else None
         return Response({**shown(diagnosis), "remedy": proposal})
-
-
-class TaskRunsView(NativeView):
-    @operation("list_fine_tune_task_runs", TAG, "List a task's runs", page_of=RunSummary, errors=(404,))
-    def get(self, request: Request, task_id: UUID) -> Response:
-        """Newest first."""
-        self.filters()
-        return self.page(runs_of(access_fine_tune_task(self.actor, task_id)), RunSummary)
-
-
-class OfTask(RunView):
-    """Views on the newest run of a task."""
-
-    def run_of(self, object_id: Any) -> Run | None:
-        """Raises NotFound."""
-        return access_fine_tune_task(self.actor, object_id).run
-
-
-class TaskStatusView(OfTask):
-    @operation("get_fine_tune_task_status", TAG, "State and progress, for polling", answer=RunStatus, errors=(404,))
-    def get(self, request: Request, task_id: UUID) -> Response:
-        """Of the newest run."""
-        return self.status(task_id)
-
-
-class TaskMetricsView(OfTask):
-    @operation("read_fine_tune_task_metrics", TAG, "Losses and other events", query=OffsetQuery, answer=Metrics,
-               errors=(404,))  # fmt: skip
-    def get(self, request: Request, task_id: UUID) -> Response:
-        """Of the newest run, from a byte on."""
-        return self.metrics(task_id)
-
-
-class TaskLogView(OfTask):
-    @operation("read_fine_tune_task_log", TAG, "The log from a byte on", query=LogQuery, answer=Log, errors=(404,))
-    def get(self, request: Request, task_id: UUID) -> Response:
-        """Of the newest run."""
-        return self.log(task_id)
-
-
-class TaskLogFileView(OfTask):
-    @operation("download_fine_tune_task_log", TAG, "Download the whole log", answer=BINARY, media_type="text/plain",
-               parameters=(RANGE,), errors=(404, 416))  # fmt: skip
-    def get(self, request: Request, task_id: UUID) -> HttpResponseBase:
-        """Of the newest run."""
-        return self.log_file(request, task_id)
-
-
-class TaskEventsView(OfTask):
-    @operation("list_fine_tune_task_events", TAG, "What happened to the newest run", page_of=RunEventItem,
-               errors=(404,))  # fmt: skip
-    def get(self, request: Request, task_id: UUID) -> Response:
-        """Newest first."""
-        return self.events(task_id)
