@@ -11,7 +11,7 @@ from django.utils.translation import gettext_noop
 from clavier.runs.doctor import Diagnosis, diagnose
 from finetune_app.changes import Kind, Move, applied, moves
 from finetune_app.forecast import job_of, load_of, shape_of
-from finetune_app.machines import machine_of
+from finetune_app.machines import machine_of, roomiest
 from finetune_app.memory import peak_memory_bytes
 from finetune_app.models import FineTuneTask
 from finetune_app.shapes import Job, Machine
@@ -67,7 +67,7 @@ def remedy_for(kind: str, task: FineTuneTask) -> Remedy | None:
 
 def _less_memory(task: FineTuneTask) -> Remedy | None:
     """The process held too much main memory. With a GPU that is data and libraries, which only more memory helps."""
-    machine = machine_of(task)
+    machine = roomiest(machine_of(task), task)
     if machine.is_gpu:
         return _more_memory(task, machine)
     found = _helping(task, machine)
@@ -77,7 +77,7 @@ def _less_memory(task: FineTuneTask) -> Remedy | None:
 
 def _less_gpu_memory(task: FineTuneTask) -> Remedy | None:
     """More main memory is no help to a GPU. A run that found one without asking for it has one too."""
-    machine = machine_of(task)
+    machine = roomiest(machine_of(task), task)
     return _as_remedy(_helping(task, machine if machine.is_gpu else replace(machine, gpus=1)))
 
 

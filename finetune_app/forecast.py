@@ -9,12 +9,12 @@ from uuid import UUID
 
 from clavier.accounts.access import creator_of
 from clavier.core.errors import NotFound, Unprocessable
-from clavier.files.queries import storage_left
+from clavier.files.queries import storage_left_of
 from clavier.files.storage import open_regular
 from datasets_app.tasks import counted_tokens
 from finetune_app.calibration import calibration_of
 from finetune_app.estimate import BYTES_PER_TOKEN, MIB, Estimate, estimate, fewer_checkpoints
-from finetune_app.machines import machine_of
+from finetune_app.machines import machine_of, roomiest
 from finetune_app.models import FineTuneTask
 from finetune_app.shapes import Job, Load, Shape, shape_of_config
 from finetune_app.tokenizers import vocabulary_size
@@ -29,9 +29,13 @@ def forecast(task: FineTuneTask) -> Estimate | None:
     shape = shape_of(task)
     if shape is None or task.train_dataset is None:
         return None
-    machine = machine_of(task)
+    machine, job, load = machine_of(task), job_of(task), load_of(task, shape)
     calibration = calibration_of(task.recipe, task.method, shape.num_parameters, on_gpu=machine.is_gpu)
-    return estimate(shape, job_of(task), load_of(task, shape), machine, calibration)
+    found = estimate(shape, job, load, machine, calibration)
+    # How much more memory there is asks the database twice, and matters to what does not fit only.
+    return (
+        found if found.verdict in ("fits", None) else estimate(shape, job, load, roomiest(machine, task), calibration)
+    )
 
 
 def require_fit(task: FineTuneTask, run_id: UUID) -> dict[str, Any]:
@@ -58,7 +62,7 @@ def require_fit(task: FineTuneTask, run_id: UUID) -> dict[str, Any]:
 
 def require_room(task: FineTuneTask, found: Estimate) -> None:
     """Raises Unprocessable (``quota_exceeded``) when the storage that is left can not take what will be written."""
-    left = storage_left(creator_of(task))["bytes"]
+    left = storage_left_of(task.tenant_id, task.created_by_id)["bytes"]
     shape = shape_of(task) if left is not None and found.disk_mib.low * MIB > left else None
     if shape is None:
         return

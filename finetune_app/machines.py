@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from django.db.models import QuerySet
@@ -29,8 +30,12 @@ def machine_of(task: FineTuneTask) -> Machine:
         cpu_cores=asked.cpu_milli / 1000,
         gpus=asked.gpus or int(asked.has_gpu),
         gpu_memory_mib=gpu_memory_mib(asked, task.options) if asked.has_gpu else 0,
-        most_memory_mib=most_memory_mib(task.options),
     )
+
+
+def roomiest(machine: Machine, task: FineTuneTask) -> Machine:
+    """The machine, with the main memory that the task could ask for at most."""
+    return replace(machine, most_memory_mib=most_memory_mib(task.options))
 
 
 def gpu_memory_mib(asked: Resources, options: Mapping[str, Any]) -> int:

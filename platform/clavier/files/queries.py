@@ -30,20 +30,22 @@ def list_folder(*, actor: Actor, area: str, folder: str = "", owner_id: UUID | N
 
 def storage_usage(actor: Actor) -> dict[str, Any]:
     """What the actor's files and data sets take up in its tenant, and what is left."""
-    row = StorageUsage.objects.filter(tenant_id=actor.tenant_id, user_id=actor.user_id).first() or StorageUsage(
-        bytes_limit=default_bytes_limit(), inodes_limit=default_inodes_limit()
-    )
-    return _facts(row)
+    return _own_facts(actor.tenant_id, actor.user_id)
 
 
 def tenant_storage_usage(actor: Actor) -> dict[str, Any]:
     """What everybody of the actor's tenant stores together; a limit of None is none."""
-    return _facts(TenantStorage.objects.filter(tenant_id=actor.tenant_id).first() or TenantStorage())
+    return _facts_of_tenant(actor.tenant_id)
 
 
 def storage_left(actor: Actor) -> dict[str, Any]:
     """``bytes`` and ``inodes`` that the actor may still store, by its own and its tenant's limits; None: no limit."""
-    both = (storage_usage(actor), tenant_storage_usage(actor))
+    return storage_left_of(actor.tenant_id, actor.user_id)
+
+
+def storage_left_of(tenant_id: UUID, user_id: UUID) -> dict[str, Any]:
+    """The same of a user in a tenant."""
+    both = (_own_facts(tenant_id, user_id), _facts_of_tenant(tenant_id))
     known = {
         what: [facts[f"{what}_remaining"] for facts in both if facts[f"{what}_remaining"] is not None]
         for what in ("bytes", "inodes")
@@ -76,6 +78,17 @@ def beneath(row: StoredFile) -> QuerySet[StoredFile]:
         .alias(head=Substr("path", 1, len(prefix)))
         .filter(head=Value(prefix))
     )
+
+
+def _own_facts(tenant_id: UUID, user_id: UUID) -> dict[str, Any]:
+    row = StorageUsage.objects.filter(tenant_id=tenant_id, user_id=user_id).first() or StorageUsage(
+        bytes_limit=default_bytes_limit(), inodes_limit=default_inodes_limit()
+    )
+    return _facts(row)
+
+
+def _facts_of_tenant(tenant_id: UUID) -> dict[str, Any]:
+    return _facts(TenantStorage.objects.filter(tenant_id=tenant_id).first() or TenantStorage())
 
 
 def _facts(row: StorageUsage | TenantStorage) -> dict[str, Any]:

@@ -8,13 +8,17 @@ import json
 from typing import Any
 
 import pytest
+from auditlog.diff import model_instance_diff
 from auditlog.models import LogEntry
 from django.test import Client
 from rest_framework.test import APIClient
 
 from clavier.accounts.models import User
 from clavier.accounts.services import create_user
+from clavier.core.actor import Actor
 from clavier.quotas.services import ensure_local_node
+from clavier.runs.models import Run
+from finetune_app.models import FineTuneTask
 from finetune_app.services import create_fine_tune_task, stop_fine_tune_task
 from tests.api.conftest import client_of
 from tests.api.native.conftest import make_dataset, make_model
@@ -143,3 +147,14 @@ def test_the_secret_of_an_object_store_is_not_in_the_log(alice_client: APIClient
     (entry,) = entries("objectstore")
     assert (entry.changes["access_key"][1], entry.changes["sealed_secret"][1]) == ("***", "***")
     assert "s3cret" not in json.dumps(entry.changes)
+
+
+def test_an_entry_asks_for_no_row_that_points_at_its_own(alice: Actor, django_assert_num_queries: Any) -> None:
+    ensure_local_node()
+    task = create_fine_tune_task(
+        actor=alice, name="tune", recipe="sft", method="lora", base_model=make_model(alice).pk,
+        train_dataset=make_dataset(alice).pk,
+    )  # fmt: skip
+    with django_assert_num_queries(0):
+        changes = [model_instance_diff(None, FineTuneTask(pk=task.pk)), model_instance_diff(None, Run(pk=task.run_id))]
+    assert all(changed and not {"search_trial", "folder", "model_version"} & set(changed) for changed in changes)
