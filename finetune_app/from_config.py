@@ -24,10 +24,9 @@ from finetune_app.train_config import TrainConfig, read_train_config
 from models_app.models import ModelVersion
 from models_app.queries import version_called as model_called
 from runner.contract.knobs import ADAPTER_METHODS
+from runner.contract.measures import is_better_large
 
 MAX_NAME_CHARACTERS = 100
-#: Metrics that are the better the smaller they are end with one of these.
-COSTS = ("loss", "perplexity", "kl_divergence")
 #: How far from the file's learning rate a search looks where the file has no ``space``, and which ranks it tries.
 RATE_FACTOR = 10.0
 RANKS = [8, 16, 32]
@@ -175,7 +174,7 @@ def search_of(read: TrainConfig) -> dict[str, Any]:
             "learning_rate": {"low": rate / RATE_FACTOR, "high": min(1.0, rate * RATE_FACTOR), "log": True},
             **({"lora_r": {"choices": RANKS}} if read.method in ADAPTER_METHODS else {}),
         }
-    return {**found, "maximize": not found["metric"].endswith(COSTS)}
+    return {**found, "maximize": is_better_large(found["metric"])}
 
 
 def joined_resources(told: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from models_app.models import ModelVersion
 from models_app.services import check_model_name
 from runner.contract.knob_values import BadValue, read_value
 from runner.contract.knobs import idle_knobs, knobs_of
-from runner.contract.measures import AT_THE_END, measured, our_measure
+from runner.contract.measures import AT_THE_END, is_better_large, measured, our_measure
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def create_search(
     num_trials: int,
     num_parallel: int = 1,
     metric: str = "eval/loss",
-    maximize: bool = False,
+    maximize: bool | None = None,
     seed: int = 42,
     pruner: str = "none",
     pruning_warmup_steps: int = 0,
@@ -57,6 +57,7 @@ def create_search(
     """A search, its first trials started. ``task``: what a fine-tuning task takes (``TASK_FIELDS``).
 
     ``metric``: of a finished run, ours or a usual name of it (``validation_loss``, ``accuracy``).
+    ``maximize`` None: the largest value is the best, but of losses, perplexity and divergence the smallest.
     ``pruner``: how trials that fall behind are found, after ``pruning_warmup_steps`` steps at the earliest.
 
     Raises InvalidFields, Invalid, NotFound, Conflict (``already_exists``), Forbidden, Unprocessable.
@@ -86,7 +87,7 @@ def create_search(
                 task={field: _plain(value) for field, value in task.items() if value is not None},
                 space=checked,
                 metric=metric,
-                maximize=maximize,
+                maximize=is_better_large(metric) if maximize is None else maximize,
                 num_trials=num_trials,
                 num_parallel=num_parallel,
                 seed=seed,

@@ -9,6 +9,8 @@ from typing import Any
 ANSWERING = ("sft", "seq2seq")
 #: What of these has no value before the training has ended.
 AT_THE_END = ("eval/best_loss", "eval/rougeL", "eval/bleu", "eval/chrf", "reward/best")
+#: Metrics that are the better the smaller they are end with one of these.
+COSTS = ("loss", "perplexity", "kl_divergence")
 #: What a measure is called elsewhere -> what it may be called here; the first that a recipe has counts.
 ELSEWHERE: dict[str, tuple[str, ...]] = {
     "loss": ("train/loss",),
@@ -24,6 +26,11 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
 }
 #: How names elsewhere say which data a measure is of.
 PARTS = {"validation_": "eval", "val_": "eval", "eval_": "eval", "training_": "train", "train_": "train"}
+
+
+def is_better_large(metric: str) -> bool:
+    """Whether the largest value of a metric is the best; of losses, perplexity and divergence it is the smallest."""
+    return not metric.lower().endswith(COSTS)
 
 
 def measured(recipe: str, values: Mapping[str, Any], *, has_validation: bool) -> tuple[str, ...]:

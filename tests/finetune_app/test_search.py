@@ -315,6 +315,16 @@ def test_a_knob_that_is_a_list_has_lists_to_choose_from(engine: Engine, order: d
     assert importances(search.space, known)["target_modules"] > 0.9
 
 
+@pytest.mark.parametrize(
+    ("metric", "best"), [("eval/loss", False), ("validation_loss", False), ("train/loss", False), ("rouge", True)]
+)
+def test_the_best_is_the_smallest_loss_and_the_largest_of_all_else(
+    engine: Engine, order: dict[str, Any], metric: str, best: bool
+) -> None:
+    order |= {"metric": metric, "validation_dataset": order["train_dataset"]}
+    assert create_search(**order, num_trials=1).maximize is best
+
+
 @pytest.mark.parametrize(("maximize", "number"), [(False, 2), (True, 3)])
 def test_the_best_trial_is_the_one_with_the_best_value(
     engine: Engine, order: dict[str, Any], maximize: bool, number: int

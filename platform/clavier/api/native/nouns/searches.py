@@ -123,7 +123,9 @@ class NewSearch(Strict):
     hyperparameters = AnyObject(required=False, help_text="What is the same in all trials.")
     space = AnyObject(help_text="`{learning_rate: {low: 1e-5, high: 1e-3, log: true}, lora_r: {choices: [8, 16]}}`.")
     metric = Text(required=False, max_length=100, help_text="What a run measures; absent: eval/loss.")
-    maximize = Flag(default=False)
+    maximize = Flag(
+        required=False, help_text="Whether the largest is the best; absent: the smallest of losses, else the largest."
+    )
     num_trials = WholeNumber(min_value=1, max_value=MAX_TRIALS)
     num_parallel = WholeNumber(min_value=1, max_value=MAX_PARALLEL, default=1)
     seed = WholeNumber(min_value=0, max_value=2**32 - 1, default=42)
