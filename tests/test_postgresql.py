@@ -26,7 +26,7 @@ INITDB = str(BINARIES[-1]) if BINARIES else shutil.which("initdb")
 pytestmark = [
     pytest.mark.postgres,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1500),
     # In CI it must be there: a silent skip would hide a missing install step.
     pytest.mark.skipif(
         INITDB is None and "CI" not in os.environ, reason="needs PostgreSQL: apt-get install postgresql"

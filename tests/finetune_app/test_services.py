@@ -171,11 +171,9 @@ def test_what_is_not_allowed_is_refused(engine, asked, change, error, code):
 
 
 def test_data_of_another_kind_is_refused_with_the_kinds_that_fit(engine, asked, spooled):
-    texts = make_dataset(
-        asked["actor"], spooled, [{"text": "once upon a time"}] * 2 + [{"text": "the end"}], name="texts"
-    )
+    pairs = make_dataset(asked["actor"], spooled, [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 2, name="pairs")
     with pytest.raises(Invalid, match="question_answer") as refusal:
-        create_fine_tune_task(**(asked | {"train_dataset": texts.pk}))
+        create_fine_tune_task(**(asked | {"train_dataset": pairs.pk}))
     assert refusal.value.field == "train_dataset"
 
 
