@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 _MAX_DEPTH = 16
+#: Values in a page's header; real ones have some thirty. A list may claim any number of values that take no bytes.
+_MAX_VALUES = 10_000
 _DICTIONARY_PAGE = 2
 #: Fields of a page's header.
 _TYPE, _UNPACKED, _PACKED = 1, 2, 3
@@ -45,7 +48,7 @@ def _chunk(stream: BinaryIO, column: Any) -> Chunk:
     dictionary = page = total = 0
     while 0 < at < end:
         stream.seek(at)
-        header = _struct(stream)
+        header = _struct(stream, iter(range(_MAX_VALUES)))
         unpacked, packed = header.get(_UNPACKED, -1), header.get(_PACKED, -1)
         if unpacked < 0 or packed < 0:
             raise BadHeader(f"a page at byte {at:,} has no size")
@@ -58,21 +61,23 @@ def _chunk(stream: BinaryIO, column: Any) -> Chunk:
     return Chunk(dictionary, page, total)
 
 
-def _struct(stream: BinaryIO, depth: int = 0) -> dict[int, int]:
-    """The fields of a struct that are whole numbers; all others are passed over."""
+def _struct(stream: BinaryIO, budget: Iterator[int], depth: int = 0) -> dict[int, int]:
+    """The fields of a struct that are whole numbers; all others are passed over. ``budget``: an item for each value."""
     if depth > _MAX_DEPTH:
         raise BadHeader("a page's header is nested too deep")
     found: dict[int, int] = {}
     field = 0
     while (head := _byte(stream)) != 0:
         field = field + (head >> 4) if head >> 4 else _number(stream)
-        value = 0 if head & 15 in _TRUTHS else _value(stream, head & 15, depth)
+        value = 0 if head & 15 in _TRUTHS else _value(stream, head & 15, budget, depth)
         found[field] = value
     return found
 
 
-def _value(stream: BinaryIO, kind: int, depth: int) -> int:
+def _value(stream: BinaryIO, kind: int, budget: Iterator[int], depth: int) -> int:
     """A value that is a whole number; 0 for any other, which is passed over."""
+    if next(budget, None) is None:
+        raise BadHeader(f"a page's header has more than {_MAX_VALUES:,} values")
     if kind in _NUMBERS:
         return _number(stream)
     if kind in (_BYTE, *_TRUTHS):
@@ -84,9 +89,9 @@ def _value(stream: BinaryIO, kind: int, depth: int) -> int:
     elif kind in _LISTS:
         head = _byte(stream)
         for _ in range(_unsigned(stream) if head >> 4 == 15 else head >> 4):
-            _value(stream, head & 15, depth + 1)
+            _value(stream, head & 15, budget, depth + 1)
     elif kind == _STRUCT:
-        _struct(stream, depth + 1)
+        _struct(stream, budget, depth + 1)
     else:
         raise BadHeader(f"a page's header has a field of the type {kind}")
     return 0

@@ -103,6 +103,17 @@ def test_what_json_can_not_say_names_its_column(tmp_path: Path, values: list[obj
     assert report.findings.items[0].sample == f"odd: {values[0]!r}"
 
 
+def test_a_header_that_claims_values_without_end_is_refused_at_once(tmp_path: Path) -> None:
+    data = bytearray(parquet({"question": ["what is it?"] * 9, "answer": ["this"] * 9}))
+    column = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(bytes(data))).metadata.row_group(0).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
+    claim = bytes([0x19, 0xF7, *[0xFF] * 8, 0x0F])  # a list of 2^60 doubles, none of which takes a byte to pass over
+    data[start : start + len(claim)] = claim
+    report = gate(tmp_path, bytes(data))
+    assert not report.is_usable
+    assert "more than 10,000 values" in report.findings.items[0].message
+
+
 def test_pages_that_unpack_to_more_than_memory_has_are_refused_by_their_headers(tmp_path: Path) -> None:
     table = pyarrow.table({"text": ["a" * 2**20] * 300})
     path = tmp_path / "pages.parquet"
