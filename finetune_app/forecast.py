@@ -32,10 +32,10 @@ def forecast(task: FineTuneTask) -> Estimate | None:
     machine, job, load = machine_of(task), job_of(task), load_of(task, shape)
     calibration = calibration_of(task.recipe, task.method, shape.num_parameters, on_gpu=machine.is_gpu)
     found = estimate(shape, job, load, machine, calibration)
-    # How much more memory there is asks the database twice, and matters to what does not fit only.
-    return (
-        found if found.verdict in ("fits", None) else estimate(shape, job, load, roomiest(machine, task), calibration)
-    )
+    if found.verdict in ("fits", None):
+        return found
+    # How much more memory there is takes two queries, and matters only here.
+    return estimate(shape, job, load, roomiest(machine, task), calibration)
 
 
 def require_fit(task: FineTuneTask, run_id: UUID) -> dict[str, Any]:

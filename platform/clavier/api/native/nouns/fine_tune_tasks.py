@@ -120,7 +120,7 @@ class TaskChanges(Strict):
     resources = serializers.DictField(required=False, help_text="Those that change.")
     time_limit_s = WholeNumber(required=False, min_value=1, max_value=YEAR_S, help_text="Seconds.")
     method = Choice(METHODS, required=False, help_text="Another method of the recipe, such as qlora.")
-    resume = serializers.BooleanField(
+    resume = Flag(
         required=False,
         help_text="Go on from the newest checkpoint where hyperparameters and number of GPUs did not change, as is the "
         "default; false: from the start.",
