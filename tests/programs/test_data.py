@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.programs.lib import data
+from runner.programs.lib import data, wishes
 from runner.programs.lib.events import ProgramError
 from runner.programs.lib.wishes import adapter_wishes
 
@@ -165,7 +165,9 @@ PLAIN = {"messages": ASKED}
 WISH = {**PLAIN, "rank": 8, "target_modules": ["q_proj", "v_proj"]}
 
 
-def test_rows_of_a_lora_data_set_that_agree_win_over_the_configured_adapter(tmp_path: Path) -> None:
+def test_rows_of_a_lora_data_set_that_agree_win_over_the_configured_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     turned = {**WISH, "target_modules": ["v_proj", "q_proj"]}
     agreed = {"lora_r": 8, "target_modules": ["q_proj", "v_proj"]}
     assert adapter_wishes(write(tmp_path / "a.jsonl", WISH, turned, WISH), CONFIGURED, alone=True) == agreed
@@ -174,6 +176,11 @@ def test_rows_of_a_lora_data_set_that_agree_win_over_the_configured_adapter(tmp_
         "lora_r": 16
     }
     assert adapter_wishes(write(tmp_path / "d.jsonl", PLAIN, PLAIN), CONFIGURED, alone=True) == {}
+    for size in range(2, 60):  # the key lies across two pieces that are read
+        monkeypatch.setattr(wishes, "PIECE_BYTES", size)
+        assert adapter_wishes(tmp_path / "b.jsonl", agreed, alone=True) == agreed
+    with pytest.raises(ProgramError, match=r"none\.jsonl"):
+        adapter_wishes(tmp_path / "none.jsonl", CONFIGURED, alone=True)
 
 
 @pytest.mark.parametrize(

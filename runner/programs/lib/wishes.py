@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from runner.programs.lib.events import ProgramError
 
 #: Key of a row -> the hyperparameter that it stands for.
 LABELS = {"rank": "lora_r", "target_modules": "target_modules"}
+#: Read at once; and more bytes than any key with its quotes has.
+PIECE_BYTES, MOST_BYTES = 1 << 20, 32
 ASKED = {label: knob for label, name in LABELS.items() for knob in KNOBS if knob.name == name}
 
 
@@ -23,6 +25,8 @@ def adapter_wishes(path: Path | str, knobs: Mapping[str, Any], *, alone: bool) -
     same. ``alone``: a ``rank`` counts without ``target_modules`` beside it, too; else it is a column of the data's own.
     Raises ProgramError with the line of the first row whose value is none, or that differs from the rows before it.
     """
+    if not _names(path, LABELS if alone else ("target_modules",)):
+        return {}
     wishes: dict[str, Any] = {}
     first: dict[str, tuple[Any, str, bool]] = {}
     for line_number, row in read_rows(path):
@@ -39,6 +43,24 @@ def adapter_wishes(path: Path | str, knobs: Mapping[str, Any], *, alone: bool) -
             if is_asked:
                 wishes.setdefault(name, value)
     return wishes
+
+
+def _names(path: Path | str, labels: Iterable[str]) -> bool:
+    """Whether a file may hold one of the keys: a search for bytes, so that most data is decoded once only.
+
+    A key that is spelled with escapes, which no program does, counts as there.
+    """
+    if not Path(path).is_file():
+        return True  # which the reader says in words
+    signs = [b"\\u00", *(f'"{label}"'.encode() for label in labels)]
+    with open(path, "rb") as stream:
+        before = b""
+        while piece := stream.read(PIECE_BYTES):
+            seen = before + piece
+            if any(sign in seen for sign in signs):
+                return True
+            before = seen[-MOST_BYTES:]
+    return False
 
 
 def _value(label: str, given: Any, where: str) -> Any:
