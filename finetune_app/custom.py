@@ -65,7 +65,8 @@ def create_custom_fine_tune_task(
     require_write(actor)
     problems = Problems()
     problems.check(check_model_name, name)
-    problems.check(check_model_name, output_model_name or name, field="output_model_name")
+    if output_model_name:
+        problems.check(check_model_name, output_model_name, field="output_model_name")
     profile = (problems.check(read_profile, actor, profile_path) if profile_path else None) or Profile()
     base = base_of(actor, problems, model_folder, base_model)
     values = values_of(problems, profile, hyperparameters, base)

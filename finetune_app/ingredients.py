@@ -46,6 +46,8 @@ def checked_ingredients(
 ) -> dict[str, Any]:
     """Columns of a FineTuneTask; only those that say something once ``problems``, to which refusals go, is empty.
 
+    ``options``: resource group, nodes, roles, priority (``runs.options``). ``tokenizer``: of a new model, a file or
+    folder of the actor's.
     ``may_lack_reward``: a reward model that the hyperparameters ask for may still be missing.
     """
     knobs = problems.check(

@@ -40,16 +40,6 @@ def create_fine_tune_task(
     *,
     actor: Actor,
     name: str,
-    recipe: str,
-    method: str,
-    train_dataset: UUID | str,
-    base_model: UUID | str | None = None,
-    validation_dataset: UUID | str | None = None,
-    reward_model: UUID | str | None = None,
-    tokenizer: str = "",
-    hyperparameters: Mapping[str, Any] | None = None,
-    resources: Mapping[str, Any] | None = None,
-    options: Mapping[str, Any] | None = None,
     time_limit_s: int | None = None,
     output_model_name: str = "",
     description: str = "",
@@ -57,12 +47,13 @@ def create_fine_tune_task(
     config: str = "",
     claims_name: bool = False,
     start: bool = True,
+    **given: Any,
 ) -> FineTuneTask:
     """A task, started at once unless ``start`` is False.
 
-    ``options``: resource group, nodes, roles, priority (``runs.options``); ``submitted``: the client's own words;
-    ``config``: the YAML that it was read from; ``tokenizer``: of a new model, a file or folder of the actor's;
-    ``claims_name``: its users tell tasks apart by name, so a name that is there already is refused.
+    ``given``: recipe, method, data, base, hyperparameters and where it runs, as ``checked_ingredients`` takes them;
+    ``submitted``: the client's own words; ``config``: the YAML that it was read from; ``claims_name``: its users tell
+    tasks apart by name, so a name that is there already is refused.
 
     Raises InvalidFields with every bad field at once, NotFound for what the actor may not see, Forbidden, Conflict
     (``already_exists``), Unprocessable when no node could ever run it.
@@ -70,21 +61,9 @@ def create_fine_tune_task(
     require_write(actor)
     problems = Problems()
     problems.check(check_model_name, name)
-    problems.check(check_model_name, output_model_name or name, field="output_model_name")
-    made = checked_ingredients(
-        actor,
-        problems,
-        recipe=recipe,
-        method=method,
-        train_dataset=train_dataset,
-        base_model=base_model,
-        validation_dataset=validation_dataset,
-        reward_model=reward_model,
-        tokenizer=tokenizer,
-        hyperparameters=hyperparameters,
-        resources=resources,
-        options=options,
-    )
+    if output_model_name:
+        problems.check(check_model_name, output_model_name, field="output_model_name")
+    made = checked_ingredients(actor, problems, **given)
     problems.end()
     with transaction.atomic():
         task = insert_task(
@@ -103,14 +82,13 @@ def create_fine_tune_task(
     return task
 
 
-def estimate_fine_tune_task(*, actor: Actor, recipe: str, method: str, **given: Any) -> Estimate | None:
+def estimate_fine_tune_task(*, actor: Actor, **given: Any) -> Estimate | None:
     """What a task would need, before it exists; None where its model does not say enough.
 
-    ``given``: train_dataset, base_model, reward_model, tokenizer, hyperparameters, resources and options, as
-    ``create_fine_tune_task`` takes them, and raises; a reward model may still be missing.
+    ``given``: as ``create_fine_tune_task`` takes it, and raises; a reward model may still be missing.
     """
     problems = Problems()
-    made = checked_ingredients(actor, problems, recipe=recipe, method=method, may_lack_reward=True, **given)
+    made = checked_ingredients(actor, problems, may_lack_reward=True, **given)
     problems.end()
     return forecast(FineTuneTask(tenant_id=actor.tenant_id, created_by_id=actor.user_id, **made))
 
